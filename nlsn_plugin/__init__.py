@@ -1,0 +1,27 @@
+"""Non-Local Sparse Attention and the Non-Local Sparse Network (Mei, Fan, Zhou, CVPR 2021) for BasicSR and mmengine.
+
+Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `NLSA` and `NLSNModel` in
+every toolbox that is installed. It has to be this module that does so: data-loading workers import it anew.
+"""
+
+from typing import Any
+
+from nlsn_plugin.archs import NLSN
+from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.registry import register_all
+
+__all__ = ['NLSN', 'NLSNModel', 'NonLocalSparseAttention', '__version__', 'toolbox_problems']
+__version__ = '0.1.0'
+
+toolbox_problems = register_all()
+"""Why a toolbox could not be registered into, by its name; empty when all is well."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'NLSNModel':  # a subclass of BasicSR's SRModel: there only with BasicSR
+        if 'basicsr' in toolbox_problems:
+            raise toolbox_problems['basicsr']
+        from nlsn_plugin.models.nlsn_model import NLSNModel
+
+        return NLSNModel
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,160 @@
+"""Non-Local Sparse Network: EDSR with a non-local sparse attention after every eighth residual block.
+
+Paper: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention", CVPR 2021, Section 3.4 and Figure 3.
+State-dict keys are those of the authors' released code, so that their weights load with strict=True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.layers import NonLocalSparseAttention
+
+BLOCKS_PER_ATTENTION = 8
+
+
+class NLSN(nn.Module):
+    """Super-resolution network: head, residual blocks and attentions, upsampler.
+
+    Args:
+        num_in_ch, num_out_ch: channels of the image.
+        num_feat: channels of the features, 256 in the paper.
+        num_block: residual blocks, 32 in the paper.
+        upscale: 2, 3, 4, or any power of 2; 1 keeps the size.
+        n_hashes, chunk_size, reduction, eval_seed, backend: of the attentions, see NonLocalSparseAttention. The i-th
+            attention takes eval_seed + i.
+        res_scale: weight of each residual block and each attention beside the identity, 0.1 in the paper.
+        img_range: largest value inside the network; the image itself is always in [0, 1].
+        rgb_mean: mean of the training images in [0, 1], taken off the input and put back onto the output.
+        attention: 'nlsa'.
+        attention_at: the numbers of residual blocks before each attention; None is the released placing, before the
+            first and after every eighth. [8] with num_block=16 is the paper's ablation network (Section 4.4).
+
+    Raises:
+        ArgumentError (a ValueError): an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 256,
+        num_block: int = 32,
+        upscale: int = 2,
+        n_hashes: int = 4,
+        chunk_size: int = 144,
+        reduction: int = 4,
+        res_scale: float = 0.1,
+        img_range: float = 1.0,
+        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        eval_seed: int | None = 0,
+        backend: str = 'auto',
+        attention: str = 'nlsa',
+        attention_at: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, channels in (('num_in_ch', num_in_ch), ('num_out_ch', num_out_ch)):
+            if checks.positive_int(name, channels) != len(rgb_mean):
+                raise ArgumentError(f'{name}={channels} does not fit rgb_mean={tuple(rgb_mean)}: one mean per channel')
+        checks.positive_int('num_feat', num_feat)
+        checks.positive_int('num_block', num_block)
+        checks.one_of('attention', attention, ('nlsa',))
+        self.img_range = img_range
+        self.upscale = upscale
+
+        def attend(index: int) -> nn.Module:
+            seed = None if eval_seed is None else eval_seed + index
+            return NonLocalSparseAttention(num_feat, n_hashes, chunk_size, reduction, res_scale, seed, backend)
+
+        places = attention_places(num_block, attention_at)
+        body: list[nn.Module] = []
+        for done in range(num_block + 1):
+            if done:
+                body.append(ResidualBlock(num_feat, res_scale))
+            if done in places:
+                body.append(attend(places.index(done)))
+        body.append(conv3x3(num_feat, num_feat))
+
+        self.sub_mean = MeanShift([-img_range * mean for mean in rgb_mean])
+        self.add_mean = MeanShift([img_range * mean for mean in rgb_mean])
+        self.head = nn.Sequential(conv3x3(num_in_ch, num_feat))
+        self.body = nn.Sequential(*body)
+        self.tail = nn.Sequential(Upsampler(upscale, num_feat), conv3x3(num_feat, num_out_ch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
+        features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
+        features = features + self.body(features)
+        return self.add_mean(self.tail(features)) / self.img_range
+
+
+def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list[int]:
+    """The numbers of residual blocks that stand before each attention, ascending."""
+    if attention_at is None:
+        return list(range(0, num_block + 1, BLOCKS_PER_ATTENTION))
+    places = sorted(attention_at)
+    if len(set(places)) < len(places) or any(place not in range(num_block + 1) for place in places):
+        raise ArgumentError(
+            f'attention_at={list(attention_at)} is not allowed: different numbers from 0 to num_block={num_block}'
+        )
+    return places
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+class MeanShift(nn.Module):
+    """Add a constant to each channel.
+
+    The released code does it by a frozen 1x1 convolution; these are buffers of the same names, since they never train.
+    Outside of autocast, so that the image is not rounded to half precision on its way in or out.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, shift: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer('weight', torch.eye(len(shift))[:, :, None, None])
+        self.register_buffer('bias', torch.tensor(shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """EDSR's block: convolution, ReLU, convolution, scaled, beside the identity; no normalisation."""
+
+    def __init__(self, num_feat: int, res_scale: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv3x3(num_feat, num_feat), nn.ReLU(inplace=True), conv3x3(num_feat, num_feat))
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.res_scale * self.body(x)
+
+
+class Upsampler(nn.Sequential):
+    """Sub-pixel upsampling: one convolution and shuffle per factor of 2, or one by 3."""
+
+    def __init__(self, upscale: int, num_feat: int) -> None:
+        checks.positive_int('upscale', upscale)
+        if upscale == 3:
+            factors = [3]
+        elif upscale & (upscale - 1) == 0:
+            factors = [2] * (upscale.bit_length() - 1)
+        else:
+            raise ArgumentError(f'upscale={upscale} is not allowed: 2, 3, 4 or another power of 2 is expected')
+        super().__init__()
+        for factor in factors:
+            self.append(conv3x3(num_feat, factor**2 * num_feat))
+            self.append(nn.PixelShuffle(factor))

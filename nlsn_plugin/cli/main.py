@@ -1,0 +1,104 @@
+"""`nlsn train | test | prepare | install-basicsr`: one parser, and one line for whatever the user can put right."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nlsn_plugin import __version__
+from nlsn_plugin.cli.install_basicsr import install_basicsr
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        if os.environ.get('NLSN_TRACE'):
+            raise
+        sys.exit(f'nlsn: {error}')
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='nlsn',
+        description='Non-Local Sparse Network: super-resolution training and testing on BasicSR.',
+        epilog='Set NLSN_TRACE=1 to see where an error arose.',
+    )
+    parser.add_argument('--version', action='version', version=f'nlsn_plugin {__version__}')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    for name, run, text in (
+        ('train', train, 'train a network by an option file'),
+        ('test', test, 'test a network on benchmark sets by an option file'),
+    ):
+        add_run_arguments(commands.add_parser(name, help=text, description=text.capitalize() + '.'), run)
+    add_prepare_arguments(
+        commands.add_parser(
+            'prepare',
+            help='make training or test data from a folder of images',
+            description='Make training data (LMDBs of sub-images) or test data (folders) from a folder of HR images; '
+            'LR images are made by MATLAB-style bicubic.',
+        )
+    )
+    text = 'install basicsr 1.4.2, on Python 3.13 and later too'
+    command = commands.add_parser('install-basicsr', help=text, description=text.capitalize() + '.')
+    command.set_defaults(run=lambda args: install_basicsr())
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, run: object) -> None:
+    """BasicSR's command line."""
+    parser.add_argument('-opt', required=True, help='option file, or the name of a shipped one')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
+    parser.add_argument('--debug', action='store_true', help='validate and save every 8 updates, print each')
+    parser.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options, such as train:total_iter=100')
+    parser.set_defaults(run=run)
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--input', type=Path, required=True, help='folder of HR images')
+    parser.add_argument('--output', type=Path, required=True, help='folder to write to')
+    parser.add_argument('--scale', type=int, nargs='+', default=[2], choices=[2, 3, 4], help='reductions (default: 2)')
+    parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
+    parser.add_argument('--name', default='DIV2K_train', help='what the LMDBs are called (default: DIV2K_train)')
+    parser.add_argument('--crop-size', type=int, default=480, help='edge of a HR sub-image, pixels (default: 480)')
+    parser.add_argument('--step', type=int, default=240, help='distance of HR sub-images, pixels (default: 240)')
+    parser.set_defaults(run=prepare)
+
+
+# The commands import what they run only once BasicSR is known to be there: those modules need it.
+
+
+def train(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine.run import train
+
+    train(args)
+
+
+def test(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine.run import test
+
+    test(args)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
+
+    if args.test:
+        made = prepare_test_data(args.input, args.output, args.scale)
+    else:
+        made = prepare_training_data(args.input, args.output, args.name, args.scale, args.crop_size, args.step)
+    print('made ' + '\n     '.join(map(str, made)))

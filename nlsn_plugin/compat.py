@@ -1,0 +1,82 @@
+"""What the toolboxes need on today's stack, each part naming the defect it answers; the words for what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+from nlsn_plugin.errors import MissingToolboxError
+
+INSTALL = {
+    'basicsr': 'type `nlsn install-basicsr` (or, on Python 3.12 and older, `pip install basicsr`)',
+    'mmengine': 'type `pip install mmengine`',
+}
+REMEDIES = (
+    ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
+    ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
+    (
+        'torchvision::nms',
+        'torch and torchvision are of different builds: type `pip install --force-reinstall torch torchvision`',
+    ),
+)
+
+
+def load_toolbox(name: str) -> ModuleType:
+    """Import 'basicsr' or 'mmengine'.
+
+    Raises:
+        MissingToolboxError: it is absent (with what to type), or installed but broken (with its own reason).
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MissingToolboxError(f'{name} is not installed: {INSTALL[name]}', name=name)
+    if name == 'basicsr':
+        provide_functional_tensor()
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise broken(name, error) from error
+
+
+def broken(name: str, error: Exception) -> MissingToolboxError:
+    """The error for a toolbox that is there and does not import."""
+    reason = f'{type(error).__name__}: {error}'
+    remedy = next((f'. {text}' for sign, text in REMEDIES if sign in reason), '')
+    return MissingToolboxError(f'{name} is installed but does not import: {reason}{remedy}')
+
+
+def provide_functional_tensor() -> None:
+    """Let basicsr 1.4.2 import: its data/degradations.py:8 names a module that torchvision removed in 0.17.
+
+    It takes one function from there, which lives on elsewhere. Nothing is touched while torchvision still has the
+    module, or when torchvision itself does not import (then basicsr says why).
+    """
+    name = 'torchvision.transforms.functional_tensor'
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            return
+        from torchvision.transforms.functional import rgb_to_grayscale
+
+        stand_in = ModuleType(name, 'Stands in for the module torchvision removed, for basicsr 1.4.2.')
+        stand_in.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
+    except (ImportError, RuntimeError, OSError):
+        return
+
+
+@contextlib.contextmanager
+def substituted(module: ModuleType, **parts: object) -> Iterator[None]:
+    """Put `parts` in the place of a module's names for as long as the block runs."""
+    originals = {name: getattr(module, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            setattr(module, name, part)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)

@@ -1,0 +1,29 @@
+"""Sample data for the quickstart: photographs that scikit-image ships, which are free to use.
+
+Each is listed with its source and terms in scikit-image's own data/README.txt.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from nlsn_plugin.data.prepare import building, prepare_test_data, prepare_training_data
+
+TRAINING_PHOTOGRAPHS = ('astronaut.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg', 'retina.jpg', 'ihc.png')
+HELD_OUT_PHOTOGRAPH = 'chelsea.png'
+
+
+def prepare_sample_data(output: Path, scale: int) -> None:
+    """Write LMDBs `sample_train_*` and a test folder `sample_test` with the held-out photograph under `output`."""
+    shipped = files('skimage') / 'data'
+    with building([output]) as (unfinished,), tempfile.TemporaryDirectory() as scratch:
+        for folder, names in (('train', TRAINING_PHOTOGRAPHS), ('test', (HELD_OUT_PHOTOGRAPH,))):
+            Path(scratch, folder).mkdir()
+            for name in names:
+                with (shipped / name).open('rb') as photograph, Path(scratch, folder, name).open('wb') as copy:
+                    shutil.copyfileobj(photograph, copy)
+        prepare_training_data(Path(scratch, 'train'), unfinished, 'sample_train', [scale], crop_size=120, step=60)
+        prepare_test_data(Path(scratch, 'test'), unfinished / 'sample_test', [scale])

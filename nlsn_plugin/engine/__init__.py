@@ -1,0 +1,1 @@
+"""Runs: training and testing on the toolbox's own parts."""

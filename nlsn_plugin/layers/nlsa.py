@@ -1,0 +1,135 @@
+"""Non-Local Sparse Attention, the layer.
+
+Paper: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention", CVPR 2021, Section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin import checks, ops
+from nlsn_plugin.errors import ArgumentError
+
+
+class NonLocalSparseAttention(nn.Module):
+    """Global attention at linear cost: pixels attend to those that hash alike, over several rounds.
+
+    x -> x + res_scale * NLSA(x), on images of any height and width.
+
+    Args:
+        channels: C, of the input and the output.
+        n_hashes: r, independent rounds of hashing. May be set anew at any time: rounds may differ between training
+            and test (Table 3).
+        chunk_size: k, pixels per chunk of the sorted order; each attends to its own chunk and both neighbours.
+        reduction: queries and keys have C / reduction channels; must divide C.
+        res_scale: weight of the attention beside the identity.
+        eval_seed: seed of the rotations used in eval mode, so that an image's output depends on nothing but the image
+            and the weights. None draws them from the global generator in eval mode too, as the released code does.
+            In training mode they always come from the global generator, drawn on the CPU for any device.
+        backend: 'auto', or one form of `nlsn_plugin.ops` by name.
+
+    Raises:
+        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape.
+
+    State dict: `conv_match.0.{weight,bias}` (3x3, C -> C / reduction; theta = phi), `conv_assembly.0.{weight,bias}`
+    (1x1, C -> C; g): the released code's.
+    """
+
+    rotation_bank: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        n_hashes: int = 4,
+        chunk_size: int = 144,
+        reduction: int = 4,
+        res_scale: float = 1.0,
+        eval_seed: int | None = 0,
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.channels = checks.positive_int('channels', channels)
+        self.chunk_size = checks.positive_int('chunk_size', chunk_size)
+        self.reduction = checks.divisor('reduction', reduction, 'channels', channels)
+        self.res_scale = res_scale
+        self.eval_seed = eval_seed
+        self.backend = ops.check_backend(backend)
+        self.conv_match = nn.Sequential(nn.Conv2d(channels, channels // reduction, 3, padding=1))
+        self.conv_assembly = nn.Sequential(nn.Conv2d(channels, channels, 1))
+        self.register_buffer('rotation_bank', None, persistent=False)
+        self.n_hashes = n_hashes
+
+    @property
+    def n_hashes(self) -> int:
+        """Rounds of hashing, r."""
+        return self._n_hashes
+
+    @n_hashes.setter
+    def n_hashes(self, rounds: int) -> None:
+        self._n_hashes = checks.positive_int('n_hashes', rounds)
+        self._fill_rotation_bank()
+
+    def forward(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [N, C, H, W], any H, W >= 1.
+            rotations: [C / reduction, n_hashes, m/2] with m = ops.count_buckets(H * W, chunk_size), in place of the
+                drawn ones.
+
+        Returns:
+            [N, C, H, W].
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
+        height, width = x.shape[-2:]
+        rotations = self._rotations_for(height * width, rotations)
+        match = self.conv_match(x).flatten(2).transpose(1, 2)  # [N, L, C / reduction]
+        value = self.conv_assembly(x).flatten(2).transpose(1, 2)  # [N, L, C]
+        attended = ops.attend(match, value, rotations, self.chunk_size, self.backend)  # [N, L, C]
+        return x + self.res_scale * attended.transpose(1, 2).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.channels}, n_hashes={self.n_hashes}, chunk_size={self.chunk_size}, reduction={self.reduction}, '
+            f'res_scale={self.res_scale}, eval_seed={self.eval_seed}, backend={self.backend!r}'
+        )
+
+    def _rotations_for(self, length: int, given: Tensor | None) -> Tensor:
+        """The rotations to hash `length` pixels with, [C / reduction, r, m/2]: given, from the bank, or drawn."""
+        half = ops.count_buckets(length, self.chunk_size) // 2
+        shape = (self.channels // self.reduction, self.n_hashes, half)
+        if given is not None:
+            if tuple(given.shape) != shape:
+                raise ArgumentError(
+                    f'rotations has the shape {list(given.shape)}: {list(shape)} is expected '
+                    f'([channels / reduction, n_hashes, buckets / 2], {length} pixels in chunks of {self.chunk_size})'
+                )
+            return given
+        if self.rotation_bank is not None and not self.training:
+            return self.rotation_bank[..., :half]
+        if half == 0:
+            return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
+        return torch.randn(1, *shape, device='cpu')[0]
+
+    def _fill_rotation_bank(self) -> None:
+        """Draw the eval-mode rotations, [C / reduction, r, 64], round by round from a generator of this layer's own.
+
+        So round h is the same whatever n_hashes and the image's size.
+        """
+        if self.eval_seed is None:
+            return
+        generator = torch.Generator('cpu').manual_seed(self.eval_seed)
+        size = (self.channels // self.reduction, ops.MAX_BUCKETS // 2)
+        rounds = [torch.randn(size, generator=generator, device='cpu') for _ in range(self.n_hashes)]
+        self.rotation_bank = torch.stack(rounds, dim=1).to(next(self.parameters()).device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Follow the module to its new device, but stay float32: rounded rotations would hash pixels elsewhere."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._fill_rotation_bank()
+        return self

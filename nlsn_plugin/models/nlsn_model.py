@@ -1,0 +1,32 @@
+"""BasicSR's super-resolution model, with weights read safely and never dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from torch import nn
+
+from nlsn_plugin.models.checkpoint import load_weights, read_weights
+
+
+class NLSNModel(SRModel):
+    """SRModel for any network. Registered by `nlsn_plugin.registry`."""
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
+        """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.
+
+        SRModel's own form fails on a flat state dict with a KeyError, takes any unknown `param_key` for 'params', and
+        with strict=False passes over what does not fit without counting it.
+
+        Raises:
+            CheckpointError: see `read_weights` and `load_weights`.
+        """
+        logger = get_root_logger()
+        bare = self.get_bare_model(net)
+        dropped = load_weights(bare, read_weights(load_path, param_key), load_path, strict)
+        logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
+        if dropped:
+            listed = '\n'.join(f'  {line}' for line in dropped)
+            logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')

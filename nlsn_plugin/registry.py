@@ -1,0 +1,68 @@
+"""The one place that registers, into every toolbox that is installed. Idempotent."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+from nlsn_plugin.archs import NLSN
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import MissingToolboxError
+from nlsn_plugin.layers import NonLocalSparseAttention
+
+NETWORKS: dict[str, type] = {'NLSN': NLSN, 'NLSA': NonLocalSparseAttention}
+SUFFIX = '_nlsn_plugin'
+
+
+def register_all() -> dict[str, MissingToolboxError]:
+    """Register into BasicSR and mmengine; return why for each that could not be."""
+    problems: dict[str, MissingToolboxError] = {}
+    for name, register_into in (('basicsr', register_into_basicsr), ('mmengine', register_into_mmengine)):
+        try:
+            load_toolbox(name)
+        except MissingToolboxError as problem:
+            problems[name] = problem
+            if problem.name is None:  # installed but broken, which nobody expects; absent is a choice
+                warnings.warn(f'nlsn_plugin registers nothing there: {problem}', stacklevel=3)
+        else:
+            register_into()
+    return problems
+
+
+def register_into_basicsr() -> None:
+    """Networks and layers into ARCH_REGISTRY, the model into MODEL_REGISTRY."""
+    from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+
+    # Every module of the plugin's that subclasses a part of BasicSR is imported here, and only with BasicSR at hand.
+    model = importlib.import_module('nlsn_plugin.models.nlsn_model').NLSNModel
+    for registry, classes in ((ARCH_REGISTRY, NETWORKS), (MODEL_REGISTRY, {'NLSNModel': model})):
+        for name, cls in classes.items():
+            held = registry.get(name) if name in registry else None
+            free_name = free_to_register(name, cls, held, f"BasicSR's {registry._name} registry")
+            if free_name and free_name not in registry:
+                registry._do_register(free_name, cls)  # register() has no way to give a name of one's own
+
+
+def register_into_mmengine() -> None:
+    """Networks and layers into the root MODELS, where every child registry finds them."""
+    from mmengine.registry import MODELS
+
+    for name, cls in NETWORKS.items():
+        free_name = free_to_register(name, cls, MODELS.module_dict.get(name), "mmengine's root MODELS registry")
+        if free_name and free_name not in MODELS.module_dict:
+            MODELS.register_module(name=free_name, module=cls)
+
+
+def free_to_register(name: str, cls: type, held: Any, registry: str) -> str | None:
+    """The name to register `cls` under, None if it stands there already; explain when another class holds the name."""
+    if held is None:
+        return name
+    if held is cls:
+        return None
+    warnings.warn(
+        f"{registry} already holds a '{name}', {held.__module__}.{held.__qualname__}, which stays as it is; "
+        f"nlsn_plugin's own is registered as '{name}{SUFFIX}': write that for the type in your option file",
+        stacklevel=5,
+    )
+    return name + SUFFIX
