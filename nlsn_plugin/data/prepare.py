@@ -65,9 +65,10 @@ def prepare_training_data(
     for lmdb in lmdbs:
         refuse_existing(lmdb)
 
-    with building(lmdbs) as unfinished:
-        space = 10 * total_pixels_bound(images, crop_size, step)
-        makers = [LmdbMaker(str(path), map_size=space, compress_level=PNG_COMPRESSION) for path in unfinished]
+    with building(lmdbs) as unfinished, contextlib.ExitStack() as opened:
+        makers = [LmdbMaker(str(path), compress_level=PNG_COMPRESSION) for path in unfinished]
+        for maker in makers:
+            opened.callback(maker.close)
         for path in tqdm(images, desc=f'sub-images of {name}', unit='image'):
             hr = crop_to_multiple(read_image(path), unit)
             for maker, image, scale in zip(makers, [hr, *(reduce(hr, s) for s in scales)], [1, *scales]):
@@ -76,8 +77,6 @@ def prepare_training_data(
                     columns = slice(left // scale, (left + crop_size) // scale)
                     sub_image = image[rows, columns]
                     maker.put(encode_png(sub_image), f'{path.stem}_s{index:03d}', sub_image.shape)
-        for maker in makers:
-            maker.close()
     return lmdbs
 
 
@@ -139,15 +138,6 @@ def starts(length: int, crop_size: int, step: int, unit: int) -> list[int]:
     last = max(0, length - crop_size) // unit * unit
     regular = list(range(0, last + 1, step))
     return regular if regular[-1] == last else [*regular, last]
-
-
-def total_pixels_bound(images: Sequence[Path], crop_size: int, step: int) -> int:
-    """Upper bound on the bytes of all sub-images, from the largest file: LMDB must know its room beforehand.
-
-    The room is address space; only what is written takes disk.
-    """
-    overlap = (crop_size // step + 1) ** 2
-    return max(1 << 30, 64 * overlap * sum(path.stat().st_size for path in images))
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from conftest import GOLDEN, GOLDEN_NETWORKS, OPTION_FILES, golden, relative_error
+
+from nlsn_plugin import NLSN, NonLocalSparseAttention
+
+
+def small(**arguments: object) -> NLSN:
+    torch.manual_seed(0)
+    return NLSN(**{'num_feat': 8, 'num_block': 8, 'chunk_size': 16, **arguments})
+
+
+@pytest.mark.parametrize('name', GOLDEN_NETWORKS)
+def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: str) -> None:
+    config, arrays = golden(name)
+    net = NLSN(
+        num_feat=config['n_feats'],
+        num_block=config['n_resblocks'],
+        upscale=config['scale'],
+        n_hashes=config['n_hashes'],
+        chunk_size=config['chunk_size'],
+        res_scale=config['res_scale'],
+        img_range=config['rgb_range'],
+        eval_seed=None,
+    ).eval()
+    weights = torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
+    net.load_state_dict(weights, strict=True)
+    torch.manual_seed(int(arrays['seed']))
+    with torch.no_grad():
+        y = net(torch.tensor(arrays['x']))
+    assert relative_error(y.numpy(), arrays['y']) < 1e-5
+    assert list(net.state_dict()) == list(weights)
+
+
+@pytest.mark.parametrize(('upscale', 'millions'), [(2, 41.80), (3, 44.75), (4, 44.16)])
+def test_the_full_network_has_the_published_size(upscale: int, millions: float) -> None:
+    with torch.device('meta'):
+        net = NLSN(upscale=upscale)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    places = [int(name.split('.')[1]) for name, m in net.named_modules() if isinstance(m, NonLocalSparseAttention)]
+    assert places == [0, 9, 18, 27, 36]
+
+
+@pytest.mark.parametrize('upscale', [1, 2, 3, 4, 8])
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (7, 11)])
+def test_enlarges_any_size_and_trains(upscale: int, size: tuple[int, int]) -> None:
+    net = small(upscale=upscale)
+    y = net(torch.rand(2, 3, *size))
+    assert y.shape == (2, 3, upscale * size[0], upscale * size[1])
+    y.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_attentions_have_seeds_of_their_own() -> None:
+    seeds = [m.eval_seed for m in small(eval_seed=5).modules() if isinstance(m, NonLocalSparseAttention)]
+    assert seeds == [5, 6]
+    seeds = [m.eval_seed for m in small(eval_seed=None).modules() if isinstance(m, NonLocalSparseAttention)]
+    assert seeds == [None, None]
+
+
+@pytest.mark.parametrize(
+    ('attention_at', 'places'), [(None, [0, 9]), ([], []), ([4], [4]), ([8, 0], [0, 9]), ([0, 1, 8], [0, 2, 10])]
+)
+def test_attentions_stand_after_the_given_numbers_of_blocks(attention_at: list[int] | None, places: list[int]) -> None:
+    body = small(attention_at=attention_at).body
+    assert [i for i, module in enumerate(body) if isinstance(module, NonLocalSparseAttention)] == places
+    assert len(body) == 8 + len(places) + 1
+
+
+def test_the_image_range_inside_changes_neither_the_range_nor_the_mean_outside() -> None:
+    net = small(img_range=255.0, attention_at=[])
+    for parameter in net.tail.parameters():
+        torch.nn.init.zeros_(parameter)
+    mean = torch.tensor([0.4488, 0.4371, 0.4040])
+    torch.testing.assert_close(net(torch.rand(1, 3, 5, 5)), mean[None, :, None, None].expand(1, 3, 10, 10))
+    torch.testing.assert_close(net.sub_mean(255 * mean[None, :, None, None]), torch.zeros(1, 3, 1, 1))
+    assert net.add_mean.bias.tolist() == pytest.approx([255 * m for m in (0.4488, 0.4371, 0.4040)])
+
+
+def test_gray_images_go_with_one_mean() -> None:
+    assert small(num_in_ch=1, num_out_ch=1, rgb_mean=(0.5,))(torch.rand(1, 1, 6, 6)).shape == (1, 1, 12, 12)
+
+
+def test_under_autocast_the_image_itself_stays_in_float32() -> None:
+    net = small().eval()
+    with torch.autocast('cpu', torch.bfloat16):
+        y = net(torch.rand(1, 3, 9, 9))
+    assert y.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'upscale': 5}, 'upscale=5 is not allowed: 2, 3, 4 or another power of 2'),
+        ({'upscale': 0}, 'upscale=0 is not allowed'),
+        ({'num_feat': 6}, 'reduction=4 does not divide channels=6'),
+        ({'num_block': 0}, 'num_block=0 is not allowed'),
+        ({'num_in_ch': 1}, 'num_in_ch=1 does not fit rgb_mean'),
+        ({'attention': 'nla'}, "attention='nla' is not allowed: choose one of 'nlsa'"),
+        ({'attention_at': [9]}, r'attention_at=\[9\] is not allowed: different numbers from 0 to num_block=8'),
+        ({'attention_at': [1, 1]}, r'attention_at=\[1, 1\] is not allowed'),
+        ({'backend': 'fast'}, "backend='fast' is unknown"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+@pytest.mark.parametrize('path', OPTION_FILES, ids=lambda path: path.stem)
+def test_every_option_file_builds_its_network(path) -> None:
+    from basicsr.archs import build_network
+
+    options = yaml.safe_load(path.read_text())
+    with torch.device('meta'):
+        net = build_network(options['network_g'])
+    assert net.upscale == options['scale']

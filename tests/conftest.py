@@ -1,0 +1,93 @@
+"""Shared by all tests: golden vectors of the released code, small photographs, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import nlsn_plugin  # noqa: F401  (makes basicsr importable)
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / 'golden'
+OPTION_FILES = sorted((ROOT / 'options').glob('*.yml'))
+GOLDEN_LAYERS = sorted(path.stem for path in GOLDEN.glob('nlsa_*.npz'))
+GOLDEN_NETWORKS = sorted(path.stem for path in GOLDEN.glob('nlsn_*.npz'))
+
+
+def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The configuration and the arrays of one golden file."""
+    with np.load(GOLDEN / f'{name}.npz') as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    return json.loads(str(arrays.pop('config'))), arrays
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference, relative to the largest entry."""
+    return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
+
+
+def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter on `words`, as a user would type them."""
+    result = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope='session')
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four photographs of odd sizes, one of them gray."""
+    folder = tmp_path_factory.mktemp('photographs')
+    shipped = files('skimage') / 'data'
+    for name, top, left, height, width in [
+        ('astronaut', 0, 150, 101, 150),
+        ('chelsea', 100, 100, 96, 98),
+        ('coffee', 100, 200, 121, 97),
+    ]:
+        image = cv2.imread(str(shipped / f'{name}.png'))[top : top + height, left : left + width]
+        cv2.imwrite(str(folder / f'{name}.png'), image)
+    gray = cv2.imread(str(shipped / 'camera.png'), cv2.IMREAD_GRAYSCALE)[100:197, 200:303]
+    cv2.imwrite(str(folder / 'camera.png'), gray)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def workplace(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """A folder with prepared training and test data under datasets/, made by the real command line."""
+    folder = tmp_path_factory.mktemp('workplace')
+    prepare = ROOT / 'tools' / 'prepare_data.py'
+    sizes = ['--crop-size', 96, '--step', 48]
+    run(prepare, '--input', photographs, '--output', 'datasets/DIV2K', '--scale', 2, *sizes, cwd=folder)
+    run(prepare, '--input', photographs, '--output', 'datasets/benchmark/Set5', '--scale', 2, '--test', cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def small_options(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a copy of a shipped option file, its network small and its run short, changed further by the caller."""
+
+    def write(name: str, change: Callable[[dict[str, Any]], object] = lambda options: None) -> Path:
+        options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
+        options['network_g'].update(num_feat=8, num_block=8, n_hashes=2, chunk_size=64)
+        for phase, dataset in options['datasets'].items():
+            if phase == 'train':
+                dataset.update(gt_size=32, batch_size_per_gpu=2, num_worker_per_gpu=1)
+        if 'train' in options:
+            options['train']['total_iter'] = 20
+            options['val']['val_freq'] = 10
+            options['logger'].update(print_freq=5, save_checkpoint_freq=10)
+        change(options)
+        path = tmp_path / f'{name}.yml'
+        path.write_text(yaml.safe_dump(options))
+        return path
+
+    return write

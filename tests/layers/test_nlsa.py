@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import GOLDEN_LAYERS, golden, relative_error
+
+from nlsn_plugin import NonLocalSparseAttention, ops
+from nlsn_plugin.errors import ArgumentError
+
+
+@pytest.mark.parametrize('name', GOLDEN_LAYERS)
+def test_equals_the_released_layer_in_outputs_and_gradients(name: str) -> None:
+    config, arrays = golden(name)
+    seed, n_buckets = config.pop('seed'), config.pop('n_buckets')
+    layer = NonLocalSparseAttention(**config)
+    weights = {key.removeprefix('param/'): torch.tensor(a) for key, a in arrays.items() if key.startswith('param/')}
+    layer.load_state_dict(weights, strict=True)
+    x = torch.tensor(arrays['x'], requires_grad=True)
+    assert ops.count_buckets(x.shape[2] * x.shape[3], layer.chunk_size) == n_buckets
+
+    y = layer(x, rotations=torch.tensor(arrays['rotations']))
+    y.backward(torch.tensor(arrays['grad_y']))
+
+    assert relative_error(y.detach().numpy(), arrays['y']) < 1e-5
+    gradients = {'x': x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
+    for key, gradient in gradients.items():
+        assert relative_error(gradient.numpy(), arrays[f'grad/{key}']) < 1e-4, key
+
+    torch.manual_seed(seed + 1)  # how the vectors' rotations were drawn
+    torch.testing.assert_close(layer.train()(x), y)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 17), (17, 1), (3, 5), (8, 8), (9, 13), (12, 12), (5, 40)])
+@pytest.mark.parametrize('training', [True, False])
+def test_any_size_goes_in_and_comes_out(size: tuple[int, int], training: bool) -> None:
+    layer = NonLocalSparseAttention(8, n_hashes=2, chunk_size=16).train(training)
+    x = torch.randn(2, 8, *size, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_state_dict_is_the_released_one_and_has_no_rotations() -> None:
+    state = NonLocalSparseAttention(16, reduction=4).state_dict()
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {
+        'conv_match.0.weight': [4, 16, 3, 3],
+        'conv_match.0.bias': [4],
+        'conv_assembly.0.weight': [16, 16, 1, 1],
+        'conv_assembly.0.bias': [16],
+    }
+
+
+def layer_and_image(**arguments: object) -> tuple[NonLocalSparseAttention, torch.Tensor]:
+    torch.manual_seed(0)
+    return NonLocalSparseAttention(8, chunk_size=16, **arguments), torch.randn(1, 8, 10, 12)
+
+
+def test_res_scale_weighs_the_attention_beside_the_identity() -> None:
+    layer, x = layer_and_image(res_scale=1.0)
+    whole = layer.eval()(x) - x
+    layer.res_scale = 0.25
+    torch.testing.assert_close(layer(x) - x, 0.25 * whole)
+    layer.res_scale = 0.0
+    assert layer(x).equal(x)
+
+
+class TestInEvalMode:
+    def test_the_output_depends_on_the_image_alone_and_leaves_the_global_generator(self) -> None:
+        layer, x = layer_and_image()
+        layer.eval()
+        first = layer(x)
+        torch.manual_seed(123)
+        before = torch.get_rng_state()
+        layer(torch.randn(1, 8, 6, 9, generator=torch.Generator()))
+        assert layer(x).equal(first)
+        assert torch.get_rng_state().equal(before)
+
+    def test_round_h_depends_on_neither_the_number_of_rounds_nor_the_size(self) -> None:
+        layer, _ = layer_and_image(n_hashes=2)
+        two = layer.rotation_bank.clone()
+        layer.n_hashes = 5
+        assert layer.rotation_bank.shape == (2, 5, 64)
+        assert layer.rotation_bank[:, :2].equal(two)
+        generator = torch.Generator().manual_seed(0)
+        assert two[:, 0].equal(torch.randn(2, 64, generator=generator))
+
+    def test_the_bank_is_what_hashes(self) -> None:
+        layer, x = layer_and_image(n_hashes=3, eval_seed=7)
+        layer.eval()
+        half = ops.count_buckets(120, 16) // 2
+        assert layer(x).equal(layer(x, rotations=layer.rotation_bank[..., :half]))
+
+    def test_seeds_differ(self) -> None:
+        layer, x = layer_and_image(eval_seed=0)
+        other = NonLocalSparseAttention(8, chunk_size=16, eval_seed=1)
+        other.load_state_dict(layer.state_dict())
+        assert not layer.eval()(x).equal(other.eval()(x))
+
+    @pytest.mark.parametrize(
+        'change',
+        [
+            pytest.param(lambda layer: layer.half(), id='half'),
+            pytest.param(lambda layer: layer.bfloat16(), id='bfloat16'),
+            pytest.param(lambda layer: layer.double(), id='double'),
+            pytest.param(lambda layer: layer.to('meta').to_empty(device='cpu'), id='to_empty'),
+            pytest.param(copy.deepcopy, id='deepcopy'),
+        ],
+    )
+    def test_the_bank_stays_the_same_through_any_change_of_dtype_or_device(self, change) -> None:
+        layer, _ = layer_and_image()
+        bank = layer.rotation_bank.clone()
+        assert change(layer).rotation_bank.equal(bank)
+
+    def test_without_a_seed_rotations_come_from_the_global_generator(self) -> None:
+        layer, x = layer_and_image(eval_seed=None)
+        layer.eval()
+        torch.manual_seed(5)
+        drawn = layer(x)
+        torch.manual_seed(5)
+        rotations = torch.randn(1, 2, 4, ops.count_buckets(120, 16) // 2)[0]
+        assert drawn.equal(layer(x, rotations=rotations))
+
+
+def test_in_training_mode_rotations_are_drawn_on_the_cpu_from_the_global_generator() -> None:
+    layer, x = layer_and_image()
+    layer.train()
+    torch.manual_seed(5)
+    drawn = layer(x)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    rotations = torch.randn(1, 2, 4, ops.count_buckets(120, 16) // 2)[0]
+    assert torch.get_rng_state().equal(after)
+    assert drawn.equal(layer(x, rotations=rotations))
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('eval_seed', [0, None])
+def test_an_image_smaller_than_a_chunk_draws_nothing_and_takes_empty_rotations(
+    training: bool, eval_seed: int | None
+) -> None:
+    layer = NonLocalSparseAttention(8, chunk_size=144, eval_seed=eval_seed).train(training)
+    x = torch.randn(1, 8, 3, 5)
+    before = torch.get_rng_state()
+    y = layer(x)
+    assert torch.get_rng_state().equal(before)
+    assert y.equal(layer(x, rotations=torch.empty(2, 4, 0)))
+    layer.n_hashes = 1
+    assert y.equal(layer(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+class TestHalfPrecision:
+    def test_module(self, dtype: torch.dtype) -> None:
+        layer, x = layer_and_image()
+        exact = layer.eval()(x)
+        rounded = layer.to(dtype)(x.to(dtype))
+        assert rounded.dtype == dtype
+        assert (rounded.float() - exact).abs().mean() < 0.02
+
+    def test_autocast(self, dtype: torch.dtype) -> None:
+        layer, x = layer_and_image()
+        exact = layer.eval()(x)
+        with torch.autocast('cpu', dtype):
+            rounded = layer(x.requires_grad_())
+        rounded.float().sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+        assert (rounded.float() - exact).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'channels': 0}, 'channels=0 is not allowed: a whole number of at least 1'),
+        ({'channels': 10}, 'reduction=4 does not divide channels=10: the nearest that does is 5'),
+        ({'reduction': 0}, 'reduction=0 is not allowed'),
+        ({'n_hashes': 0}, 'n_hashes=0 is not allowed: a whole number of at least 1'),
+        ({'n_hashes': 2.0}, 'n_hashes=2.0 is not allowed: a whole number'),
+        ({'chunk_size': 0}, 'chunk_size=0 is not allowed: a whole number of at least 1'),
+        ({'backend': 'fast'}, "backend='fast' is unknown: choose one of auto, reference"),
+    ],
+)
+def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
+    arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        NonLocalSparseAttention(**{'channels': 8, **arguments})
+
+
+def test_rounds_set_later_are_checked_too() -> None:
+    layer = NonLocalSparseAttention(8)
+    with pytest.raises(ArgumentError, match='n_hashes=-1 is not allowed'):
+        layer.n_hashes = -1
+    assert layer.n_hashes == 4
+
+
+@pytest.mark.parametrize('shape', [(2, 4, 5), (2, 3, 4), (8, 4, 4), (2, 4, 4, 1), (1, 2, 4, 4)])
+def test_rotations_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    layer, x = layer_and_image()
+    with pytest.raises(ValueError, match=r'rotations has the shape .*: \[2, 4, 4\] is expected'):
+        layer(x, rotations=torch.randn(shape))
+
+
+@pytest.mark.parametrize('shape', [(8, 10, 12), (1, 4, 10, 12)])
+def test_an_input_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    layer, _ = layer_and_image()
+    with pytest.raises(ValueError, match=r'x has the shape .*: \[N, 8, H, W\] is expected'):
+        layer(torch.randn(shape))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+from nlsn_plugin import NLSN
+from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.models.checkpoint import load_weights, read_weights
+
+OFFICIAL_X2 = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
+
+
+def network(upscale: int = 2) -> NLSN:
+    return NLSN(num_feat=16, num_block=8, upscale=upscale)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_flat_state_dict_reads_whatever_the_key() -> None:
+    flat = torch.load(OFFICIAL_X2, weights_only=True)
+    for key in ('params', 'params_ema', None):
+        assert same(read_weights(OFFICIAL_X2, key), flat)
+
+
+def test_basicsrs_layout_reads_by_key_with_params_for_a_missing_ema(tmp_path: Path) -> None:
+    path = tmp_path / 'net.pth'
+    torch.save({'params': {'a': torch.ones(1)}, 'params_ema': {'a': torch.zeros(1)}}, path)
+    assert read_weights(path)['a'] == 1
+    assert read_weights(path, 'params_ema')['a'] == 0
+    torch.save({'params': {'module.a': torch.ones(1)}}, path)
+    assert read_weights(path, 'params_ema')['a'] == 1
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('executed')",)
+
+
+def write_damaged(path: Path, kind: str) -> None:
+    match kind:
+        case 'empty':
+            path.write_bytes(b'')
+        case 'garbage':
+            path.write_bytes(b'no weights at all')
+        case 'truncated':
+            path.write_bytes(OFFICIAL_X2.read_bytes()[:5000])
+        case 'malicious':
+            torch.save({'params': Malicious()}, path)
+        case 'list':
+            torch.save([1, 2], path)
+        case 'other-key':
+            torch.save({'state_dict': {'a': torch.ones(1)}}, path)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('empty', 'does not read as weights'),
+        ('garbage', 'does not read as weights'),
+        ('truncated', 'does not read as weights'),
+        ('malicious', 'does not read as weights'),
+        ('list', 'holds a list: a dict of tensors is expected'),
+        ('other-key', "has no 'params': it holds state_dict"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_reason_in_one_line(tmp_path: Path, kind: str, message: str) -> None:
+    path = tmp_path / 'net.pth'
+    write_damaged(path, kind)
+    with pytest.raises(CheckpointError) as error:
+        read_weights(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / 'net_g_latest.pth').touch()
+    with pytest.raises(CheckpointError, match=r'no file of weights at .*net_g_last\.pth \(did you mean .*latest\.pth'):
+        read_weights(tmp_path / 'net_g_last.pth')
+
+
+def test_weights_of_another_scale_are_refused_with_what_differs_and_the_network_is_untouched() -> None:
+    net = network(upscale=3)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_weights(net, read_weights(OFFICIAL_X2), OFFICIAL_X2)
+    message = str(error.value)
+    assert 'does not fit NLSN, 2 of' in message
+    assert 'tail.0.0.weight: [64, 16, 3, 3] in the file, [144, 16, 3, 3] in the network' in message
+    assert 'strict_load_g: false' in message
+    assert same(net.state_dict(), before)
+
+
+def test_loading_what_fits_returns_what_does_not() -> None:
+    net = network(upscale=4)
+    weights = read_weights(OFFICIAL_X2)
+    weights['extra'] = torch.ones(1)
+    del weights['head.0.bias']
+    dropped = load_weights(net, weights, OFFICIAL_X2, strict=False)
+    assert dropped == [
+        'head.0.bias: the file has none',
+        'tail.0.2.weight: the file has none',
+        'tail.0.2.bias: the file has none',
+        'extra: the network has none',
+    ]
+    assert net.body[3].body[0].weight.equal(weights['body.3.body.0.weight'])
+
+
+def test_weights_of_nothing_alike_are_refused_even_then() -> None:
+    with pytest.raises(CheckpointError, match='has nothing that fits NLSN'):
+        load_weights(network(), {'a': torch.ones(1)}, 'net.pth', strict=False)
