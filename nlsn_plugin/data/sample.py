@@ -12,7 +12,15 @@ from pathlib import Path
 
 from nlsn_plugin.data.prepare import building, prepare_test_data, prepare_training_data
 
-TRAINING_PHOTOGRAPHS = ('astronaut.png', 'coffee.png', 'motorcycle_left.png', 'rocket.jpg', 'retina.jpg', 'ihc.png')
+TRAINING_PHOTOGRAPHS = (
+    'astronaut.png',
+    'brick.png',
+    'coffee.png',
+    'grass.png',
+    'gravel.png',
+    'motorcycle_left.png',
+    'rocket.jpg',
+)
 HELD_OUT_PHOTOGRAPH = 'chelsea.png'
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from basicsr.utils import check_resume
 
+from nlsn_plugin.errors import UserError
+
 Options = dict[str, Any]
 
 
@@ -16,6 +18,9 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     and with --auto_resume looks below the working directory alone.
 
     Here the state comes to the CPU; optimisers move theirs to their parameters' device.
+
+    Raises:
+        UserError: the file named in the options is not there.
     """
     if opt['auto_resume']:
         states = sorted(Path(opt['path']['training_states']).glob('*.state'), key=lambda path: int(path.stem))
@@ -24,6 +29,8 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     path = opt['path'].get('resume_state')
     if path is None:
         return None
+    if not Path(path).is_file():
+        raise UserError(f'there is no training state {path} (path: resume_state)')
     state = torch.load(path, map_location='cpu', weights_only=True)
     check_resume(opt, state['iter'])
     return state
