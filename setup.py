@@ -29,7 +29,7 @@ setup(
         'opencv-python>=4.9',
         'pyyaml>=6.0.1',
         'scikit-image>=0.22',
-        'setuptools',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
+        'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
         'torch>=2.4',
         'torchvision>=0.19',
         'tqdm>=4.66',

@@ -1,0 +1,35 @@
+"""An installed package works without the clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import OPTION_FILES, ROOT
+
+
+def test_an_installed_package_finds_its_option_files_from_anywhere(tmp_path: Path) -> None:
+    source, site = tmp_path / 'source', tmp_path / 'site'
+    source.mkdir()
+    for name in ('nlsn_plugin', 'options'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation']
+    subprocess.run([*pip, '--target', str(site), str(source)], check=True, timeout=300)
+    shipped = sorted(path.name for path in (site / 'nlsn_plugin' / 'options').iterdir())
+    assert shipped == [path.name for path in OPTION_FILES]
+
+    result = subprocess.run(
+        [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', 'train_NLSN_x3'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(site)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 1
+    assert f'nlsn: {site / "nlsn_plugin" / "options" / "train_NLSN_x3.yml"}: there is no ' in result.stderr
