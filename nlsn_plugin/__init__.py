@@ -7,20 +7,23 @@ every toolbox that is installed. It has to be this module that does so: data-loa
 from typing import Any
 
 from nlsn_plugin.archs import NLSN
+from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.registry import register_all
 
-__all__ = ['NLSN', 'NLSNModel', 'NonLocalSparseAttention', '__version__', 'toolbox_problems']
 __version__ = '0.1.0'
 
 toolbox_problems = register_all()
 """Why a toolbox could not be registered into, by its name; empty when all is well."""
 
+__all__ = ['NLSN', 'NonLocalSparseAttention', '__version__', 'toolbox_problems']
+if 'basicsr' not in toolbox_problems:
+    __all__ += ['NLSNModel']  # a subclass of BasicSR's SRModel
+
 
 def __getattr__(name: str) -> Any:
-    if name == 'NLSNModel':  # a subclass of BasicSR's SRModel: there only with BasicSR
-        if 'basicsr' in toolbox_problems:
-            raise toolbox_problems['basicsr']
+    if name == 'NLSNModel':
+        load_toolbox('basicsr')  # says why, if it is absent or broken
         from nlsn_plugin.models.nlsn_model import NLSNModel
 
         return NLSNModel

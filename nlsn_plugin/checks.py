@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
 from nlsn_plugin.errors import ArgumentError
 
 
-def positive_int(name: str, value: int) -> int:
-    """Return `value` if it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f'{name}={value!r} is not allowed: a whole number of at least 1 is expected')
-    return value
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """Return `value` as an int if it is a whole number (of at least `least`); True and '2' are none."""
+    expected = 'a whole number' + (f' of at least {least}' if least is not None else '')
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        raise ArgumentError(f'{name}={value!r} is not allowed: {expected} is expected')
+    return number
 
 
-def divisor(name: str, value: int, of_name: str, of: int) -> int:
-    """Return `value` if it divides `of`."""
-    if of % positive_int(name, value):
-        allowed = [d for d in range(1, of + 1) if of % d == 0]
-        nearest = min(allowed, key=lambda d: abs(d - value))
-        raise ArgumentError(f'{name}={value} does not divide {of_name}={of}: the nearest that does is {nearest}')
-    return value
+def real(name: str, value: Any) -> float:
+    """Return `value` if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = ' (in YAML write 0.1, or !!float 1e-1)' if isinstance(value, str) else ''
+        raise ArgumentError(f'{name}={value!r} is not allowed: a number is expected{hint}')
+    return float(value)
 
 
-def one_of(name: str, value: object, allowed: tuple[object, ...]) -> object:
+def divisor(name: str, value: Any, of_name: str, of: int) -> int:
+    """Return `value` if it is a whole number that divides `of`."""
+    number = whole(name, value, least=1)
+    if of % number:
+        nearest = min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - number))
+        raise ArgumentError(f'{name}={number} does not divide {of_name}={of}: the nearest that does is {nearest}')
+    return number
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """Return `value` if it is among `allowed`."""
     if value not in allowed:
         raise ArgumentError(f'{name}={value!r} is not allowed: choose one of {", ".join(map(repr, allowed))}')
+    return value
+
+
+def sequence(name: str, value: Any) -> Sequence[Any]:
+    """Return `value` if it is a list or a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise ArgumentError(f'{name}={value!r} is not allowed: a list is expected')
     return value

@@ -15,6 +15,7 @@ INSTALL = {
     'basicsr': 'type `nlsn install-basicsr` (or, on Python 3.12 and older, `pip install basicsr`)',
     'mmengine': 'type `pip install mmengine`',
 }
+NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry'}
 REMEDIES = (
     ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
     ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
@@ -31,13 +32,15 @@ def load_toolbox(name: str) -> ModuleType:
     Raises:
         MissingToolboxError: it is absent (with what to type), or installed but broken (with its own reason).
     """
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # None too for a mere folder of that name
         raise MissingToolboxError(f'{name} is not installed: {INSTALL[name]}', name=name)
-    if name == 'basicsr':
-        provide_functional_tensor()
     try:
+        if name == 'basicsr':
+            provide_functional_tensor()
+        importlib.import_module(NEEDED[name])
         return importlib.import_module(name)
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+    except Exception as error:  # a broken toolbox raises whatever it likes
         raise broken(name, error) from error
 
 
@@ -51,22 +54,19 @@ def broken(name: str, error: Exception) -> MissingToolboxError:
 def provide_functional_tensor() -> None:
     """Let basicsr 1.4.2 import: its data/degradations.py:8 names a module that torchvision removed in 0.17.
 
-    It takes one function from there, which lives on elsewhere. Nothing is touched while torchvision still has the
-    module, or when torchvision itself does not import (then basicsr says why).
+    It takes one function from there, which lives on elsewhere. Nothing is touched while torchvision has the module.
     """
     name = 'torchvision.transforms.functional_tensor'
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
-            return
+            raise
         from torchvision.transforms.functional import rgb_to_grayscale
 
         stand_in = ModuleType(name, 'Stands in for the module torchvision removed, for basicsr 1.4.2.')
         stand_in.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
         sys.modules[name] = stand_in
-    except (ImportError, RuntimeError, OSError):
-        return
 
 
 @contextlib.contextmanager

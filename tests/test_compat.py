@@ -28,12 +28,18 @@ def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
 
 
-def test_basicsr_imports_after_the_plugin_and_in_spawned_workers() -> None:
-    code = """
-import nlsn_plugin, multiprocessing
-import basicsr.data.degradations
-"""
-    assert python(code).returncode == 0
+def test_basicsr_imports_after_the_plugin_and_in_spawned_workers(tmp_path: Path) -> None:
+    script = tmp_path / 'main.py'
+    script.write_text("""
+import multiprocessing
+import nlsn_plugin
+from basicsr.data.degradations import random_add_gaussian_noise
+if __name__ == '__main__':
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        print(pool.apply(random_add_gaussian_noise.__name__.upper))
+""")
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == 'RANDOM_ADD_GAUSSIAN_NOISE', result.stderr
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,9 @@ def test_a_command_without_basicsr_says_in_one_line_what_to_type(command: str) -
             "raise RuntimeError('operator torchvision::nms does not exist')",
             'pip install --force-reinstall torch torchvision',
         ),
+        ("raise ValueError('numpy.dtype size changed')", 'ValueError: numpy.dtype size changed'),
+        ('', "No module named 'basicsr.utils'"),
+        ('a b', 'SyntaxError: invalid syntax'),
         ("raise ImportError('libGL.so.1: cannot open shared object file')", 'apt-get install -y libgl1 libglib2.0-0'),
     ],
 )
@@ -93,6 +102,27 @@ def test_a_broken_basicsr_reports_its_own_reason_and_the_fix(tmp_path: Path, sou
     last = result.stderr.splitlines()[-1]
     assert 'MissingToolboxError' in last
     assert reason in last
+
+
+def test_a_mere_folder_named_basicsr_is_no_basicsr(tmp_path: Path) -> None:
+    (tmp_path / 'basicsr' / 'experiments').mkdir(parents=True)
+    code = (
+        ABSENT.format(hidden=[])
+        + """
+import importlib.machinery
+spec = importlib.machinery.ModuleSpec('basicsr', None, is_package=True)
+importlib.util.find_spec = lambda name, package=None: spec if name == 'basicsr' else real(name, package)
+import nlsn_plugin
+print(nlsn_plugin.toolbox_problems['basicsr'])
+"""
+    )
+    result = python(code, tmp_path)
+    assert result.stdout.startswith('basicsr is not installed'), result.stderr
+
+
+def test_a_star_import_works_without_basicsr() -> None:
+    code = ABSENT.format(hidden=['basicsr']) + 'from nlsn_plugin import *; print(NLSN.__name__)'
+    assert python(code).stdout.strip() == 'NLSN'
 
 
 def test_layers_and_networks_need_neither_toolbox() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.ops import without_autocast
 
 BLOCKS_PER_ATTENTION = 8
 
@@ -59,16 +60,23 @@ class NLSN(nn.Module):
         attention_at: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        rgb_mean = [checks.real('rgb_mean', mean) for mean in checks.sequence('rgb_mean', rgb_mean)]
         for name, channels in (('num_in_ch', num_in_ch), ('num_out_ch', num_out_ch)):
-            if checks.positive_int(name, channels) != len(rgb_mean):
-                raise ArgumentError(f'{name}={channels} does not fit rgb_mean={tuple(rgb_mean)}: one mean per channel')
-        checks.positive_int('num_feat', num_feat)
-        checks.positive_int('num_block', num_block)
+            if checks.whole(name, channels, least=1) != len(rgb_mean):
+                raise ArgumentError(f'{name}={channels} does not fit rgb_mean={rgb_mean}: one mean per channel')
+        if checks.real('img_range', img_range) <= 0:
+            raise ArgumentError(f'img_range={img_range} is not allowed: more than 0 is expected')
+        num_feat = checks.whole('num_feat', num_feat, least=1)
+        num_block = checks.whole('num_block', num_block, least=1)
+        res_scale = checks.real('res_scale', res_scale)
+        eval_seed = None if eval_seed is None else checks.whole('eval_seed', eval_seed, least=0)
         checks.one_of('attention', attention, ('nlsa',))
+        self.num_in_ch = num_in_ch
         self.img_range = img_range
-        self.upscale = upscale
+        self.upscale = checks.whole('upscale', upscale, least=1)
+        tail = Upsampler(self.upscale, num_feat)
 
-        def attend(index: int) -> nn.Module:
+        def new_attention(index: int) -> nn.Module:
             seed = None if eval_seed is None else eval_seed + index
             return NonLocalSparseAttention(num_feat, n_hashes, chunk_size, reduction, res_scale, seed, backend)
 
@@ -78,17 +86,19 @@ class NLSN(nn.Module):
             if done:
                 body.append(ResidualBlock(num_feat, res_scale))
             if done in places:
-                body.append(attend(places.index(done)))
+                body.append(new_attention(places.index(done)))
         body.append(conv3x3(num_feat, num_feat))
 
         self.sub_mean = MeanShift([-img_range * mean for mean in rgb_mean])
         self.add_mean = MeanShift([img_range * mean for mean in rgb_mean])
         self.head = nn.Sequential(conv3x3(num_in_ch, num_feat))
         self.body = nn.Sequential(*body)
-        self.tail = nn.Sequential(Upsampler(upscale, num_feat), conv3x3(num_feat, num_out_ch))
+        self.tail = nn.Sequential(tail, conv3x3(num_feat, num_out_ch))
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
+        if x.dim() != 4 or x.shape[1] != self.num_in_ch:
+            raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.num_in_ch}, H, W] is expected')
         features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
         features = features + self.body(features)
         return self.add_mean(self.tail(features)) / self.img_range
@@ -98,7 +108,7 @@ def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list
     """The numbers of residual blocks that stand before each attention, ascending."""
     if attention_at is None:
         return list(range(0, num_block + 1, BLOCKS_PER_ATTENTION))
-    places = sorted(attention_at)
+    places = sorted(checks.whole('attention_at', place) for place in checks.sequence('attention_at', attention_at))
     if len(set(places)) < len(places) or any(place not in range(num_block + 1) for place in places):
         raise ArgumentError(
             f'attention_at={list(attention_at)} is not allowed: different numbers from 0 to num_block={num_block}'
@@ -127,7 +137,7 @@ class MeanShift(nn.Module):
         self.register_buffer('bias', torch.tensor(shift))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return F.conv2d(x.to(self.weight.dtype), self.weight, self.bias)
 
 
@@ -147,7 +157,6 @@ class Upsampler(nn.Sequential):
     """Sub-pixel upsampling: one convolution and shuffle per factor of 2, or one by 3."""
 
     def __init__(self, upscale: int, num_feat: int) -> None:
-        checks.positive_int('upscale', upscale)
         if upscale == 3:
             factors = [3]
         elif upscale & (upscale - 1) == 0:

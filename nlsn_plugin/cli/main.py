@@ -70,9 +70,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, required=True, help='folder to write to')
     parser.add_argument('--scale', type=int, nargs='+', default=[2], choices=[2, 3, 4], help='reductions (default: 2)')
     parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
-    parser.add_argument('--name', default='DIV2K_train', help='what the LMDBs are called (default: DIV2K_train)')
-    parser.add_argument('--crop-size', type=int, default=480, help='edge of a HR sub-image, pixels (default: 480)')
-    parser.add_argument('--step', type=int, default=240, help='distance of HR sub-images, pixels (default: 240)')
+    parser.add_argument('--name', help='what the LMDBs are called (default: DIV2K_train)')
+    parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
+    parser.add_argument('--step', type=int, help='distance of HR sub-images, pixels (default: 240)')
     parser.set_defaults(run=prepare)
 
 
@@ -97,8 +97,13 @@ def prepare(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
 
+    sub_images = {'name': args.name, 'crop_size': args.crop_size, 'step': args.step}
+    given = {key: value for key, value in sub_images.items() if value is not None}
+    if args.test and given:
+        option = '--' + next(iter(given)).replace('_', '-')
+        raise UserError(f'{option} is for training data: leave it or --test out')
     if args.test:
         made = prepare_test_data(args.input, args.output, args.scale)
     else:
-        made = prepare_training_data(args.input, args.output, args.name, args.scale, args.crop_size, args.step)
+        made = prepare_training_data(args.input, args.output, scales=args.scale, **given)
     print('made ' + '\n     '.join(map(str, made)))

@@ -28,12 +28,19 @@ from tqdm import tqdm
 from nlsn_plugin.errors import ArgumentError, UserError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+SMALLEST_IMAGE = 24
+"""In pixels: below that, bicubic reduction by 4 finds no neighbours to mirror at the border."""
 PNG_COMPRESSION = 1
 """Light: a training run decodes each sub-image many times."""
 
 
 def prepare_training_data(
-    source: Path, output: Path, name: str, scales: Sequence[int], crop_size: int = 480, step: int = 240
+    source: Path,
+    output: Path,
+    name: str = 'DIV2K_train',
+    scales: Sequence[int] = (2,),
+    crop_size: int = 480,
+    step: int = 240,
 ) -> list[Path]:
     """Write one LMDB of HR sub-images and one of LR sub-images per scale.
 
@@ -52,6 +59,7 @@ def prepare_training_data(
         UserError: no images, an unreadable one (named), or an LMDB that exists already.
         ArgumentError: crop_size or step is no multiple of the scales.
     """
+    scales = sorted(set(scales))
     unit = math.lcm(*scales)
     for argument, value in (('crop_size', crop_size), ('step', step)):
         if value < unit or value % unit:
@@ -59,6 +67,8 @@ def prepare_training_data(
             raise ArgumentError(
                 f'{argument}={value} is not a multiple of {unit}, as scale {join(scales)} needs: {nearest}'
             )
+    if step > crop_size:
+        raise ArgumentError(f'step={step} is more than crop_size={crop_size}: pixels between sub-images would be lost')
     images = list_images(source)
     lmdbs = [output / f'{name}_HR_sub.lmdb']
     lmdbs += [output / f'{name}_LR_bicubic_X{scale}_sub.lmdb' for scale in scales]
@@ -70,7 +80,7 @@ def prepare_training_data(
         for maker in makers:
             opened.callback(maker.close)
         for path in tqdm(images, desc=f'sub-images of {name}', unit='image'):
-            hr = crop_to_multiple(read_image(path), unit)
+            hr = crop_to_multiple(read_image(path), unit, path)
             for maker, image, scale in zip(makers, [hr, *(reduce(hr, s) for s in scales)], [1, *scales]):
                 for index, (top, left) in enumerate(sub_image_corners(hr.shape, crop_size, step, unit), start=1):
                     rows = slice(top // scale, (top + crop_size) // scale)
@@ -91,6 +101,7 @@ def prepare_test_data(source: Path, output: Path, scales: Sequence[int]) -> list
     Raises:
         UserError: no images, an unreadable one (named), or a folder that exists already.
     """
+    scales = sorted(set(scales))
     images = list_images(source)
     folders = [output / 'HR', *(output / 'LR_bicubic' / f'X{scale}' for scale in scales)]
     for folder in folders:
@@ -102,7 +113,7 @@ def prepare_test_data(source: Path, output: Path, scales: Sequence[int]) -> list
             hr = read_image(path, keep_gray=True)
             write_png(hr_folder / f'{path.stem}.png', hr)
             for lr_folder, scale in zip(lr_folders, scales):
-                write_png(lr_folder / f'{path.stem}x{scale}.png', reduce(crop_to_multiple(hr, scale), scale))
+                write_png(lr_folder / f'{path.stem}x{scale}.png', reduce(crop_to_multiple(hr, scale, path), scale))
     return folders
 
 
@@ -121,9 +132,11 @@ def resize_bicubic(image: np.ndarray, factor: float) -> np.ndarray:
     return (resized * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def crop_to_multiple(image: np.ndarray, unit: int) -> np.ndarray:
+def crop_to_multiple(image: np.ndarray, unit: int, path: Path) -> np.ndarray:
     """Cut off the bottom and the right so that height and width are multiples of `unit` pixels."""
     height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_IMAGE:
+        raise UserError(f'{path} is of {width}x{height} pixels: at least {SMALLEST_IMAGE} each way are expected')
     return image[: height - height % unit, : width - width % unit]
 
 
@@ -144,7 +157,7 @@ def list_images(folder: Path) -> list[Path]:
     """The images of a folder, sorted by name."""
     if not folder.is_dir():
         raise UserError(f'there is no folder {folder}: give the folder that holds the HR images')
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not images:
         raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
     twins = {path.stem for path in images if sum(other.stem == path.stem for other in images) > 1}
@@ -186,8 +199,11 @@ def refuse_existing(path: Path) -> None:
 def building(targets: Sequence[Path]) -> Iterator[list[Path]]:
     """Give paths to write to beside `targets`, moved into place at the end: an interrupted run leaves nothing."""
     root = Path(os.path.commonpath([target.parent for target in targets]))
-    root.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix='.preparing_', dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix='.preparing_', dir=root))
+    except OSError as error:
+        raise UserError(f'cannot write to {root}: {error.strerror}') from error
     try:
         unfinished = [workshop / f'{index}_{target.name}' for index, target in enumerate(targets)]
         yield unfinished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nlsn_plugin.data.prepare import enlarge
+from nlsn_plugin.engine.options import Options
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 
-Options = dict[str, Any]
 DETAIL = 56
 """Edge of the magnified detail, in pixels of the ground truth."""
 
@@ -101,6 +100,6 @@ def most_improved(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> t
         return ((image.astype(np.float64) - truth) ** 2).sum(axis=2)
 
     gain = cv2.boxFilter(error(first) - error(second), -1, (DETAIL, DETAIL), anchor=(0, 0), normalize=False)
-    gain = gain[: max(1, gain.shape[0] - DETAIL), : max(1, gain.shape[1] - DETAIL)]
+    gain = gain[: max(1, gain.shape[0] - DETAIL + 1), : max(1, gain.shape[1] - DETAIL + 1)]
     top, left = np.unravel_index(gain.argmax(), gain.shape)
     return int(top), int(left)

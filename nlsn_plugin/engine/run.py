@@ -9,12 +9,13 @@ from typing import Any
 
 import basicsr.test
 import basicsr.train
+import torch.distributed
 from basicsr.utils import get_root_logger
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.data.sample import prepare_sample_data
 from nlsn_plugin.engine.comparison import compare_with_bicubic
-from nlsn_plugin.engine.options import Options, check_paths, find_option_file, parse_options
+from nlsn_plugin.engine.options import Options, check_names, check_paths, find_option_file, parse_options
 from nlsn_plugin.engine.resume import load_resume_state
 
 LONGEST_CONSOLE_MESSAGE = 12
@@ -57,9 +58,12 @@ def read_options(args: argparse.Namespace, is_train: bool) -> tuple[Options, Any
     option_file = find_option_file(args.opt)
     opt, basicsr_args = parse_options(option_file, args, Path.cwd(), is_train)
     sample_data = opt.get('sample_data')
-    if sample_data and not Path(sample_data).exists():
+    if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
         prepare_sample_data(Path(sample_data), opt['scale'])
+    if opt['dist']:
+        torch.distributed.barrier()
     check_paths(opt, option_file)
+    check_names(opt, option_file)
     return opt, basicsr_args
 
 
@@ -73,4 +77,4 @@ def get_logger(*args: Any, **kwargs: Any) -> logging.Logger:
 
 
 def is_short(record: logging.LogRecord) -> bool:
-    return record.getMessage().count('\n') < LONGEST_CONSOLE_MESSAGE
+    return record.levelno > logging.INFO or record.getMessage().count('\n') < LONGEST_CONSOLE_MESSAGE

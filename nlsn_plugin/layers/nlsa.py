@@ -52,16 +52,16 @@ class NonLocalSparseAttention(nn.Module):
         backend: str = 'auto',
     ) -> None:
         super().__init__()
-        self.channels = checks.positive_int('channels', channels)
-        self.chunk_size = checks.positive_int('chunk_size', chunk_size)
-        self.reduction = checks.divisor('reduction', reduction, 'channels', channels)
-        self.res_scale = res_scale
-        self.eval_seed = eval_seed
-        self.backend = ops.check_backend(backend)
-        self.conv_match = nn.Sequential(nn.Conv2d(channels, channels // reduction, 3, padding=1))
-        self.conv_assembly = nn.Sequential(nn.Conv2d(channels, channels, 1))
+        self.channels = checks.whole('channels', channels, least=1)
+        self.chunk_size = checks.whole('chunk_size', chunk_size, least=1)
+        self.reduction = checks.divisor('reduction', reduction, 'channels', self.channels)
+        self.res_scale = checks.real('res_scale', res_scale)
+        self.backend = checks.one_of('backend', backend, ops.BACKENDS)
+        self.conv_match = nn.Sequential(nn.Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
+        self.conv_assembly = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1))
         self.register_buffer('rotation_bank', None, persistent=False)
-        self.n_hashes = n_hashes
+        self._n_hashes = checks.whole('n_hashes', n_hashes, least=1)
+        self.eval_seed = eval_seed
 
     @property
     def n_hashes(self) -> int:
@@ -70,7 +70,17 @@ class NonLocalSparseAttention(nn.Module):
 
     @n_hashes.setter
     def n_hashes(self, rounds: int) -> None:
-        self._n_hashes = checks.positive_int('n_hashes', rounds)
+        self._n_hashes = checks.whole('n_hashes', rounds, least=1)
+        self._fill_rotation_bank()
+
+    @property
+    def eval_seed(self) -> int | None:
+        """Seed of the rotations of eval mode; None for the global generator."""
+        return self._eval_seed
+
+    @eval_seed.setter
+    def eval_seed(self, seed: int | None) -> None:
+        self._eval_seed = None if seed is None else checks.whole('eval_seed', seed, least=0)
         self._fill_rotation_bank()
 
     def forward(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
@@ -111,6 +121,8 @@ class NonLocalSparseAttention(nn.Module):
                 )
             return given
         if self.rotation_bank is not None and not self.training:
+            if self.rotation_bank.device != self._device():  # weights were assigned over those of the meta device
+                self._fill_rotation_bank()
             return self.rotation_bank[..., :half]
         if half == 0:
             return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
@@ -122,11 +134,15 @@ class NonLocalSparseAttention(nn.Module):
         So round h is the same whatever n_hashes and the image's size.
         """
         if self.eval_seed is None:
+            self.rotation_bank = None
             return
         generator = torch.Generator('cpu').manual_seed(self.eval_seed)
         size = (self.channels // self.reduction, ops.MAX_BUCKETS // 2)
         rounds = [torch.randn(size, generator=generator, device='cpu') for _ in range(self.n_hashes)]
-        self.rotation_bank = torch.stack(rounds, dim=1).to(next(self.parameters()).device)
+        self.rotation_bank = torch.stack(rounds, dim=1).to(self._device())
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow the module to its new device, but stay float32: rounded rotations would hash pixels elsewhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,43 @@ def read_weights(path: str | Path, param_key: str | None = 'params') -> Weights:
     Raises:
         CheckpointError: there is no such file, it is damaged, it would run code on loading, or the key is not in it.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f'there is no file of weights at {path}{nearest_file(Path(path))}')
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f'{path} does not read as weights (nothing in it was executed): {reason}') from error
+    content = load_safely(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f'{path} holds a {type(content).__name__}: a dict of tensors is expected')
-    if not all(isinstance(entry, Tensor) for entry in content.values()):
-        wanted = [param_key, 'params'] if param_key == 'params_ema' else [param_key]
+    if not any(isinstance(entry, Tensor) for entry in content.values()):
+        wanted = [param_key, 'params'] if param_key in ('params_ema', None) else [param_key]
         found = next((key for key in wanted if isinstance(content.get(key), dict)), None)
         if found is None:
-            raise CheckpointError(f"{path} has no '{param_key}': it holds {', '.join(map(str, content))}")
+            keys = [str(key) for key in content]
+            listed = ', '.join(keys[:5]) + (f' and {len(keys) - 5} more' if len(keys) > 5 else '')
+            raise CheckpointError(f"{path} has no '{param_key}': it holds {listed}")
         content = content[found]
+    for name, entry in content.items():
+        if not isinstance(entry, Tensor):
+            raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
     return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
+
+
+def load_safely(path: str | Path) -> Any:
+    """torch.load to the CPU, executing nothing that is in the file.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it would run code on loading.
+    """
+    check_file(path)
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f'{path} does not load (nothing in it was executed): {reason}') from error
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a file that is not there, or is a folder, with a hint at what may have been meant."""
+    if Path(path).is_dir():
+        raise CheckpointError(f'{path} is a folder: name the file in it')
+    if not Path(path).is_file():
+        raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
 
 
 def nearest_file(path: Path) -> str:

@@ -7,12 +7,19 @@ from typing import Any
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 
 
 class NLSNModel(SRModel):
     """SRModel for any network. Registered by `nlsn_plugin.registry`."""
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Wrap for distributed training, on CPUs too, where SRModel asks for the current GPU."""
+        if self.opt['dist'] and self.device.type == 'cpu':
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return super().model_to_device(net)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
         """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin import checks
 from nlsn_plugin.ops import reference
-from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes
+from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
 
-__all__ = ['BACKENDS', 'MAX_BUCKETS', 'attend', 'bucket_order', 'check_backend', 'count_buckets', 'hash_codes']
+__all__ = [
+    'BACKENDS',
+    'MAX_BUCKETS',
+    'attend',
+    'bucket_order',
+    'count_buckets',
+    'hash_codes',
+    'without_autocast',
+]
 
 BACKENDS = ('auto', 'reference')
-
-
-def check_backend(backend: str) -> str:
-    """Return `backend` if it names one; raise ArgumentError otherwise."""
-    if backend not in BACKENDS:
-        raise ArgumentError(f'backend={backend!r} is unknown: choose one of {", ".join(BACKENDS)}')
-    return backend
 
 
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, backend: str = 'auto') -> Tensor:
@@ -33,5 +34,5 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
     Returns:
         y, [N, L, C].
     """
-    check_backend(backend)
+    checks.one_of('backend', backend, BACKENDS)
     return reference.attend(match, value, rotations, chunk_size)

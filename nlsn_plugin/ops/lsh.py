@@ -8,6 +8,8 @@ m buckets, k pixels per chunk (`chunk_size`).
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         Codes in [0, m), int64, [N, r, L]; on a tie the first index. Computed in float32 under any autocast, since a
         code that flips with the precision moves its pixel to another bucket. No gradient flows through them.
     """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(x.device):
         projected = torch.einsum('nlc,crm->nrlm', x.float(), rotations.to(x.device, torch.float32))
         return torch.cat([projected, -projected], dim=-1).argmax(dim=-1)  # [N, r, L]
 
@@ -51,3 +53,10 @@ def bucket_order(codes: Tensor) -> Tensor:
         chunks do not depend on the sorting algorithm.
     """
     return codes.argsort(dim=-1, stable=True)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in the tensors' own precision, also on devices that know no autocast (meta)."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -78,9 +78,11 @@ def take_pixels(x: Tensor, order: Tensor) -> Tensor:
 
 def into_chunks(x: Tensor, chunk_size: int) -> Tensor:
     """Cut the sorted order into chunks of k (Eq. 8), the last one filled up: [N, r, L, D] -> [N, r, n, k, D]."""
-    missing = -x.shape[2] % chunk_size
-    filled = torch.cat([x, x[:, :, x.shape[2] - missing :]], dim=2)
-    return filled.reshape(*x.shape[:2], -1, chunk_size, x.shape[-1])
+    images, rounds, length, channels = x.shape
+    chunks = -(-length // chunk_size)
+    missing = chunks * chunk_size - length
+    filled = torch.cat([x, x[:, :, length - missing :]], dim=2)
+    return filled.reshape(images, rounds, chunks, chunk_size, channels)
 
 
 def with_neighbours(x: Tensor) -> Tensor:

@@ -84,6 +84,17 @@ def test_gray_images_go_with_one_mean() -> None:
     assert small(num_in_ch=1, num_out_ch=1, rgb_mean=(0.5,))(torch.rand(1, 1, 6, 6)).shape == (1, 1, 12, 12)
 
 
+def test_shapes_can_be_inferred_on_the_meta_device() -> None:
+    with torch.device('meta'):
+        assert small().eval()(torch.rand(1, 3, 9, 11)).shape == (1, 3, 18, 22)
+
+
+@pytest.mark.parametrize('shape', [(3, 8, 8), (1, 1, 8, 8)])
+def test_an_input_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r'x has the shape .*: \[N, 3, H, W\] is expected'):
+        small()(torch.rand(shape))
+
+
 def test_under_autocast_the_image_itself_stays_in_float32() -> None:
     net = small().eval()
     with torch.autocast('cpu', torch.bfloat16):
@@ -102,7 +113,15 @@ def test_under_autocast_the_image_itself_stays_in_float32() -> None:
         ({'attention': 'nla'}, "attention='nla' is not allowed: choose one of 'nlsa'"),
         ({'attention_at': [9]}, r'attention_at=\[9\] is not allowed: different numbers from 0 to num_block=8'),
         ({'attention_at': [1, 1]}, r'attention_at=\[1, 1\] is not allowed'),
-        ({'backend': 'fast'}, "backend='fast' is unknown"),
+        ({'attention_at': 8}, 'attention_at=8 is not allowed: a list'),
+        ({'attention_at': [True]}, 'attention_at=True is not allowed: a whole number'),
+        ({'rgb_mean': 0.5}, 'rgb_mean=0.5 is not allowed: a list'),
+        ({'img_range': '255'}, "img_range='255' is not allowed: a number"),
+        ({'img_range': 0}, 'img_range=0 is not allowed: more than 0'),
+        ({'res_scale': '1e-1'}, "res_scale='1e-1' is not allowed: a number"),
+        ({'upscale': '2'}, "upscale='2' is not allowed: a whole number"),
+        ({'eval_seed': True}, 'eval_seed=True is not allowed'),
+        ({'backend': 'fast'}, "backend='fast' is not allowed"),
     ],
 )
 def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(

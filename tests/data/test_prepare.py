@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -29,8 +30,8 @@ def test_sub_images_are_pairs_cut_from_the_photograph_and_its_bicubic_reduction(
         *(f'train_LR_bicubic_X{scale}_sub.lmdb' for scale in scales),
     ]
     hr, *lrs = map(read_lmdb, lmdbs)
-    unit = {1: 2, 2: 2}.get(len(scales), 12) if scales != [3] else 3
-    photograph = crop_to_multiple(cv2.imread(str(photographs / 'coffee.png')), unit)
+    unit = math.lcm(*scales)
+    photograph = crop_to_multiple(cv2.imread(str(photographs / 'coffee.png')), unit, photographs)
     first, last = 'coffee_s001', max(key for key in hr if key.startswith('coffee'))
     assert (hr[first] == photograph[:48, :48]).all()
     assert (hr[last] == photograph[-48:, -48:]).all()
@@ -79,7 +80,7 @@ def test_test_data_lie_as_in_the_benchmark_archive_and_basicsr_reads_them(photog
     ]
     original = cv2.imread(str(photographs / 'astronaut.png'))
     assert (cv2.imread(str(hr / 'astronaut.png')) == original).all()
-    assert (cv2.imread(str(x3 / 'astronautx3.png')) == reduce(crop_to_multiple(original, 3), 3)).all()
+    assert (cv2.imread(str(x3 / 'astronautx3.png')) == reduce(crop_to_multiple(original, 3, hr), 3)).all()
     assert cv2.imread(str(x2 / 'camerax2.png'), cv2.IMREAD_UNCHANGED).ndim == 2
     options = {
         'name': 'Set',
@@ -96,14 +97,13 @@ def test_test_data_lie_as_in_the_benchmark_archive_and_basicsr_reads_them(photog
     assert pairs['astronaut']['lq'].shape == (3, 33, 50)
 
 
-def test_bicubic_is_matlabs() -> None:
+def test_bicubic_is_antialiased_with_symmetric_borders() -> None:
     ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (12, 1))
     assert (reduce(ramp, 2)[:, 2:-2] == ramp[::2, 4:-4].reshape(6, -1, 2).mean(axis=2)).all()
     constant = np.full((9, 12, 3), 77, np.uint8)
     assert (reduce(constant, 3) == 77).all()
     assert (enlarge(constant, 4) == 77).all()
     assert enlarge(constant, 4).shape == (36, 48, 3)
-    # imresize(uint8([0 0 255 255; 0 0 255 255; 0 0 255 255; 0 0 255 255]), 0.5) of MATLAB, symmetric borders
     step = np.repeat([[0, 0, 255, 255]], 4, axis=0).astype(np.uint8)
     weights = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256  # the cubic of a = -1/2 at half-pixel steps of 2
     padded = step[0, [2, 1, 0, 0, 1, 2, 3, 3, 2, 1]].astype(float)
@@ -132,6 +132,8 @@ def test_crop_and_step_must_go_with_the_scales(photographs: Path, tmp_path: Path
         prepare_training_data(photographs, tmp_path, 'train', [2, 3, 4], crop_size=100, step=24)
     with pytest.raises(ArgumentError, match='step=7 is not a multiple of 2, as scale 2 needs: 8'):
         prepare_training_data(photographs, tmp_path, 'train', [2], crop_size=48, step=7)
+    with pytest.raises(ArgumentError, match='step=60 is more than crop_size=48'):
+        prepare_training_data(photographs, tmp_path, 'train', [2], crop_size=48, step=60)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,19 @@ class TestWhatCannotBePrepared:
         cv2.imwrite(str(path), np.zeros((60, 60, 3), np.uint16))
         with pytest.raises(UserError, match=r'a\.png has uint16 pixels: 8-bit'):
             prepare(tmp_path, tmp_path / 'out', [2])
+
+    def test_a_tiny_image_is_named(self, tmp_path: Path, prepare) -> None:
+        cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((7, 50, 3), np.uint8))
+        with pytest.raises(UserError, match=r'a\.png is of 50x7 pixels: at least 24'):
+            prepare(tmp_path, tmp_path / 'out', [2])
+
+    def test_a_place_that_cannot_be_written_to(self, tmp_path: Path, photographs: Path, prepare) -> None:
+        (tmp_path / 'out').touch()
+        with pytest.raises(UserError, match=r'cannot write to .*out'):
+            prepare(photographs, tmp_path / 'out', [2])
+
+    def test_a_scale_given_twice_is_made_once(self, tmp_path: Path, photographs: Path, prepare) -> None:
+        assert len(prepare(photographs, tmp_path / 'out', [2, 2])) == 2
 
     def test_two_images_of_one_name(self, tmp_path: Path, prepare) -> None:
         for name in ('a.png', 'a.jpg'):

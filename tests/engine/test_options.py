@@ -34,7 +34,7 @@ def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatc
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UserError, match=r'no option file train_NLNS_x2\.yml: did you mean train_NLSN_x2\.yml\?'):
         find_option_file('train_NLNS_x2.yml')
-    with pytest.raises(UserError, match=r'no option file zzz: shipped are quickstart_NLSN_x2\.yml, '):
+    with pytest.raises(UserError, match=r'no option file zzz: there are quickstart_NLSN_x2\.yml, '):
         find_option_file('zzz')
 
 
@@ -115,12 +115,14 @@ def test_without_data_the_missing_path_and_the_two_ways_on_are_told(
     first = next(iter(options['datasets'].values()))['dataroot_gt']
     message = error_of([path.stem.split('_')[0], '-opt', str(path)], capsys)
     assert f'there is no {first}' in message
-    assert 'nlsn prepare' in message
+    assert 'nlsn prepare --input HR_IMAGES' in message
+    assert ('--test' in message) == path.stem.startswith('test')
     assert 'nlsn train -opt quickstart_NLSN_x2.yml' in message
     assert list(tmp_path.iterdir()) == []
 
 
 def write(path: Path, change: dict[str, object] | str) -> str:
+    """An option file: the text, or the shipped one without data and with sections of it changed."""
     if isinstance(change, str):
         path.write_text(change)
     else:
@@ -129,19 +131,82 @@ def write(path: Path, change: dict[str, object] | str) -> str:
     return str(path)
 
 
+def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'no option file .*train_NLSN_x2\.yml: did you mean train_NLSN_x2\.yml'):
+        find_option_file(str(tmp_path / 'train_NLSN_x2.yml'))
+    with pytest.raises(UserError, match='is a folder: name the option file in it'):
+        find_option_file(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('', 'holds NoneType: keys and values are expected'),
+        ('- 1', 'holds list: keys and values are expected'),
+        ({'path': None}, 'path is None: a section is expected'),
+        ({'datasets': None}, 'datasets is None: a section is expected'),
+        ({'name': 2024}, 'name is 2024: text is expected'),
+        ({'scale': '2'}, "scale is '2': a whole number is expected"),
+        ({'network_g': {'num_feat': 8}}, "lacks the key 'network_g: type': text is expected"),
+        ({'datasets': {'val': {'dataroot_gt': 3}}}, 'datasets: val: dataroot_gt is 3: text is expected'),
+        ({'model_type': 'NLSNModl'}, 'no model_type NLSNModl: did you mean NLSNModel?'),
+        ({'network_g': {'type': 'NLSNN'}}, 'no network_g of type NLSNN: did you mean NLSN?'),
+        (
+            {'network_g': {'type': 'NLSN', 'n_hash': 4}},
+            "network_g: NLSN: got an unexpected keyword argument 'n_hash'; it",
+        ),
+        ({'network_g': {'type': 'NLSN', 'upscale': '2'}}, "upscale='2' is not allowed: a whole number"),
+        ({'path': {'pretrain_network_g': '.'}}, '. is a folder: name the file in it'),
+    ],
+)
+def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
+    change: dict[str, object] | str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', change)
+    assert message in error_of(['train', '-opt', path], capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.yml').write_bytes(b'name: caf\xe9')
+    assert 'a.yml is not UTF-8 text' in error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--force_yml', 'foo'], '--force_yml foo: KEY=VALUE is expected'),
+        (['--force_yml', 'name=a=b'], '--force_yml name=a=b: KEY=VALUE is expected'),
+        (['--force_yml', 'train:x=[1,'], '--force_yml train:x=[1,: [1, is no value'),
+        (['--force_yml', 'trian:x=1'], '--force_yml trian:x=1: '),
+        (['--force_yml', 'num_gpu:x=1'], 'has no such section'),
+        (['--launcher', 'pytorch'], '--launcher pytorch: this process was not started by `torchrun'),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(['train', '-opt', 'train_NLSN_x2', *words], capsys)
+
+
 def test_bad_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / 'bad.yml', 'name: a\nscale: [2\nmodel_type: b\n')
     assert f'{path}, line ' in error_of(['train', '-opt', path], capsys)
 
 
 def test_a_missing_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / 'short.yml', 'name: a\nscale: 2\n')
-    assert error_of(['train', '-opt', path], capsys) == f"nlsn: {path} lacks the key 'num_gpu'"
+    path = write(tmp_path / 'short.yml', 'name: a\nscale: 2\nnum_gpu: 0\n')
+    assert error_of(['train', '-opt', path], capsys) == f"nlsn: {path} lacks the key 'model_type': text is expected"
 
 
 def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / 'a.yml', {'path': {'pretrain_network_g': 'nowhere/net.pth'}})
-    assert 'there is no nowhere/net.pth (path: pretrain_network_g)' in error_of(['train', '-opt', path], capsys)
+    assert 'there is no file nowhere/net.pth (there is no folder nowhere)' in error_of(['train', '-opt', path], capsys)
 
 
 def test_a_bad_argument_of_the_network_is_one_line(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN_LAYERS, golden, relative_error
@@ -115,6 +117,28 @@ class TestInEvalMode:
         bank = layer.rotation_bank.clone()
         assert change(layer).rotation_bank.equal(bank)
 
+    def test_a_seed_set_later_takes_effect_at_once(self) -> None:
+        layer, x = layer_and_image(eval_seed=0)
+        layer.eval()
+        zero = layer(x)
+        layer.eval_seed = 1
+        assert not layer(x).equal(zero)
+        layer.eval_seed = None
+        assert layer.rotation_bank is None
+        layer.eval_seed = 0
+        assert layer(x).equal(zero)
+
+    def test_weights_assigned_over_those_of_the_meta_device_bring_the_bank_along(self) -> None:
+        layer, x = layer_and_image()
+        with torch.device('meta'):
+            other = NonLocalSparseAttention(8, chunk_size=16)
+        other.load_state_dict(layer.state_dict(), assign=True)
+        assert other.eval()(x).equal(layer.eval()(x))
+
+    def test_a_pickled_layer_is_the_same(self) -> None:
+        layer, x = layer_and_image()
+        assert pickle.loads(pickle.dumps(layer)).eval()(x).equal(layer.eval()(x))
+
     def test_without_a_seed_rotations_come_from_the_global_generator(self) -> None:
         layer, x = layer_and_image(eval_seed=None)
         layer.eval()
@@ -180,8 +204,12 @@ class TestHalfPrecision:
         ({'reduction': 0}, 'reduction=0 is not allowed'),
         ({'n_hashes': 0}, 'n_hashes=0 is not allowed: a whole number of at least 1'),
         ({'n_hashes': 2.0}, 'n_hashes=2.0 is not allowed: a whole number'),
+        ({'n_hashes': True}, 'n_hashes=True is not allowed: a whole number'),
+        ({'res_scale': '1e-1'}, r"res_scale='1e-1' is not allowed: a number is expected \(in YAML write 0.1"),
+        ({'eval_seed': '0'}, "eval_seed='0' is not allowed: a whole number of at least 0"),
+        ({'eval_seed': 1.5}, 'eval_seed=1.5 is not allowed'),
         ({'chunk_size': 0}, 'chunk_size=0 is not allowed: a whole number of at least 1'),
-        ({'backend': 'fast'}, "backend='fast' is unknown: choose one of auto, reference"),
+        ({'backend': 'fast'}, "backend='fast' is not allowed: choose one of 'auto', 'reference'"),
     ],
 )
 def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
@@ -203,6 +231,10 @@ def test_rotations_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     layer, x = layer_and_image()
     with pytest.raises(ValueError, match=r'rotations has the shape .*: \[2, 4, 4\] is expected'):
         layer(x, rotations=torch.randn(shape))
+
+
+def test_numpy_integers_are_whole_numbers() -> None:
+    assert NonLocalSparseAttention(np.int64(8), n_hashes=np.int32(2)).n_hashes == 2
 
 
 @pytest.mark.parametrize('shape', [(8, 10, 12), (1, 4, 10, 12)])

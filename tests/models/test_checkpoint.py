@@ -53,6 +53,10 @@ def write_damaged(path: Path, kind: str) -> None:
             torch.save({'params': Malicious()}, path)
         case 'list':
             torch.save([1, 2], path)
+        case 'number':
+            torch.save({'params': {'a': 3}}, path)
+        case 'folder':
+            path.mkdir()
         case 'other-key':
             torch.save({'state_dict': {'a': torch.ones(1)}}, path)
 
@@ -60,11 +64,13 @@ def write_damaged(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ('kind', 'message'),
     [
-        ('empty', 'does not read as weights'),
-        ('garbage', 'does not read as weights'),
-        ('truncated', 'does not read as weights'),
-        ('malicious', 'does not read as weights'),
+        ('empty', 'does not load (nothing in it was executed)'),
+        ('garbage', 'does not load (nothing in it was executed)'),
+        ('truncated', 'does not load (nothing in it was executed)'),
+        ('malicious', 'does not load (nothing in it was executed)'),
         ('list', 'holds a list: a dict of tensors is expected'),
+        ('number', 'a is a int: tensors are expected'),
+        ('folder', 'is a folder: name the file in it'),
         ('other-key', "has no 'params': it holds state_dict"),
     ],
 )
@@ -80,7 +86,7 @@ def test_a_damaged_file_is_named_with_the_reason_in_one_line(tmp_path: Path, kin
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / 'net_g_latest.pth').touch()
-    with pytest.raises(CheckpointError, match=r'no file of weights at .*net_g_last\.pth \(did you mean .*latest\.pth'):
+    with pytest.raises(CheckpointError, match=r'there is no file .*net_g_last\.pth \(did you mean .*latest\.pth'):
         read_weights(tmp_path / 'net_g_last.pth')
 
 
