@@ -27,6 +27,10 @@ def commands() -> list[list[str]]:
     return [shlex.split(part) for line in lines for part in line.split(' && ')]
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    assert re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', README) == []
+
+
 @pytest.mark.parametrize('code', blocks('python'))
 def test_python_runs(code: str) -> None:
     exec(compile(code, 'README.md', 'exec'), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch import nn
@@ -20,6 +21,19 @@ class NLSNModel(SRModel):
         if self.opt['dist'] and self.device.type == 'cpu':
             return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
         return super().model_to_device(net)
+
+    def test(self) -> None:
+        """Run the network (its moving average, if there is one) on `self.lq`.
+
+        Unwrapped: SRModel's own form calls the DistributedDataParallel wrapper on rank 0 alone, which synchronises the
+        network's buffers with processes that are not there.
+        """
+        net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
+        was_training = net.training
+        net.eval()
+        with torch.no_grad():
+            self.output = net(self.lq)
+        net.train(was_training)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
         """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.
