@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,6 +46,12 @@ def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedPr
     result = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh interpreter, with `folder` before its other packages."""
+    environment = {**os.environ, 'PYTHONPATH': str(folder)} if folder else None
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.fixture(scope='session')

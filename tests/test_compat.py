@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import python
 
 ABSENT = """
 import importlib.abc, sys
@@ -21,11 +21,6 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r} else real(name, package)
 """
-
-
-def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, 'PYTHONPATH': str(folder)} if folder else None
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
 
 
 def test_basicsr_imports_after_the_plugin_and_in_spawned_workers(tmp_path: Path) -> None:

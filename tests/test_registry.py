@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from conftest import python
 
 import nlsn_plugin
 from nlsn_plugin import NLSN, NonLocalSparseAttention, registry
-
-
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh interpreter."""
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
 
 
 def test_basicsr_builds_the_network_and_the_layer() -> None:
