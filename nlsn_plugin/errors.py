@@ -17,3 +17,7 @@ class CheckpointError(UserError, RuntimeError):
 
 class MissingToolboxError(UserError, ImportError):
     """A toolbox is needed and is absent or broken: the message says what to type."""
+
+
+class BackendError(UserError, RuntimeError):
+    """A backend asked for by name cannot run here."""

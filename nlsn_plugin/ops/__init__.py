@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from nlsn_plugin import checks
-from nlsn_plugin.ops import reference
+from nlsn_plugin.errors import BackendError
+from nlsn_plugin.ops import library, reference, streamed
 from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
 
 __all__ = [
@@ -18,7 +25,10 @@ __all__ = [
     'without_autocast',
 ]
 
-BACKENDS = ('auto', 'reference')
+BACKENDS = ('auto', 'reference', 'streamed', 'fused')
+
+BACKEND_VARIABLE = 'NLSN_BACKEND'
+"""Environment variable: the backend to take wherever 'auto' is asked for."""
 
 
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, backend: str = 'auto') -> Tensor:
@@ -29,10 +39,67 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
         value: [N, L, C].
         rotations: [c, r, m/2], m = count_buckets(L, chunk_size); r is the number of hashing rounds.
         chunk_size: pixels per chunk, k >= 1.
-        backend: 'auto' takes the best form there is; a name takes that one or fails.
+        backend: 'reference', 'streamed' or 'fused', which give the same numbers; or 'auto', the fastest that can run
+            here, unless the environment variable NLSN_BACKEND names another.
 
     Returns:
-        y, [N, L, C].
+        y, [N, L, C], in the dtype of `value`.
+
+    Raises:
+        ArgumentError (a ValueError): no such backend.
+        BackendError (a RuntimeError): the backend asked for by name cannot run on these tensors.
     """
-    checks.one_of('backend', backend, BACKENDS)
-    return reference.attend(match, value, rotations, chunk_size)
+    if checks.one_of('backend', backend, BACKENDS) == 'auto':
+        backend = checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
+    if match.shape[1] < chunk_size:
+        return reference.attend_densely(match, value)
+    if backend == 'auto':
+        backend = fastest(match, value, chunk_size)
+    elif backend == 'fused' and (reason := cannot_fuse(match, value)):
+        raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
+    return FORMS[backend](match, value, library.pixel_order(match.detach(), rotations), chunk_size)
+
+
+def fastest(match: Tensor, value: Tensor, chunk_size: int) -> str:
+    """The fastest backend that can run on these tensors."""
+    if match.device.type == 'cuda':
+        reason = cannot_fuse(match, value)
+        if not reason:
+            return 'fused'
+        if not torch.compiler.is_compiling():
+            log_fallback(reason)
+    return 'streamed'
+
+
+def cannot_fuse(match: Tensor, value: Tensor) -> str | None:
+    """Why 'fused' cannot run on these tensors; None if it can."""
+    try:
+        from nlsn_plugin.ops import fused
+    except ImportError as error:
+        return f'Triton cannot be imported ({error})'
+    return fused.unsupported(match, value)
+
+
+@functools.cache
+def log_fallback(reason: str) -> None:
+    """Say once for each reason what 'auto' does without."""
+    logging.getLogger('nlsn_plugin').warning("backend='auto' takes 'streamed' rather than 'fused': %s", reason)
+
+
+def fused_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from nlsn_plugin.ops import fused  # here, since Triton is not on every machine
+
+    return fused.forward(*arguments)
+
+
+def fused_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from nlsn_plugin.ops import fused
+
+    return fused.backward(*arguments)
+
+
+FORMS = {
+    'reference': reference.attend,
+    'streamed': library.operator('streamed', streamed.forward, streamed.backward),
+    'fused': library.operator('fused', fused_forward, fused_backward),
+}

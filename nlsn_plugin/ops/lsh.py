@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_BUCKETS = 128
+
+PIXELS_AT_ONCE = 4096
+"""Pixels hashed at once on a CPU, so that their projections stay in the cache."""
 
 
 def count_buckets(length: int, chunk_size: int) -> int:
@@ -34,12 +38,33 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         rotations: i.i.d. normal, [c, r, m/2]; the m vertices are the columns and their negatives.
 
     Returns:
-        Codes in [0, m), int64, [N, r, L]; on a tie the first index. Computed in float32 under any autocast, since a
-        code that flips with the precision moves its pixel to another bucket. No gradient flows through them.
+        Codes in [0, m), uint8, [N, r, L]; on a tie the first index, for a feature that is not a number 0. Computed in
+        float32 under any autocast, since a code that flips with the precision moves its pixel to another bucket. No
+        gradient flows through them.
     """
+    channels, rounds, half = rotations.shape
+    images, length, _ = x.shape
+    codes = x.new_empty(rounds, images * length, dtype=torch.uint8)
     with torch.no_grad(), without_autocast(x.device):
-        projected = torch.einsum('nlc,crm->nrlm', x.float(), rotations.to(x.device, torch.float32))
-        return torch.cat([projected, -projected], dim=-1).argmax(dim=-1)  # [N, r, L]
+        columns = rotations.to(x.device, torch.float32).permute(1, 2, 0).reshape(rounds * half, channels)
+        at_once = PIXELS_AT_ONCE if x.device.type == 'cpu' else max(1, images * length)
+        for pixels, found in zip(x.flatten(0, 1).split(at_once), codes.split(at_once, dim=1)):
+            projected = (columns @ pixels.float().mT).view(rounds, half, -1)
+            found.copy_(nearest_vertex(projected))
+    return codes.view(rounds, images, length).transpose(0, 1)
+
+
+def nearest_vertex(projected: Tensor) -> Tensor:
+    """The first argmax over [projected, -projected] of [r, m/2, pixels] -> [r, pixels].
+
+    Written with maxima alone, which run along the pixels at the speed of memory; an argmax goes one by one.
+    """
+    half = projected.shape[1]
+    nearest, farthest = projected.amax(dim=1, keepdim=True), projected.amin(dim=1, keepdim=True)
+    opposite = -farthest > nearest
+    rank = torch.arange(half, 0, -1, dtype=torch.uint8, device=projected.device)[:, None]  # the first index ranks highest
+    rank = ((projected == torch.where(opposite, farthest, nearest)) * rank).amax(dim=1)  # 0 where nothing is equal: NaN
+    return torch.where(rank > 0, half - rank + half * opposite[:, 0], 0)
 
 
 def bucket_order(codes: Tensor) -> Tensor:
@@ -52,6 +77,8 @@ def bucket_order(codes: Tensor) -> Tensor:
         The pixel at each place of the sorted order, int64, [N, r, L]. Stable: equal codes keep raster order, so the
         chunks do not depend on the sorting algorithm.
     """
+    if codes.device.type == 'cpu':  # numpy sorts bytes by counting them, several times faster than torch
+        return torch.from_numpy(np.argsort(codes.numpy(), axis=-1, kind='stable'))
     return codes.argsort(dim=-1, stable=True)
 
 

@@ -18,34 +18,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlsn_plugin.ops.lsh import bucket_order, hash_codes
-
 KEY_EPS = 5e-5
 """Lower bound on a key's length when it is normalised; shorter features keep their direction and shrink."""
 
 
-def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int) -> Tensor:
-    """Attend sparsely over hash buckets (Eqs. 7 to 11).
+def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tensor:
+    """Attend sparsely over hash buckets (Eqs. 8 to 11).
 
     Args:
         match: theta(x) = phi(x), queries and keys in one, [N, L, c].
         value: g(x), [N, L, C].
-        rotations: [c, r, m/2], m = count_buckets(L, chunk_size).
-        chunk_size: k.
+        order: pi, the pixels sorted by hash code, [N, r, L]; of lsh.py (Eq. 7).
+        chunk_size: k <= L.
 
     Returns:
         y, [N, L, C], in the dtype of `value`.
     """
-    if match.shape[1] < chunk_size:
-        return attend_densely(match, value)
-    order = bucket_order(hash_codes(match, rotations))  # pi, [N, r, L]
     query = into_chunks(take_pixels(match, order), chunk_size)  # C_j of Eq. 8, [N, r, n, k, c]
     key = with_neighbours(normalise(query))  # [N, r, n, 3k, c]
     chunk_value = with_neighbours(into_chunks(take_pixels(value, order), chunk_size))  # [N, r, n, 3k, C]
 
     score = wide(query @ key.transpose(-1, -2))  # log f(x_i, x_j) for j in delta_i, [N, r, n, k, 3k]
     log_mass = score.logsumexp(dim=-1, keepdim=True)  # log of the sum of f over delta_i, [N, r, n, k, 1]
-    attention = (score - log_mass).exp()
+    attention = (score - log_mass).exp_()
     sparse = attention.to(chunk_value.dtype) @ chunk_value  # Att(x_i, delta_i), Eq. 10, [N, r, n, k, C]
 
     sparse = into_raster(sparse, order)  # [N, r, L, C]

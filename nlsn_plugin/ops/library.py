@@ -1,0 +1,96 @@
+"""The fast forms as PyTorch operators, torch.ops.nlsn_plugin.*.
+
+As operators they are opaque to torch.compile, which then takes the whole network in one graph, they have gradients,
+and FlopCounterMode counts them. What they need for it is said here once for all forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from nlsn_plugin.ops import lsh
+
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+@torch.library.custom_op('nlsn_plugin::pixel_order', mutates_args=())
+def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
+    """The pixels sorted by hash code, [N, L, c], [c, r, m/2] -> [N, r, L].
+
+    An operator, so that the codes are the same whoever compiles what stands before it.
+    """
+    return lsh.bucket_order(lsh.hash_codes(match, rotations))
+
+
+@pixel_order.register_fake
+def _(match: Tensor, rotations: Tensor) -> Tensor:
+    return match.new_empty(match.shape[0], rotations.shape[1], match.shape[1], dtype=torch.int64)
+
+
+@register_flop_formula(torch.ops.nlsn_plugin.pixel_order)
+def _(match: torch.Size, rotations: torch.Size, **_: Any) -> int:
+    return 2 * match.numel() * rotations[1] * rotations[2]
+
+
+def operator(
+    name: str,
+    forward: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
+) -> Attention:
+    """Register `forward` and `backward`, as in `streamed.py`, as the operators `name` and `name_backward`.
+
+    Returns:
+        match [N, L, c], value [N, L, C], order [N, r, L], k -> y [N, L, C].
+    """
+
+    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=())
+    def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+        with lsh.without_autocast(match.device):
+            return forward(match, value, order, chunk_size)
+
+    @attend.register_fake
+    def _(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+        mass_dtype = torch.promote_types(match.dtype, torch.float32)
+        return value.new_empty(value.shape), match.new_empty(match.shape[:2], dtype=mass_dtype)
+
+    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=())
+    def attend_backward(
+        grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        with lsh.without_autocast(match.device):
+            return backward(grad, match, value, out, mass, order, chunk_size)
+
+    @attend_backward.register_fake
+    def _(
+        grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        return match.new_empty(match.shape), value.new_empty(value.shape)
+
+    def keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        match, value, order, ctx.chunk_size = inputs
+        ctx.save_for_backward(match, value, *output, order)
+
+    def differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size), None, None
+
+    attend.register_autograd(differentiate, setup_context=keep)
+
+    def multiply_adds(order: torch.Size, chunk_size: int) -> int:
+        """One for each score and channel."""
+        images, rounds, length = order
+        return images * rounds * -(-length // chunk_size) * 3 * chunk_size**2
+
+    @register_flop_formula(getattr(torch.ops.nlsn_plugin, name))
+    def _(match: torch.Size, value: torch.Size, order: torch.Size, chunk_size: int, **_: Any) -> int:
+        return 2 * multiply_adds(order, chunk_size) * (match[-1] + value[-1])
+
+    @register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))
+    def _(grad: Any, match: torch.Size, value: torch.Size, out: Any, mass: Any, order: torch.Size, k: int, **_: Any) -> int:
+        return 2 * multiply_adds(order, k) * (3 * match[-1] + 2 * value[-1])  # the scores anew, then both products' two
+
+    return lambda match, value, order, chunk_size: attend(match.contiguous(), value.contiguous(), order, chunk_size)[0]
