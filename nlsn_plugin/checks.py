@@ -30,6 +30,13 @@ def real(name: str, value: Any) -> float:
     return float(value)
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f'{name}={value!r} is not allowed: true or false is expected')
+    return value
+
+
 def divisor(name: str, value: Any, of_name: str, of: int) -> int:
     """Return `value` if it is a whole number that divides `of`."""
     number = whole(name, value, least=1)

@@ -14,13 +14,18 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
 import nlsn_plugin  # noqa: F401  (makes basicsr importable)
 
 settings.register_profile('any machine', deadline=None)  # a busy core is not a failure
 settings.load_profile('any machine')
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'

@@ -98,10 +98,19 @@ class NonLocalSparseAttention(nn.Module):
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
         height, width = x.shape[-2:]
         rotations = self._rotations_for(height * width, rotations)
-        match = self.conv_match(x).flatten(2).transpose(1, 2)  # [N, L, C / reduction]
-        value = self.conv_assembly(x).flatten(2).transpose(1, 2)  # [N, L, C]
-        attended = ops.attend(match, value, rotations, self.chunk_size, self.backend)  # [N, L, C]
-        return x + self.res_scale * attended.transpose(1, 2).reshape(x.shape)
+        attended = self._attend(x.contiguous(memory_format=torch.channels_last), rotations)
+        return torch.add(x, attended, alpha=self.res_scale)
+
+    def _attend(self, x: Tensor, rotations: Tensor) -> Tensor:
+        """NLSA(x), [N, C, H, W]; with channels last, so that pixels are rows of memory all the way."""
+        attended = ops.attend(
+            self.conv_match(x).flatten(2).transpose(1, 2),  # [N, L, C / reduction]
+            self.conv_assembly(x).flatten(2).transpose(1, 2),  # [N, L, C]
+            rotations,
+            self.chunk_size,
+            self.backend,
+        )
+        return attended.transpose(1, 2).view(x.shape)
 
     def extra_repr(self) -> str:
         return (
@@ -126,7 +135,7 @@ class NonLocalSparseAttention(nn.Module):
             return self.rotation_bank[..., :half]
         if half == 0:
             return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
-        return torch.randn(1, *shape, device='cpu')[0]
+        return ops.draw_rotations(*shape)
 
     def _fill_rotation_bank(self) -> None:
         """Draw the eval-mode rotations, [C / reduction, r, 64], round by round from a generator of this layer's own.

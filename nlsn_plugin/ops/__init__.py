@@ -13,6 +13,7 @@ from torch import Tensor
 from nlsn_plugin import checks
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import library, reference, streamed
+from nlsn_plugin.ops.library import draw_rotations
 from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     'attend',
     'bucket_order',
     'count_buckets',
+    'draw_rotations',
     'hash_codes',
     'without_autocast',
 ]
@@ -29,6 +31,9 @@ BACKENDS = ('auto', 'reference', 'streamed', 'fused')
 
 BACKEND_VARIABLE = 'NLSN_BACKEND'
 """Environment variable: the backend to take wherever 'auto' is asked for."""
+
+SMALL = 4_000_000
+"""Multiply-adds in a third of all windows below which 'reference' is the faster: there the number of steps decides."""
 
 
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, backend: str = 'auto') -> Tensor:
@@ -54,13 +59,13 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
     if match.shape[1] < chunk_size:
         return reference.attend_densely(match, value)
     if backend == 'auto':
-        backend = fastest(match, value, chunk_size)
+        backend = fastest(match, value, rotations.shape[1], chunk_size)
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):
         raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     return FORMS[backend](match, value, library.pixel_order(match.detach(), rotations), chunk_size)
 
 
-def fastest(match: Tensor, value: Tensor, chunk_size: int) -> str:
+def fastest(match: Tensor, value: Tensor, n_hashes: int, chunk_size: int) -> str:
     """The fastest backend that can run on these tensors."""
     if match.device.type == 'cuda':
         reason = cannot_fuse(match, value)
@@ -68,7 +73,8 @@ def fastest(match: Tensor, value: Tensor, chunk_size: int) -> str:
             return 'fused'
         if not torch.compiler.is_compiling():
             log_fallback(reason)
-    return 'streamed'
+    multiply_adds = match.shape[0] * match.shape[1] * n_hashes * chunk_size * (match.shape[2] + value.shape[2])
+    return 'reference' if multiply_adds < SMALL else 'streamed'
 
 
 def cannot_fuse(match: Tensor, value: Tensor) -> str | None:

@@ -6,6 +6,7 @@ and FlopCounterMode counts them. What they need for it is said here once for all
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
     An operator, so that the codes are the same whoever compiles what stands before it.
     """
+    if match.device.type == 'cuda':
+        with contextlib.suppress(ImportError):  # of Triton
+            from nlsn_plugin.ops import fused
+
+            return lsh.bucket_order(fused.hash_codes(match, rotations))
     return lsh.bucket_order(lsh.hash_codes(match, rotations))
 
 
@@ -35,6 +41,32 @@ def _(match: Tensor, rotations: Tensor) -> Tensor:
 @register_flop_formula(torch.ops.nlsn_plugin.pixel_order)
 def _(match: torch.Size, rotations: torch.Size, **_: Any) -> int:
     return 2 * match.numel() * rotations[1] * rotations[2]
+
+
+torch.library.define(
+    'nlsn_plugin::draw_rotations',
+    '(SymInt channels, SymInt n_hashes, SymInt half) -> Tensor',
+    tags=[torch.Tag.nondeterministic_seeded],
+)
+
+
+def draw_rotations(channels: int, n_hashes: int, half: int) -> Tensor:
+    """Rotations [c, r, m/2] from the global generator, on the CPU whatever the device.
+
+    An operator, so that a compiled network draws the numbers that the network draws.
+    """
+    return torch.ops.nlsn_plugin.draw_rotations(channels, n_hashes, half)
+
+
+torch.library.impl(
+    'nlsn_plugin::draw_rotations',
+    'CompositeExplicitAutograd',
+    lambda channels, n_hashes, half: torch.randn(1, channels, n_hashes, half, device='cpu')[0],
+)
+torch.library.register_fake(
+    'nlsn_plugin::draw_rotations',
+    lambda channels, n_hashes, half: torch.empty(channels, n_hashes, half, device='cpu'),
+)
 
 
 def operator(
@@ -90,7 +122,9 @@ def operator(
         return 2 * multiply_adds(order, chunk_size) * (match[-1] + value[-1])
 
     @register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))
-    def _(grad: Any, match: torch.Size, value: torch.Size, out: Any, mass: Any, order: torch.Size, k: int, **_: Any) -> int:
+    def _(
+        grad: Any, match: torch.Size, value: torch.Size, out: Any, mass: Any, order: torch.Size, k: int, **_: Any
+    ) -> int:
         return 2 * multiply_adds(order, k) * (3 * match[-1] + 2 * value[-1])  # the scores anew, then both products' two
 
     return lambda match, value, order, chunk_size: attend(match.contiguous(), value.contiguous(), order, chunk_size)[0]

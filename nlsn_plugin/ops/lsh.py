@@ -16,8 +16,8 @@ from torch import Tensor
 
 MAX_BUCKETS = 128
 
-PIXELS_AT_ONCE = 4096
-"""Pixels hashed at once on a CPU, so that their projections stay in the cache."""
+PROJECTIONS_AT_ONCE = 2**20
+"""Numbers that hashing holds at once on a CPU: they stay in the cache."""
 
 
 def count_buckets(length: int, chunk_size: int) -> int:
@@ -47,8 +47,9 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     codes = x.new_empty(rounds, images * length, dtype=torch.uint8)
     with torch.no_grad(), without_autocast(x.device):
         columns = rotations.to(x.device, torch.float32).permute(1, 2, 0).reshape(rounds * half, channels)
-        at_once = PIXELS_AT_ONCE if x.device.type == 'cpu' else max(1, images * length)
-        for pixels, found in zip(x.flatten(0, 1).split(at_once), codes.split(at_once, dim=1)):
+        at_once = PROJECTIONS_AT_ONCE // max(1, len(columns)) if x.device.type == 'cpu' else images * length
+        at_once = max(1, at_once)
+        for pixels, found in zip(torch.split(x.flatten(0, 1), at_once), torch.split(codes, at_once, dim=1)):
             projected = (columns @ pixels.float().mT).view(rounds, half, -1)
             found.copy_(nearest_vertex(projected))
     return codes.view(rounds, images, length).transpose(0, 1)
@@ -62,7 +63,9 @@ def nearest_vertex(projected: Tensor) -> Tensor:
     half = projected.shape[1]
     nearest, farthest = projected.amax(dim=1, keepdim=True), projected.amin(dim=1, keepdim=True)
     opposite = -farthest > nearest
-    rank = torch.arange(half, 0, -1, dtype=torch.uint8, device=projected.device)[:, None]  # the first index ranks highest
+    rank = torch.arange(half, 0, -1, dtype=torch.uint8, device=projected.device)[
+        :, None
+    ]  # the first index ranks highest
     rank = ((projected == torch.where(opposite, farthest, nearest)) * rank).amax(dim=1)  # 0 where nothing is equal: NaN
     return torch.where(rank > 0, half - rank + half * opposite[:, 0], 0)
 

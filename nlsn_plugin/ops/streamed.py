@@ -9,7 +9,7 @@ its largest logarithm is known beforehand: keys have unit length and a pixel is 
 with no maximum to look for and nothing to rescale. A few chunks at a time pass through the cache; nothing of the size
 of the scores is ever stored. On the way back the weights are computed again.
 
-Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group.
+Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group. In here pixels of all images lie in one row.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
 
 
-PIXELS_AT_ONCE = 1152
-"""Queries of a group on a CPU: its weights [G, k, 3k] stay in the cache (2 MB at k = 144)."""
+NUMBERS_AT_ONCE = 720_000
+"""Weights and channels of a group's queries for each thread of a CPU (8 chunks of 144): they stay in the cache."""
 
-PIXELS_AT_ONCE_ON_A_DEVICE = 32768
+NUMBERS_AT_ONCE_ON_A_DEVICE = 24_000_000
 """The same elsewhere, where few large steps count more than a cache."""
 
 
@@ -45,54 +45,73 @@ def forward(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tup
     Returns:
         y, [N, L, C] in the dtype of `value`, and mass, [N, L] in float32 (float64 if `match` is).
     """
-    out, mass = torch.empty_like(value), wide(match.new_empty(match.shape[:2]))
-    scratch = Scratch(match.device)
-    for n in range(len(order)):
-        found, found_mass = wide(out[n].zero_()), mass[n].zero_()
-        for group in groups(match[n], order[n], chunk_size, scratch):
-            weight = group.weights()  # [G, k, 3k]
-            group.add(found_mass, weight.sum(dim=-1))
-            values = group.windows(group.rows('values', value[n]))  # [G, 3k, C]
-            group.add(found, group.product('found', group.cast('rounded', weight, value.dtype), values))
-        torch.div(found, found_mass[:, None], out=out[n])
-    return out, mass
+    values = value.flatten(0, 1)  # [N L, C]
+    found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
+    for group in groups(match, value, order, chunk_size):
+        weight = group.weights()  # [G, k, 3k]
+        group.add(mass, weight.sum(dim=-1))
+        rounded = group.cast('rounded', weight, value.dtype)
+        group.add(found, group.product('found', rounded, group.windows(values, value.dtype)))
+    out = found.div_(mass[:, None]).to(value.dtype)
+    return out.view(value.shape), mass.view(value.shape[:2])
 
 
 def backward(
     grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `match` and `value`, from that of y and what `forward` took and returned."""
-    grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
+    x, values, grad, mass = (tensor.flatten(0, 1) for tensor in (match, value, grad, mass[..., None]))  # [N L, *]
+    for_query, for_key, for_value = wide_zeros(x), wide_zeros(x), wide_zeros(values)
+    mean = dot(grad, out.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]
+    for group in groups(match, value, order, chunk_size):
+        attention = group.weights().div_(group.own('mass', mass))  # softmax over all rounds, [G, k, 3k]
+        group.by_ring(attention)[:, group.queries :] = 0  # the second copies are no queries
+        grad_own = group.own('grad', grad)  # [G, k, C]
+        # In half precision too this product is wide: where one key has all the weight, it and `mean` all but cancel.
+        wide_grad = group.cast('wide_grad', grad_own, for_value.dtype)
+        grad_score = group.product('grad_score', wide_grad, group.windows(values, for_value.dtype).mT)  # [G, k, 3k]
+        grad_score.sub_(group.own('mean', mean)).mul_(attention)
+        group.add(for_query, group.product('for_query', grad_score, group.key_windows))
+        group.add_to_keys(for_key, grad_score, group.query)
+        group.add_to_keys(for_value, group.cast('rounded', attention, value.dtype), grad_own)
+    for_match = for_query.add_(through_normalisation(for_key, x))
+    return for_match.to(match.dtype).view(match.shape), for_value.to(value.dtype).view(value.shape)
+
+
+def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Iterator[Group]:
+    """All chunks of all rounds and images, a few at a time: part of a ring of chunks, or as many rings as fit."""
+    k = chunk_size
+    _, rounds, length = order.shape
+    chunks = -(-length // k)
+    features = wide(match).flatten(0, 1)
+    lengths = features.norm(dim=-1, keepdim=True)
+    on_cpu = match.device.type == 'cpu'
+    numbers = NUMBERS_AT_ONCE * min(torch.get_num_threads(), 16) if on_cpu else NUMBERS_AT_ONCE_ON_A_DEVICE
+    chunks_at_once = max(1, numbers // (3 * k + match.shape[-1] + value.shape[-1]) // k)
+    rings_at_once = max(1, chunks_at_once // chunks)
     scratch = Scratch(match.device)
-    for n in range(len(order)):
-        mean = (wide(grad[n]) * wide(out[n])).sum(dim=-1, keepdim=True)  # of dy_i . g(x_j) over the keys of i, [L, 1]
-        for_query, for_key = torch.zeros(2, *match[n].shape, dtype=mass.dtype, device=mass.device)
-        for_value = wide(grad_value[n].zero_())
-        for group in groups(match[n], order[n], chunk_size, scratch):
-            attention = group.weights().div_(group.own('mass', mass[n, :, None]))  # softmax over all rounds, [G, k, 3k]
-            attention.flatten(0, 1)[group.queries :] = 0  # the second copies are no queries
-            grad_out = group.own('grad_out', grad[n])  # [G, k, C]
-            values = group.windows(group.rows('values', value[n]))  # [G, 3k, C]
-            grad_score = group.product('grad_score', grad_out, values.mT)  # [G, k, 3k]
-            grad_score = group.cast('wide_grad_score', grad_score, attention.dtype)
-            grad_score.sub_(group.own('mean', mean)).mul_(attention)
-            group.add(for_query, group.product('for_query', grad_score, group.windows(group.key)))
-            group.add_to_keys(for_key, grad_score, group.query)
-            group.add_to_keys(for_value, group.cast('rounded', attention, value.dtype), grad_out)
-        grad_match[n] = for_query + through_normalisation(for_key, match[n])
-        grad_value[n] = for_value
-    return grad_match, grad_value
+    orders = order.flatten(0, 1)
+    for ring in range(0, len(orders), rings_at_once):
+        pixels = orders[ring : ring + rings_at_once]  # [b, L]
+        image = torch.arange(ring, ring + len(pixels), device=order.device)[:, None] // rounds
+        pixels = pixels + length * image  # of all images, [0, N L)
+        filled = torch.cat([pixels, pixels[:, length - -length % k :]], dim=1)  # [b, n k]
+        circle = torch.cat([filled[:, -k:], filled, filled[:, :k]], dim=1)  # [b, (n + 2) k]
+        for first in range(0, chunks, chunks_at_once):
+            last = min(first + chunks_at_once, chunks)
+            queries = min(last * k, length) - first * k
+            yield Group(features, lengths, circle[:, first * k : (last + 2) * k], queries, k, scratch)
 
 
 class Scratch:
-    """Memory that all groups of a call share. Asking the system for it anew costs more than the arithmetic."""
+    """Memory that all groups share. Asking the system for it anew each time costs more than the arithmetic."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, the same memory for the same name."""
+        """A tensor of any content, in the same memory for the same name and type."""
         size = math.prod(shape)
         memory = self.memory.get((name, dtype))
         if memory is None or len(memory) < size:
@@ -100,94 +119,97 @@ class Scratch:
         return memory[:size].view(shape)
 
 
-def groups(match: Tensor, order: Tensor, chunk_size: int, scratch: Scratch) -> Iterator[Group]:
-    """All chunks of all rounds of one image, a few at a time; [L, c], [r, L]."""
-    x = wide(match)
-    length = x.norm(dim=-1, keepdim=True)
-    chunks = -(-len(x) // chunk_size)
-    missing = chunks * chunk_size - len(x)
-    at_once = max(1, (PIXELS_AT_ONCE if x.device.type == 'cpu' else PIXELS_AT_ONCE_ON_A_DEVICE) // chunk_size)
-    for places in order:
-        filled = torch.cat([places, places[len(x) - missing :]])
-        ring = torch.cat([filled[-chunk_size:], filled, filled[:chunk_size]])
-        for first in range(0, chunks, at_once):
-            last = min(first + at_once, chunks)
-            queries = min(last * chunk_size, len(x)) - first * chunk_size
-            yield Group(x, length, ring[first * chunk_size : (last + 2) * chunk_size], queries, chunk_size, scratch)
-
-
 class Group:
-    """G neighbouring chunks of one round.
+    """G chunks: neighbours in each of b rings, G / b from each. A ring is the order of one round of one image.
 
     Args:
-        x, length: features and their lengths, [L, c] and [L, 1].
-        pixels: those of the chunks, with the chunk before and the chunk behind, [(G + 2) k].
-        queries: how many of the G k pixels are queries; the rest are second copies at the end of the order.
+        features, lengths: x and |x| of all images, [N L, c] and [N L, 1].
+        pixels: those of the chunks and, in each ring, of the chunk before and the chunk behind, [b, (G / b + 2) k].
+        queries: how many of the G k / b pixels in a ring are queries; the rest are second copies at its end.
         chunk_size: k.
-        scratch: where results lie; every one is overwritten by that of the next group.
+        scratch: where results lie; each is overwritten by that of the next group.
     """
 
     def __init__(
-        self, x: Tensor, length: Tensor, pixels: Tensor, queries: int, chunk_size: int, scratch: Scratch
+        self, features: Tensor, lengths: Tensor, pixels: Tensor, queries: int, chunk_size: int, scratch: Scratch
     ) -> None:
-        self.pixels, self.queries, self.chunk_size, self.scratch = pixels, queries, chunk_size, scratch
-        self.own_pixels = pixels[chunk_size:-chunk_size]
-        features, lengths = self.rows('features', x), self.rows('lengths', length)
-        self.query = self.in_chunks(features[chunk_size:-chunk_size])  # [G, k, c]
-        self.bound = self.in_chunks(lengths[chunk_size:-chunk_size])  # [G, k, 1]
-        self.key = features / lengths.clamp_min(KEY_EPS)  # [(G + 2) k, c]
+        self.chunk_size, self.queries, self.scratch = chunk_size, queries, scratch
+        self.pixels, self.own_pixels = pixels, pixels[:, chunk_size:-chunk_size]
+        self.query = self.own('query', features)  # [G, k, c]
+        self.bound = self.own('bound', lengths)  # [G, k, 1]
+        key = self.gather('key', features, pixels).div_(self.gather('length', lengths, pixels).clamp_min_(KEY_EPS))
+        self.key_windows = self.in_windows(key)  # [G, 3k, c]
 
     def weights(self) -> Tensor:
         """w of every query for its 3 k keys, [G, k, 3k]."""
-        score = self.product('score', self.query * LOG2E, self.windows(self.key).mT)
+        score = self.product('score', self.query * LOG2E, self.key_windows.mT)
         return score.sub_(self.bound * LOG2E).exp2_()
 
+    def own(self, name: str, x: Tensor) -> Tensor:
+        """Of the chunks themselves, [N L, D] -> [G, k, D]."""
+        return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
+
+    def windows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each chunk with both neighbours, [N L, D] -> [G, 3k, D]."""
+        return self.in_windows(self.cast('window', self.gather('window', x, self.pixels), dtype))
+
+    def in_windows(self, rows: Tensor) -> Tensor:
+        """[b (G / b + 2) k, D] -> [G, 3k, D], overlapping in memory if there is one ring."""
+        k, channels = self.chunk_size, rows.shape[1]
+        rings, length = self.pixels.shape
+        strides = (length * channels, k * channels, channels, 1)
+        return rows.as_strided((rings, length // k - 2, 3 * k, channels), strides).flatten(0, 1)
+
+    def gather(self, name: str, x: Tensor, pixels: Tensor) -> Tensor:
+        """[N L, D], [b, P] -> [b P, D]."""
+        rows = self.scratch.take(name, (pixels.numel(), x.shape[1]), x.dtype)
+        return torch.index_select(x, 0, pixels.flatten(), out=rows)
+
     def product(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        """[G, a, b], [G, b, c] -> [G, a, c]."""
+        """[G, p, q], [G, q, s] -> [G, p, s]."""
         shape = (*left.shape[:2], right.shape[2])
         return torch.bmm(left, right, out=self.scratch.take(name, shape, left.dtype))
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x` in another type."""
         return x if x.dtype == dtype else self.scratch.take(name, tuple(x.shape), dtype).copy_(x)
 
-    def rows(self, name: str, x: Tensor) -> Tensor:
-        """[L, D] -> [(G + 2) k, D]."""
-        return self.gather(name, x, self.pixels)
-
-    def own(self, name: str, x: Tensor) -> Tensor:
-        """[L, D] -> [G, k, D]."""
-        return self.in_chunks(self.gather(name, x, self.own_pixels))
-
-    def gather(self, name: str, x: Tensor, pixels: Tensor) -> Tensor:
-        """[L, D], [P] -> [P, D]."""
-        return torch.index_select(x, 0, pixels, out=self.scratch.take(name, (len(pixels), x.shape[1]), x.dtype))
-
-    def in_chunks(self, rows: Tensor) -> Tensor:
-        """[G k, D] -> [G, k, D]."""
-        return rows.view(-1, self.chunk_size, rows.shape[-1])
-
-    def windows(self, rows: Tensor) -> Tensor:
-        """Each chunk with both neighbours, overlapping in memory: [(G + 2) k, D] -> [G, 3k, D]."""
-        k, channels = self.chunk_size, rows.shape[-1]
-        return rows.as_strided((len(rows) // k - 2, 3 * k, channels), (k * channels, channels, 1))
+    def by_ring(self, x: Tensor) -> Tensor:
+        """[G, k, *] -> [b, G k / b, *]."""
+        return x.view(len(self.pixels), -1, *x.shape[2:])
 
     def add(self, total: Tensor, terms: Tensor) -> None:
-        """Add what the queries found, [G, k, *], to their pixels, [L, *]."""
-        terms = terms.flatten(0, 1)[: self.queries]
-        total.index_add_(0, self.own_pixels[: self.queries], terms.to(total.dtype))
+        """Add what the queries found, [G, k, *], to their pixels, [N L, *]."""
+        terms = self.by_ring(terms)[:, : self.queries].flatten(0, 1)
+        total.index_add_(0, self.own_pixels[:, : self.queries].flatten(), terms.to(total.dtype))
 
     def add_to_keys(self, total: Tensor, weight: Tensor, terms: Tensor) -> None:
-        """Add the terms of the queries, [G, k, D], each by its weight, [G, k, 3k], to the pixels of the keys, [L, D]."""
-        k = self.chunk_size
-        summed = self.scratch.take('summed', (len(self.pixels), terms.shape[-1]), terms.dtype).zero_()
+        """Add the terms of the queries, [G, k, D], each by its weight, [G, k, 3k], to their keys' pixels, [N L, D]."""
+        k, channels = self.chunk_size, terms.shape[-1]
+        summed = self.scratch.take('summed', (*self.pixels.shape, channels), terms.dtype).zero_()
         for part in range(3):  # each query's chunk before, its own, the one behind
-            keys = summed[part * k : len(summed) - (2 - part) * k]
-            self.in_chunks(keys).baddbmm_(weight[:, :, part * k : (part + 1) * k].mT, terms)
-        total.index_add_(0, self.pixels, summed.to(total.dtype))
+            keys = summed[:, part * k : summed.shape[1] - (2 - part) * k]
+            of_part = weight[:, :, part * k : (part + 1) * k].mT
+            if len(summed) == 1:
+                keys.view(-1, k, channels).baddbmm_(of_part, terms)
+            else:  # the rings' keys do not lie side by side
+                keys.add_(self.by_ring(of_part @ terms))
+        total.index_add_(0, self.pixels.flatten(), summed.flatten(0, 1).to(total.dtype))
+
+
+def wide_zeros(x: Tensor) -> Tensor:
+    """Zeros of the shape of `x`, to sum in: float32 for half precision."""
+    return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The product of each row of `a` with that of `b`, [P, D] -> [P, 1]; a few at a time, without a third [P, D]."""
+    parts = zip(torch.split(a, 4096), torch.split(b, 4096))
+    return torch.cat([(wide(x) * wide(y)).sum(dim=-1, keepdim=True) for x, y in parts])
 
 
 def through_normalisation(grad_key: Tensor, match: Tensor) -> Tensor:
-    """The gradient of the features from that of the keys, x / max(|x|, eps); both [L, c]."""
+    """The gradient of the features from that of the keys, x / max(|x|, eps); both [N L, c]."""
     x = wide(match)
     length = x.norm(dim=-1, keepdim=True)
     key = x / length.clamp_min(KEY_EPS)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from test_reference import draw
+from torch.utils.flop_counter import FlopCounterMode
+
+from nlsn_plugin import NLSN, NonLocalSparseAttention, ops
+from nlsn_plugin.errors import ArgumentError, BackendError
+
+
+def test_auto_is_streamed_on_a_cpu_and_reference_where_that_is_faster() -> None:
+    large, small = (torch.empty(1, length, 16) for length in (10_000, 160))
+    assert ops.fastest(large, large, 4, 144) == 'streamed'
+    assert ops.fastest(small, small, 1, 144) == 'reference'
+
+
+def taken(monkeypatch: pytest.MonkeyPatch, backend: str, length: int = 1000) -> str:
+    """Which form `attend` takes."""
+    asked = []
+    spies = {name: lambda *arguments, name=name: asked.append(name) for name in ops.FORMS}
+    monkeypatch.setattr(ops, 'FORMS', spies)
+    ops.attend(*draw(1, length, 2, 144, channels=(16, 64)), 144, backend)
+    return asked.pop()
+
+
+@pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
+def test_a_backend_is_taken_by_name(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(ops, 'cannot_fuse', lambda *tensors: None)
+    assert taken(monkeypatch, backend) == backend
+
+
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_the_environment_decides_what_auto_is(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setenv('NLSN_BACKEND', backend)
+    assert taken(monkeypatch, 'auto') == backend
+
+
+def test_the_environment_does_not_overrule_a_backend_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('NLSN_BACKEND', 'reference')
+    assert taken(monkeypatch, 'streamed') == 'streamed'
+
+
+def test_an_unknown_backend_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('NLSN_BACKEND', 'stremed')
+    with pytest.raises(ArgumentError, match=r"NLSN_BACKEND='stremed' is not allowed.*'streamed'"):
+        ops.attend(*draw(1, 30, 1, 8), 8)
+
+
+def test_a_backend_that_cannot_run_says_why() -> None:
+    with pytest.raises(BackendError, match=r"backend='fused' cannot run here: .*float64"):
+        ops.attend(*draw(1, 30, 1, 8), 8, 'fused')
+
+
+def test_auto_says_once_why_it_falls_back_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OnGPU:
+        device = torch.device('cuda')
+        shape = (1, 10_000, 64)
+
+    monkeypatch.setattr(ops, 'cannot_fuse', lambda *tensors: 'no Triton here')
+    with caplog.at_level(logging.WARNING, 'nlsn_plugin'):
+        assert [ops.fastest(OnGPU(), OnGPU(), 4, 144) for _ in range(3)] == ['streamed'] * 3
+    assert [record.message for record in caplog.records] == [
+        "backend='auto' takes 'streamed' rather than 'fused': no Triton here"
+    ]
+
+
+@pytest.mark.parametrize('requires_grad', [False, True])
+def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
+    match, value, rotations = draw(2, 30, 2, 8)
+    order = ops.library.pixel_order(match, rotations)
+    torch.library.opcheck(ops.library.pixel_order, (match, rotations))
+    arguments = (match.requires_grad_(requires_grad), value.requires_grad_(requires_grad), order, 8)
+    torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, arguments)
+
+
+def test_multiply_adds_are_counted() -> None:
+    match, value, rotations = draw(2, 30, 3, 8, channels=(5, 7))
+    match.requires_grad_()
+    value.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        ops.attend(match, value, rotations, 8, 'streamed').sum().backward()
+    scores = 2 * 3 * 4 * 8 * 24  # images, rounds, chunks, queries, keys
+    hashes = 2 * 30 * 5 * 3 * 2  # images, pixels, channels, rounds, half the buckets
+    assert counter.get_total_flops() == 2 * (hashes + scores * (5 + 7) + scores * (3 * 5 + 2 * 7))
+
+
+class TestCompiled:
+    def test_a_network_is_one_graph_and_gives_its_numbers(self) -> None:
+        torch.manual_seed(0)
+        network = NLSN(num_feat=16, num_block=8, chunk_size=16, n_hashes=2, res_scale=1.0, backend='streamed').eval()
+        compiled = torch.compile(network, fullgraph=True)
+        for size in [(20, 21), (24, 17)]:  # the second size makes the graph a dynamic one
+            x = torch.rand(1, 3, *size)
+            torch.testing.assert_close(compiled(x), network(x))
+
+    def test_training_draws_the_rotations_that_the_layer_draws(self) -> None:
+        torch.manual_seed(0)
+        layer = NonLocalSparseAttention(16, chunk_size=16, n_hashes=2, backend='streamed').train()
+        compiled = torch.compile(layer, fullgraph=True)
+        x = torch.randn(2, 16, 12, 13)
+        results = []
+        for form in (layer, compiled):
+            torch.manual_seed(1)
+            layer.zero_grad()
+            form(form(x)).square().sum().backward()
+            results.append([parameter.grad.clone() for parameter in layer.parameters()])
+        for eager, graph in zip(*results):
+            torch.testing.assert_close(graph, eager, rtol=1e-3, atol=1e-3)

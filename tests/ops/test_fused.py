@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import DEVICE
+from torch import Tensor
+
+from nlsn_plugin.ops import lsh, reference
+
+fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
+
+SMALL = fused.Tiles(16, 16, block_c=16, num_warps=4)
+
+
+class Problem(NamedTuple):
+    """What attention takes, and the gradient of what it gives."""
+
+    match: Tensor
+    value: Tensor
+    order: Tensor
+    chunk_size: int
+    grad: Tensor
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        match, value, grad = (x.to(dtype) for x in (self.match, self.value, self.grad))
+        return self._replace(match=match, value=value, grad=grad)
+
+
+class Answer(NamedTuple):
+    out: Tensor
+    grad_match: Tensor
+    grad_value: Tensor
+
+
+def draw(
+    length: int, chunk_size: int, rounds: int = 2, images: int = 1, channels: tuple[int, int] = (20, 36)
+) -> Problem:
+    """Random numbers in float32 and random orders."""
+    generator = torch.Generator().manual_seed(length)
+    match, value, grad = (
+        torch.randn(images, length, width, generator=generator).to(DEVICE) for width in (*channels, channels[1])
+    )
+    order = torch.rand(images, rounds, length, generator=generator).argsort(dim=-1).to(DEVICE)
+    return Problem(match, value, order, chunk_size, grad)
+
+
+def by_fused(problem: Problem, tiles: Any = None) -> Answer:
+    """By the kernels; tiles for all three of them."""
+    match, value, order, chunk_size, grad = problem
+    out, mass = fused.forward(match, value, order, chunk_size, tiles=tiles)
+    both = tiles and (tiles, tiles)
+    return Answer(out, *fused.backward(grad, match, value, out, mass, order, chunk_size, tiles=both))
+
+
+def by_reference(problem: Problem) -> Answer:
+    match, value = problem.match.clone().requires_grad_(), problem.value.clone().requires_grad_()
+    out = reference.attend(match, value, problem.order, problem.chunk_size)
+    return Answer(out.detach(), *torch.autograd.grad(out, (match, value), problem.grad))
+
+
+def assert_exact(answer: Answer, problem: Problem) -> None:
+    """Largest differences to float64, relative to the largest entries."""
+    for ours, truth, allowed in zip(answer, by_reference(problem.to(torch.float64)), (1e-5, 1e-4, 1e-4)):
+        assert (ours - truth).abs().max() < allowed * truth.abs().max()
+
+
+@pytest.mark.parametrize(
+    ('length', 'chunk_size'),
+    [
+        pytest.param(5, 5, id='one-chunk'),
+        pytest.param(9, 5, id='two-chunks-second-filled'),
+        pytest.param(10, 5, id='two-chunks'),
+        pytest.param(11, 5, id='three-chunks-all-but-one-filled'),
+        pytest.param(15, 5, id='three-chunks'),
+        pytest.param(38, 9, id='five-chunks-last-filled'),
+        pytest.param(50, 24, id='chunks-longer-than-a-tile'),
+        pytest.param(7, 1, id='chunks-of-one'),
+        pytest.param(2, 1, id='two-pixels'),
+    ],
+)
+def test_equals_the_reference(length: int, chunk_size: int) -> None:
+    problem = draw(length, chunk_size)
+    assert_exact(by_fused(problem, SMALL), problem)
+
+
+@pytest.mark.parametrize(('rounds', 'images'), [(1, 1), (1, 3), (3, 2)])
+def test_equals_the_reference_over_rounds_and_images(rounds: int, images: int) -> None:
+    problem = draw(30, 8, rounds, images)
+    assert_exact(by_fused(problem), problem)
+
+
+@pytest.mark.parametrize('channels', [(1, 1), (16, 16), (40, 5), (3, 70)])
+def test_equals_the_reference_for_any_channels(channels: tuple[int, int]) -> None:
+    problem = draw(20, 6, channels=channels)
+    assert_exact(by_fused(problem), problem)
+    assert_exact(by_fused(problem, fused.Tiles(32, 16, block_c=32)), problem)
+
+
+@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_good_as_the_reference_s(dtype: torch.dtype, magnitude: float) -> None:
+    problem = draw(50, 9, rounds=3)
+    problem = problem._replace(match=problem.match * magnitude).to(dtype)
+    answer = by_fused(problem)
+    assert {x.dtype for x in answer} == {dtype}
+    # Triton's interpreter cuts bfloat16 off where a GPU rounds.
+    times = 4 if fused.INTERPRETED and dtype == torch.bfloat16 else 2
+    for ours, theirs, truth in zip(answer, by_reference(problem), by_reference(problem.to(torch.float64))):
+        assert (ours - truth).norm() <= times * (theirs - truth).norm()
+
+
+@pytest.mark.parametrize('magnitude', [0.0, 1e3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_features_of_any_length_give_finite_numbers(dtype: torch.dtype, magnitude: float) -> None:
+    problem = draw(30, 8)
+    problem = problem._replace(match=problem.match * magnitude).to(dtype)
+    answer, truth = by_fused(problem), by_reference(problem.to(torch.float64))
+    assert all(x.isfinite().all() for x in answer)
+    torch.testing.assert_close(answer.out.double(), truth.out, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize('broken', ['match', 'value'])
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_reference(broken: str, number: float) -> None:
+    problem = draw(40, 5, images=2)
+    getattr(problem, broken)[0, 13, 1] = number
+    answer = by_fused(problem)
+    finite, finite_in_reference = answer.out.isfinite(), by_reference(problem).out.isfinite()
+    assert torch.equal(finite, finite_in_reference)
+    assert 0 < finite[0].sum() < finite[0].numel()
+
+
+def test_tensors_need_not_be_contiguous() -> None:
+    problem = draw(20, 6)
+    match, value, order, grad = (
+        x.mT.contiguous().mT for x in (problem.match, problem.value, problem.order, problem.grad)
+    )
+    for ours, theirs in zip(by_fused(Problem(match, value, order, 6, grad)), by_fused(problem)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    problem = draw(20, 6, images=0)
+    out, mass = fused.forward(problem.match, problem.value, problem.order, 6)
+    assert out.shape == (0, 20, 36)
+    assert mass.shape == (0, 20)
+    assert [x.shape for x in by_fused(problem)[1:]] == [(0, 20, 20), (0, 20, 36)]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('channels', 'rounds', 'half'), [(20, 3, 1), (5, 1, 7), (70, 2, 64)])
+def test_hash_codes_equal_those_of_lsh(channels: int, rounds: int, half: int, dtype: torch.dtype) -> None:
+    match = draw(90, 8, images=2, channels=(channels, 1)).match.to(dtype)
+    match[0, 3] = 0
+    match[1, 5, 2] = float('nan')
+    rotations = torch.randn(channels, rounds, half, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fused.hash_codes(match, rotations), lsh.hash_codes(match, rotations))
+
+
+@pytest.mark.parametrize(
+    ('dtypes', 'channels', 'reason'),
+    [
+        ((torch.float32, torch.float32), (512, 512), None),
+        ((torch.float16, torch.float32), (16, 16), 'one dtype, not torch.float16 and torch.float32'),
+        ((torch.float64, torch.float64), (16, 16), 'not torch.float64'),
+        ((torch.float32, torch.float32), (16, 513), 'at most 512 channels, not 513'),
+    ],
+)
+def test_it_says_what_it_cannot_do(
+    dtypes: tuple[torch.dtype, torch.dtype], channels: tuple[int, int], reason: str | None
+) -> None:
+    match, value = (torch.empty(1, 4, width, dtype=dtype, device=DEVICE) for dtype, width in zip(dtypes, channels))
+    said = fused.unsupported(match, value)
+    assert said == reason if reason is None else reason in said
+
+
+def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, 'INTERPRETED', False)
+    said = fused.unsupported(torch.empty(1, 4, 16), torch.empty(1, 4, 16))
+    assert said == 'fused needs a CUDA device (or TRITON_INTERPRET=1)'

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DEVICE, python, relative_error
+from hypothesis import given
+from hypothesis import strategies as st
+from test_reference import draw
+from torch import Tensor
+
+from nlsn_plugin import ops
+from nlsn_plugin.ops import streamed
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def attend_and_differentiate(inputs: Inputs, chunk_size: int, backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """The output, and the gradients of match and value for a fixed gradient of it."""
+    match, value = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in inputs[:2])
+    out = ops.attend(match, value, inputs[2].to(DEVICE), chunk_size, backend)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return [out.detach(), *torch.autograd.grad(out, (match, value), upstream)]
+
+
+def errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
+    """Largest differences, relative to the largest entry."""
+    return [relative_error(a.double().cpu().numpy(), b.double().cpu().numpy()) for a, b in zip(results, expected)]
+
+
+def check_equals_reference(inputs: Inputs, chunk_size: int) -> None:
+    results = attend_and_differentiate(inputs, chunk_size, 'streamed', torch.float32)
+    out, *gradients = errors(results, attend_and_differentiate(inputs, chunk_size, 'reference', torch.float32))
+    assert out < 1e-5
+    assert max(gradients) < 1e-4
+
+
+@pytest.mark.parametrize('images', [1, 3])
+@pytest.mark.parametrize('rounds', [1, 8])
+@pytest.mark.parametrize(
+    ('length', 'chunk_size'),
+    [
+        pytest.param(4, 4, id='one-chunk'),
+        pytest.param(7, 4, id='two-chunks-second-filled'),
+        pytest.param(8, 4, id='two-chunks'),
+        pytest.param(13, 4, id='four-chunks-last-filled'),
+        pytest.param(9, 1, id='chunks-of-one'),
+        pytest.param(301, 2, id='buckets-clipped-at-128'),
+        pytest.param(1001, 144, id='chunk-of-the-paper'),
+    ],
+)
+@pytest.mark.parametrize('numbers_at_once', [1, 200, streamed.NUMBERS_AT_ONCE])
+def test_equals_the_reference_in_outputs_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, numbers_at_once: int, length: int, chunk_size: int, rounds: int, images: int
+) -> None:
+    if DEVICE == 'cpu':  # a chunk at a time, some, or rings of several rounds and images together
+        monkeypatch.setattr(streamed, 'NUMBERS_AT_ONCE', numbers_at_once)
+    check_equals_reference(draw(images, length, rounds, chunk_size, channels=(5, 7)), chunk_size)
+
+
+@given(st.integers(1, 80), st.integers(1, 20), st.integers(1, 8), st.integers(1, 3), st.integers(0, 2**31))
+def test_equals_the_reference_at_any_size(length: int, chunk_size: int, rounds: int, images: int, seed: int) -> None:
+    chunk_size = min(length, chunk_size)
+    inputs = draw(images, length, rounds, chunk_size, seed=seed)
+    results = attend_and_differentiate(inputs, chunk_size, 'streamed', torch.float64)
+    for result, expected in zip(results, attend_and_differentiate(inputs, chunk_size, 'reference', torch.float64)):
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('magnitude', [0.0, 1e-7, 1e-4, 30.0, 1e3])
+def test_is_exact_for_features_of_any_length(magnitude: float) -> None:
+    match, value, rotations = draw(2, 100, 3, 16, channels=(16, 24))
+    match[0, ::3] *= magnitude  # among others
+    match[1] *= magnitude
+    inputs = match.float().double(), value.float().double(), rotations
+    exact = attend_and_differentiate(inputs, 16, 'reference', torch.float64)
+    out, *gradients = errors(attend_and_differentiate(inputs, 16, 'streamed', torch.float32), exact)
+    assert out < 1e-5
+    assert max(gradients) < 1e-4
+
+
+@pytest.mark.parametrize(('length', 'chunk_size'), [(4, 4), (11, 4), (12, 2)])
+def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int) -> None:
+    match, value, rotations = draw(2, length, 2, chunk_size, channels=(3, 2))
+
+    def attend(match: Tensor, value: Tensor) -> Tensor:
+        return ops.attend(match, value, rotations, chunk_size, 'streamed')
+
+    assert torch.autograd.gradcheck(attend, (match.requires_grad_(), value.requires_grad_()))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0])
+def test_half_precision_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype, magnitude: float) -> None:
+    match, value, rotations = draw(2, 500, 4, 48, channels=(16, 64))
+    match, value = ((tensor * scale).to(dtype).double() for tensor, scale in ((match, magnitude), (value, 1.0)))
+    exact = attend_and_differentiate((match, value, rotations), 48, 'reference', torch.float64)
+    ours = errors(attend_and_differentiate((match, value, rotations), 48, 'streamed', dtype), exact)
+    theirs = errors(attend_and_differentiate((match, value, rotations), 48, 'reference', dtype), exact)
+    assert all(our <= 2 * their for our, their in zip(ours, theirs))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
+def test_long_features_do_not_overflow(dtype: torch.dtype) -> None:
+    match, value, rotations = draw(1, 100, 2, 16, channels=(64, 8))
+    results = attend_and_differentiate((match * 1e3, value, rotations), 16, 'streamed', dtype)
+    assert all(result.isfinite().all() for result in results)
+
+
+@pytest.mark.parametrize('where', ['match', 'value'])
+def test_what_is_not_a_number_spreads_no_further_than_in_the_reference(where: str) -> None:
+    inputs = draw(2, 200, 2, 8)
+    inputs[0 if where == 'match' else 1][1, 17] = torch.nan
+    results = attend_and_differentiate(inputs, 8, 'streamed', torch.float32)
+    expected = attend_and_differentiate(inputs, 8, 'reference', torch.float32)
+    assert results[0].isnan().equal(expected[0].isnan())
+    assert not results[0][0].isnan().any()  # the other image
+    assert not results[0][1].isnan().all()
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    results = attend_and_differentiate(draw(0, 30, 2, 8), 8, 'streamed', torch.float32)
+    assert [len(result) for result in results] == [0, 0, 0]
+
+
+PEAK = """
+import re, torch
+from pathlib import Path
+from nlsn_plugin import ops
+def peak():
+    return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024
+def attend(length):
+    value = torch.randn(1, length, 16)
+    with torch.no_grad():
+        ops.attend(value[..., :8].contiguous(), value, torch.randn(8, {rounds}, 64), 144, 'streamed')
+attend(1000)
+before = peak()
+attend(40_000)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(DEVICE != 'cpu', reason='reads the memory of the process')
+def test_memory_hardly_grows_with_the_rounds() -> None:
+    one, eight = (int(python(PEAK.replace('{rounds}', str(rounds))).stdout) for rounds in (1, 8))
+    order = 8 * 40_000 * 8  # bytes of the permutations: what must grow
+    assert eight - one < 3 * order
+    assert eight < 40_000 * 432 * 4  # the scores of one round
