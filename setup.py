@@ -30,13 +30,14 @@ setup(
         'pyyaml>=6.0.1',
         'scikit-image>=0.22',
         'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
+        'tabulate>=0.9',
         'torch>=2.4',
         'torchvision>=0.19',
         'tqdm>=4.66',
     ],
     extras_require={
         'test': ['hypothesis>=6.100', 'pytest>=8.0'],
-        'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tqdm'],
+        'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},
     classifiers=[

@@ -1,14 +1,15 @@
-"""`nlsn train | test | prepare | install-basicsr`: one parser, and one line for whatever the user can put right."""
+"""The command `nlsn`: one parser for all it does, and one line for whatever the user can put right."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nlsn_plugin import __version__
+from nlsn_plugin import __version__, checks
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
@@ -48,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
             'LR images are made by MATLAB-style bicubic.',
         )
     )
+    text = 'time and memory of the attention in all its forms'
+    add_benchmark_arguments(commands.add_parser('benchmark-attention', help=text, description=text.capitalize() + '.'))
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
     command = commands.add_parser('install-basicsr', help=text, description=text.capitalize() + '.')
     command.set_defaults(run=lambda args: install_basicsr())
@@ -74,6 +77,23 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
     parser.add_argument('--step', type=int, help='distance of HR sub-images, pixels (default: 240)')
     parser.set_defaults(run=prepare)
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    from nlsn_plugin.engine.attention_benchmark import DTYPES, FORMS, SUITES
+
+    parser.add_argument('--suite', nargs='+', default=['layer'], choices=SUITES, help='sizes, or a sweep of n, r, k, c')
+    parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
+    parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
+    parser.add_argument('--form', nargs='+', default=list(FORMS), choices=FORMS, help='what to compare (default: all)')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--dtype', default='float32', choices=DTYPES)
+    parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
+    parser.add_argument('--budget', type=float, default=5.0, help='seconds for each case and pass (default: 5)')
+    parser.add_argument('--onednn', action='store_true', help="let oneDNN multiply the CPU's float32 matrices")
+    parser.add_argument('--json', type=Path, help='write machine and figures here')
+    parser.add_argument('--plot', type=Path, help='draw time and memory over n here (with --suite n)')
+    parser.set_defaults(run=benchmark_attention)
 
 
 # The commands import what they run only once BasicSR is known to be there: those modules need it.
@@ -107,3 +127,26 @@ def prepare(args: argparse.Namespace) -> None:
     else:
         made = prepare_training_data(args.input, args.output, scales=args.scale, **given)
     print('made ' + '\n     '.join(map(str, made)))
+
+
+def benchmark_attention(args: argparse.Namespace) -> None:
+    import torch
+    from tabulate import tabulate
+
+    from nlsn_plugin.engine import attention_benchmark as benchmark
+    from nlsn_plugin.engine.network_benchmark import run as run_network
+
+    if args.plot and 'n' not in args.suite:
+        raise UserError('--plot draws the sweep over n: add --suite n')
+    if args.threads:
+        torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
+    if args.network:
+        results = run_network(tuple(args.network), args.device, args.budget, args.onednn, args.compile)
+    else:
+        results = benchmark.run(args.suite, args.form, args.device, args.dtype, args.budget, args.onednn)
+    print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
+    print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + '\n')
+    if args.plot:
+        benchmark.plot(results['records'], args.plot)
