@@ -85,6 +85,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--suite', nargs='+', default=['layer'], choices=SUITES, help='sizes, or a sweep of n, r, k, c')
     parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
     parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
+    parser.add_argument('--tune', action='store_true', help='try tiles of the fused kernels on this GPU instead')
     parser.add_argument('--form', nargs='+', default=list(FORMS), choices=FORMS, help='what to compare (default: all)')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
@@ -134,17 +135,22 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     from nlsn_plugin.engine import attention_benchmark as benchmark
-    from nlsn_plugin.engine.network_benchmark import run as run_network
+    from nlsn_plugin.engine import network_benchmark as network
+    from nlsn_plugin.engine import tile_search
 
-    if args.plot and 'n' not in args.suite:
+    if args.plot and (args.network or args.tune or 'n' not in args.suite):
         raise UserError('--plot draws the sweep over n: add --suite n')
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
-    if args.network:
-        results = run_network(tuple(args.network), args.device, args.budget, args.onednn, args.compile)
+    if args.tune:
+        results = tile_search.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
+        print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
-        results = benchmark.run(args.suite, args.form, args.device, args.dtype, args.budget, args.onednn)
-    print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
+        if args.network:
+            results = network.run(tuple(args.network), args.device, args.budget, args.onednn, args.compile)
+        else:
+            results = benchmark.run(args.suite, args.form, args.device, args.dtype, args.budget, args.onednn)
+        print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')

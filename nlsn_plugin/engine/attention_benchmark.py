@@ -54,6 +54,7 @@ class Case:
 
 LAYER = Case(64, 100, 100)  # the size of the paper's Table 5
 SUITES = {
+    'quick': [Case(64, 40, 40)],
     'layer': [LAYER, Case(256, 48, 48, images=16), Case(256, 512, 384)],
     'n': [replace(LAYER, height=edge, width=edge) for edge in (64, 128, 256, 512, 1024)],
     'r': [replace(LAYER, n_hashes=rounds) for rounds in (1, 2, 4, 8, 16)],

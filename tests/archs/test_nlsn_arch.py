@@ -13,8 +13,11 @@ def small(**arguments: object) -> NLSN:
     return NLSN(**{'num_feat': 8, 'num_block': 8, 'chunk_size': 16, **arguments})
 
 
+@pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
 @pytest.mark.parametrize('name', GOLDEN_NETWORKS)
-def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: str) -> None:
+def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: str, backend: str) -> None:
+    if backend == 'fused':
+        pytest.importorskip('triton')
     config, arrays = golden(name)
     net = NLSN(
         num_feat=config['n_feats'],
@@ -25,6 +28,7 @@ def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: s
         res_scale=config['res_scale'],
         img_range=config['rgb_range'],
         eval_seed=None,
+        backend=backend,
     ).eval()
     weights = torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
     net.load_state_dict(weights, strict=True)
@@ -139,3 +143,38 @@ def test_every_option_file_builds_its_network(path) -> None:
     with torch.device('meta'):
         net = build_network(options['network_g'])
     assert net.upscale == options['scale']
+
+
+def gradients_and_bytes_kept(net: NLSN) -> tuple[list[torch.Tensor], int]:
+    """Gradients of one training step, and how much memory it keeps between the passes."""
+    kept = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        y = net(torch.rand(2, 3, 20, 22, generator=torch.Generator().manual_seed(2)))
+    y.square().mean().backward()
+    return [parameter.grad for parameter in net.parameters()], sum(kept.values())
+
+
+def test_checkpointing_gives_the_same_gradients_in_less_memory() -> None:
+    expected, whole = gradients_and_bytes_kept(small(upscale=1).train())
+    gradients, part = gradients_and_bytes_kept(small(upscale=1, checkpointing=True).train())
+    for ours, theirs in zip(gradients, expected):  # the rotations too have to be drawn again as they were
+        torch.testing.assert_close(ours, theirs)
+    assert part < whole / 2
+
+
+def test_the_body_keeps_channels_last_and_the_image_comes_out_contiguous() -> None:
+    net = small().eval()
+    formats = []
+    for module in net.body:
+        module.register_forward_hook(
+            lambda module, inputs, y: formats.append(y.is_contiguous(memory_format=torch.channels_last))
+        )
+    y = net(torch.rand(1, 3, 9, 10))
+    assert formats == [True] * len(net.body)
+    assert y.is_contiguous()

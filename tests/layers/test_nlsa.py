@@ -12,11 +12,14 @@ from nlsn_plugin import NonLocalSparseAttention, ops
 from nlsn_plugin.errors import ArgumentError
 
 
+@pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
 @pytest.mark.parametrize('name', GOLDEN_LAYERS)
-def test_equals_the_released_layer_in_outputs_and_gradients(name: str) -> None:
+def test_equals_the_released_layer_in_outputs_and_gradients(name: str, backend: str) -> None:
+    if backend == 'fused':
+        pytest.importorskip('triton')
     config, arrays = golden(name)
     seed, n_buckets = config.pop('seed'), config.pop('n_buckets')
-    layer = NonLocalSparseAttention(**config)
+    layer = NonLocalSparseAttention(**config, backend=backend)
     weights = {key.removeprefix('param/'): torch.tensor(a) for key, a in arrays.items() if key.startswith('param/')}
     layer.load_state_dict(weights, strict=True)
     x = torch.tensor(arrays['x'], requires_grad=True)
