@@ -28,16 +28,17 @@ def run(case: Case, dtype: str, budget: float) -> dict[str, Any]:
     half = ops.count_buckets(match.shape[1], case.chunk_size) // 2
     order = ops.library.pixel_order(match, torch.randn(case.channels // 4, case.n_hashes, half))
     tensors = match, value, order, case.chunk_size
-    out, mass = fused.forward(*tensors)
+    out, mass, shift = fused.forward(*tensors, True)
+    kept = shift if len(shift) else out
     default, query, key = fused.default_tiles(match, value)
     sizes = itertools.product((32, 64, 128), (16, 32, 64, 128), (4, 8), (2, 3, 4))
     tiles = [default._replace(block_m=m, block_n=n, num_warps=w, num_stages=s) for m, n, w, s in sizes]
 
     def backward(query: fused.Tiles, key: fused.Tiles) -> Any:
-        return fused.backward(out, match, value, out, mass, order, case.chunk_size, tiles=(query, key))
+        return fused.backward(out, match, value, kept, mass, order, case.chunk_size, tiles=(query, key))
 
     kernels: dict[str, Callable[[fused.Tiles], Any]] = {
-        'forward': lambda cut: fused.forward(*tensors, tiles=cut),
+        'forward': lambda cut: fused.forward(*tensors, False, tiles=cut),
         'query': lambda cut: backward(cut, key),
         'key': lambda cut: backward(query, cut),
     }

@@ -92,7 +92,7 @@ def log_fallback(reason: str) -> None:
     logging.getLogger('nlsn_plugin').warning("backend='auto' takes 'streamed' rather than 'fused': %s", reason)
 
 
-def fused_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+def fused_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     from nlsn_plugin.ops import fused  # here, since Triton is not on every machine
 
     return fused.forward(*arguments)

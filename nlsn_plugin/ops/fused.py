@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nlsn_plugin.ops.reference import KEY_EPS
+from nlsn_plugin.ops.reference import HALF, KEY_EPS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
@@ -129,13 +129,15 @@ def weigh(score, scale, bound, inside):
 
 @triton.jit
 def forward_kernel(
-    match, value, length, order, all_finite, found, found_mass, result, result_mass,
-    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    match, value, length, order, all_finite, found, found_mass, result, result_mass, shift,
+    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What BLOCK_M queries find in one round: numerators for BLOCK_C channels, and mass.
 
-    found, found_mass: of the rounds before, unless FIRST; result, result_mass: with this one. LAST divides.
+    found, found_mass: of the rounds before, unless FIRST; result, result_mass: with this one. LAST divides. SHIFT then
+    stores y_i - g(x_i) too.
     """
     # A tile may reach over several chunks. Values then meet queries outside their window, with weight 0, which hides
     # any but those not finite: if there are such, tiles end where their chunk does.
@@ -164,9 +166,10 @@ def forward_kernel(
         inside = within(slot[None, :], window_start[:, None], k)
         score = dot(x, tl.trans(load_rows(match, key, is_key, c, BLOCK_K)), PRECISION)
         weight = weigh(score, load_scale(length, key)[None, :], bound[:, None], inside)
-        mass += tl.sum(weight, axis=1)
         values = load_rows(value, key, is_key, C, BLOCK_C, channel)
-        total += dot(weight.to(values.dtype), values, PRECISION)
+        weight = weight.to(values.dtype)  # before the sum too, so that a pixel alone with itself finds its own value
+        mass += tl.sum(weight.to(tl.float32), axis=1)
+        total += dot(weight, values, PRECISION)
 
     if not FIRST:
         total += load_rows(found, query, exists, C, BLOCK_C, channel)
@@ -174,19 +177,22 @@ def forward_kernel(
     if LAST:
         total /= mass[:, None]
     store_rows(result, total, query, exists, C, BLOCK_C, channel)
+    if LAST and SHIFT:
+        own = load_rows(value, query, exists, C, BLOCK_C, channel).to(tl.float32)
+        store_rows(shift, total - own, query, exists, C, BLOCK_C, channel)
     if channel == 0:
         tl.store(result_mass + query, mass, mask=exists)
 
 
 @triton.jit
 def query_kernel(
-    grad, match, value, out, length, mass, order, mean, found,
-    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
+    grad, match, value, kept, length, mass, order, mean, found,
+    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it and `mean`.
 
-    mean: dy_i . y_i, the mean over the keys of dy_i . g(x_j), [N L].
+    mean: dy_i . y_i, the mean over the keys of dy_i . g(x_j), [N L]. kept: y_i - g(x_i) if SHIFT, else y_i.
     """
     order += tl.program_id(1).to(tl.int64) * L
     first = tl.program_id(0) * BLOCK_M
@@ -197,8 +203,11 @@ def query_kernel(
     bound = tl.load(length + query)
     window_start = window(place, k)
     if FIRST:
-        dy, y = load_rows(grad, query, exists, C, WIDTH), load_rows(out, query, exists, C, WIDTH)
-        mean_dy = tl.sum(dy.to(tl.float32) * y.to(tl.float32), axis=1)
+        dy = load_rows(grad, query, exists, C, WIDTH).to(tl.float32)
+        y = load_rows(kept, query, exists, C, WIDTH).to(tl.float32)
+        if SHIFT:
+            y += load_rows(value, query, exists, C, WIDTH).to(tl.float32)
+        mean_dy = tl.sum(dy * y, axis=1)
         tl.store(mean + query, mean_dy, mask=exists)
     else:
         mean_dy = tl.load(mean + query)
@@ -326,8 +335,13 @@ TILES = (Tiles(64, 64), Tiles(64, 32), Tiles(32, 32), Tiles(32, 16), Tiles(16, 1
 
 
 def forward(
-    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, tiles: Tiles | None = None
-) -> tuple[Tensor, Tensor]:
+    match: Tensor,
+    value: Tensor,
+    order: Tensor,
+    chunk_size: int,
+    differentiable: bool,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
     Args:
@@ -335,10 +349,11 @@ def forward(
         value: [N, L, C].
         order: the pixels sorted by hash code, [N, r, L].
         chunk_size: k <= L.
+        differentiable: whether a backward pass is to follow.
         tiles: how to cut the work, if not as this device likes it.
 
     Returns:
-        y, [N, L, C] in the dtype of `value`, and mass, [N, L] in float32.
+        y, [N, L, C] in the dtype of `value`; mass, [N, L] in float32; shift, as `streamed.forward` has it.
     """
     match, value = match.contiguous(), value.contiguous()
     images, rounds, pixels = order.shape
@@ -349,22 +364,24 @@ def forward(
     length, all_finite = lengths(match), value.sum(dtype=torch.float32).isfinite()
     out, mass, found_mass = torch.empty_like(value), torch.empty_like(length), torch.empty_like(length)
     found = out if rounds == 1 else accumulator(out)
+    with_shift = differentiable and value.dtype in HALF
+    shift = torch.empty_like(value) if with_shift else value.new_empty(0)
     with torch.cuda.device_of(match):
         for h, places in enumerate(by_round(order)):
             last = h == rounds - 1
             forward_kernel[grid](
-                match, value, length, places, all_finite, found, found_mass, out if last else found, mass,
-                FIRST=h == 0, LAST=last, **settings,
+                match, value, length, places, all_finite, found, found_mass, out if last else found, mass, shift,
+                FIRST=h == 0, LAST=last, SHIFT=with_shift, **settings,
             )  # fmt: skip
             mass, found_mass = found_mass, mass  # two, as a program for other channels may read late
-    return out, found_mass
+    return out, found_mass, shift
 
 
 def backward(
     grad: Tensor,
     match: Tensor,
     value: Tensor,
-    out: Tensor,
+    kept: Tensor,
     mass: Tensor,
     order: Tensor,
     chunk_size: int,
@@ -372,9 +389,9 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `match` and `value`, from that of y and what `forward` took and returned.
 
-    tiles: for the queries and for the keys.
+    kept: shift, if `value` has half precision; else y. tiles: for the queries and for the keys.
     """
-    grad, match, value, out, mass = (x.contiguous() for x in (grad, match, value, out, mass))
+    grad, match, value, kept, mass = (x.contiguous() for x in (grad, match, value, kept, mass))
     images, rounds, pixels = order.shape
     query_tiles, key_tiles = tiles or default_tiles(match, value)[1:]
     query_grid, key_grid = ((triton.cdiv(pixels, cut.block_m), images) for cut in (query_tiles, key_tiles))
@@ -387,8 +404,9 @@ def backward(
     with torch.cuda.device_of(match):
         for h, places in enumerate(by_round(order)):
             query_kernel[query_grid](
-                grad, match, value, out, length, mass, places, mean, found, FIRST=h == 0, **query_settings
-            )
+                grad, match, value, kept, length, mass, places, mean, found,
+                FIRST=h == 0, SHIFT=value.dtype in HALF, **query_settings,
+            )  # fmt: skip
             results = (grad_match, grad_value) if h == rounds - 1 else (found, found_value)
             key_kernel[key_grid](
                 grad, match, value, length, mass, places, mean, found, found_value, *results,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nlsn_plugin.ops import lsh
+from nlsn_plugin.ops import lsh, reference
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -71,7 +71,7 @@ torch.library.register_fake(
 
 def operator(
     name: str,
-    forward: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor, Tensor, Tensor, int, bool], tuple[Tensor, Tensor, Tensor]],
     backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
 ) -> Attention:
     """Register `forward` and `backward`, as in `streamed.py`, as the operators `name` and `name_backward`.
@@ -81,34 +81,40 @@ def operator(
     """
 
     @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=())
-    def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    def attend(
+        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with lsh.without_autocast(match.device):
-            return forward(match, value, order, chunk_size)
+            return forward(match, value, order, chunk_size, differentiable)
 
     @attend.register_fake
-    def _(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-        mass_dtype = torch.promote_types(match.dtype, torch.float32)
-        return value.new_empty(value.shape), match.new_empty(match.shape[:2], dtype=mass_dtype)
+    def _(
+        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mass = match.new_empty(match.shape[:2], dtype=torch.promote_types(match.dtype, torch.float32))
+        shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
+        return value.new_empty(value.shape), mass, value.new_empty(shift)
 
     @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=())
     def attend_backward(
-        grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+        grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
         with lsh.without_autocast(match.device):
-            return backward(grad, match, value, out, mass, order, chunk_size)
+            return backward(grad, match, value, kept, mass, order, chunk_size)
 
     @attend_backward.register_fake
     def _(
-        grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+        grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
         return match.new_empty(match.shape), value.new_empty(value.shape)
 
-    def keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-        match, value, order, ctx.chunk_size = inputs
-        ctx.save_for_backward(match, value, *output, order)
+    def keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        match, value, order, ctx.chunk_size, _ = inputs
+        out, mass, shift = output
+        ctx.save_for_backward(match, value, shift if value.dtype in reference.HALF else out, mass, order)
 
-    def differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size), None, None
+    def differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size), None, None, None
 
     attend.register_autograd(differentiate, setup_context=keep)
 
@@ -118,13 +124,17 @@ def operator(
         return images * rounds * -(-length // chunk_size) * 3 * chunk_size**2
 
     @register_flop_formula(getattr(torch.ops.nlsn_plugin, name))
-    def _(match: torch.Size, value: torch.Size, order: torch.Size, chunk_size: int, **_: Any) -> int:
+    def _(match: torch.Size, value: torch.Size, order: torch.Size, chunk_size: int, *_: Any, **__: Any) -> int:
         return 2 * multiply_adds(order, chunk_size) * (match[-1] + value[-1])
 
     @register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))
     def _(
-        grad: Any, match: torch.Size, value: torch.Size, out: Any, mass: Any, order: torch.Size, k: int, **_: Any
+        grad: Any, match: torch.Size, value: torch.Size, kept: Any, mass: Any, order: torch.Size, k: int, **_: Any
     ) -> int:
         return 2 * multiply_adds(order, k) * (3 * match[-1] + 2 * value[-1])  # the scores anew, then both products' two
 
-    return lambda match, value, order, chunk_size: attend(match.contiguous(), value.contiguous(), order, chunk_size)[0]
+    def run(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tensor:
+        differentiable = torch.is_grad_enabled() and (match.requires_grad or value.requires_grad)
+        return attend(match.contiguous(), value.contiguous(), order, chunk_size, differentiable)[0]
+
+    return run

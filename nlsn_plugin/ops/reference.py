@@ -21,6 +21,8 @@ from torch import Tensor
 KEY_EPS = 5e-5
 """Lower bound on a key's length when it is normalised; shorter features keep their direction and shrink."""
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tensor:
     """Attend sparsely over hash buckets (Eqs. 8 to 11).
@@ -62,7 +64,7 @@ def normalise(x: Tensor) -> Tensor:
 
 def wide(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALF else x
 
 
 def take_pixels(x: Tensor, order: Tensor) -> Tensor:

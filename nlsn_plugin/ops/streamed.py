@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nlsn_plugin.ops.reference import KEY_EPS, wide
+from nlsn_plugin.ops.reference import HALF, KEY_EPS, wide
 
 LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
@@ -33,7 +33,9 @@ NUMBERS_AT_ONCE_ON_A_DEVICE = 24_000_000
 """The same elsewhere, where few large steps count more than a cache."""
 
 
-def forward(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+def forward(
+    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
     Args:
@@ -41,28 +43,42 @@ def forward(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> tup
         value: [N, L, C].
         order: the pixels sorted by hash code, [N, r, L].
         chunk_size: k <= L.
+        differentiable: whether a backward pass is to follow.
 
     Returns:
-        y, [N, L, C] in the dtype of `value`, and mass, [N, L] in float32 (float64 if `match` is).
+        y, [N, L, C] in the dtype of `value`;
+        mass, [N, L] in float32 (float64 if `match` is);
+        shift, y_i - g(x_i), like y, if that is half precision and `differentiable`; else empty. Where a pixel attends
+        to itself alone, the gradient of its score is the difference of two products, of dy_i with g(x_i) and with y_i.
+        From a rounded y the rounding would be left.
     """
     values = value.flatten(0, 1)  # [N L, C]
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
+    dtype = (
+        found.dtype if differentiable else value.dtype
+    )  # of the products: shift has to be exact before it is rounded
     for group in groups(match, value, order, chunk_size):
-        weight = group.weights()  # [G, k, 3k]
-        group.add(mass, weight.sum(dim=-1))
-        rounded = group.cast('rounded', weight, value.dtype)
-        group.add(found, group.product('found', rounded, group.windows(values, value.dtype)))
+        weight = group.cast('rounded', group.weights(), dtype)  # [G, k, 3k]
+        group.add(mass, weight.sum(dim=-1, dtype=mass.dtype))
+        group.add(found, group.product('found', weight, group.windows(values, dtype)))
     out = found.div_(mass[:, None]).to(value.dtype)
-    return out.view(value.shape), mass.view(value.shape[:2])
+    is_half = value.dtype in HALF
+    shift = found.sub_(values).to(value.dtype) if differentiable and is_half else value.new_empty(0)
+    return out.view(value.shape), mass.view(value.shape[:2]), shift.view(value.shape) if len(shift) else shift
 
 
 def backward(
-    grad: Tensor, match: Tensor, value: Tensor, out: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+    grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `match` and `value`, from that of y and what `forward` took and returned."""
+    """The gradients of `match` and `value`, from that of y and what `forward` took and returned.
+
+    kept: shift, if `value` has half precision; else y.
+    """
     x, values, grad, mass = (tensor.flatten(0, 1) for tensor in (match, value, grad, mass[..., None]))  # [N L, *]
     for_query, for_key, for_value = wide_zeros(x), wide_zeros(x), wide_zeros(values)
-    mean = dot(grad, out.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]
+    mean = dot(grad, kept.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]: dy_i . y_i
+    if value.dtype in HALF:
+        mean += dot(grad, values)
     for group in groups(match, value, order, chunk_size):
         attention = group.weights().div_(group.own('mass', mass))  # softmax over all rounds, [G, k, 3k]
         group.by_ring(attention)[:, group.queries :] = 0  # the second copies are no queries

@@ -74,7 +74,7 @@ def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     match, value, rotations = draw(2, 30, 2, 8)
     order = ops.library.pixel_order(match, rotations)
     torch.library.opcheck(ops.library.pixel_order, (match, rotations))
-    arguments = (match.requires_grad_(requires_grad), value.requires_grad_(requires_grad), order, 8)
+    arguments = (match.requires_grad_(requires_grad), value.requires_grad_(requires_grad), order, 8, requires_grad)
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, arguments)
 
 

@@ -49,9 +49,10 @@ def draw(
 def by_fused(problem: Problem, tiles: Any = None) -> Answer:
     """By the kernels; tiles for all three of them."""
     match, value, order, chunk_size, grad = problem
-    out, mass = fused.forward(match, value, order, chunk_size, tiles=tiles)
+    out, mass, shift = fused.forward(match, value, order, chunk_size, True, tiles=tiles)
     both = tiles and (tiles, tiles)
-    return Answer(out, *fused.backward(grad, match, value, out, mass, order, chunk_size, tiles=both))
+    kept = out if value.dtype == torch.float32 else shift
+    return Answer(out, *fused.backward(grad, match, value, kept, mass, order, chunk_size, tiles=both))
 
 
 def by_reference(problem: Problem) -> Answer:
@@ -98,7 +99,7 @@ def test_equals_the_reference_for_any_channels(channels: tuple[int, int]) -> Non
     assert_exact(by_fused(problem, fused.Tiles(32, 16, block_c=32)), problem)
 
 
-@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0])
+@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_good_as_the_reference_s(dtype: torch.dtype, magnitude: float) -> None:
     problem = draw(50, 9, rounds=3)
@@ -143,7 +144,7 @@ def test_tensors_need_not_be_contiguous() -> None:
 
 def test_an_empty_batch_stays_empty() -> None:
     problem = draw(20, 6, images=0)
-    out, mass = fused.forward(problem.match, problem.value, problem.order, 6)
+    out, mass, _ = fused.forward(problem.match, problem.value, problem.order, 6, False)
     assert out.shape == (0, 20, 36)
     assert mass.shape == (0, 20)
     assert [x.shape for x in by_fused(problem)[1:]] == [(0, 20, 20), (0, 20, 36)]

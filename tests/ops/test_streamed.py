@@ -89,7 +89,7 @@ def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0])
+@pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0, 10.0])
 def test_half_precision_errs_at_most_twice_as_much_as_the_reference(dtype: torch.dtype, magnitude: float) -> None:
     match, value, rotations = draw(2, 500, 4, 48, channels=(16, 64))
     match, value = ((tensor * scale).to(dtype).double() for tensor, scale in ((match, magnitude), (value, 1.0)))
