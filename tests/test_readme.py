@@ -28,7 +28,7 @@ def commands() -> list[list[str]]:
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', README) == []
+    assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', README)) == {'NLSN_BACKEND'}
 
 
 @pytest.mark.parametrize('code', blocks('python'))

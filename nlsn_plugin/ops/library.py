@@ -4,7 +4,7 @@ As operators they are opaque to torch.compile, which then takes the whole networ
 and FlopCounterMode counts them. What they need for it is said here once for all forms.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: PyTorch 2.4 reads an operator's types as they stand.
 
 import contextlib
 from collections.abc import Callable

@@ -78,6 +78,7 @@ def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, arguments)
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.4.'), reason='PyTorch 2.4 does not count operators of others')
 def test_multiply_adds_are_counted() -> None:
     match, value, rotations = draw(2, 30, 3, 8, channels=(5, 7))
     match.requires_grad_()
