@@ -82,11 +82,11 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     from nlsn_plugin.engine.attention_benchmark import DTYPES, FORMS, SUITES
 
-    parser.add_argument('--suite', nargs='+', default=['layer'], choices=SUITES, help='sizes, or a sweep of n, r, k, c')
+    parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
     parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
     parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
     parser.add_argument('--tune', action='store_true', help='try tiles of the fused kernels on this GPU instead')
-    parser.add_argument('--form', nargs='+', default=list(FORMS), choices=FORMS, help='what to compare (default: all)')
+    parser.add_argument('--form', nargs='+', choices=FORMS, help='what to compare (default: all)')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
@@ -138,7 +138,16 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import network_benchmark as network
     from nlsn_plugin.engine import tile_search
 
-    if args.plot and (args.network or args.tune or 'n' not in args.suite):
+    if args.network and args.tune:
+        raise UserError('--network and --tune are two measurements: leave one out')
+    only_layer = {'--suite': args.suite, '--form': args.form, '--plot': args.plot}
+    if given := [option for option, value in only_layer.items() if value and (args.network or args.tune)]:
+        raise UserError(
+            f'{given[0]} is for the layer alone: leave it or {"--network" if args.network else "--tune"} out'
+        )
+    if args.compile and not args.network:
+        raise UserError('--compile is for the whole network: add --network H W')
+    if args.plot and 'n' not in (args.suite or []):
         raise UserError('--plot draws the sweep over n: add --suite n')
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
@@ -149,7 +158,8 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         if args.network:
             results = network.run(tuple(args.network), args.device, args.budget, args.onednn, args.compile)
         else:
-            results = benchmark.run(args.suite, args.form, args.device, args.dtype, args.budget, args.onednn)
+            suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
+            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget, args.onednn)
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
     if args.json:

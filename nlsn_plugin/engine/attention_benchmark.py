@@ -83,7 +83,10 @@ def make(form: str, case: Case, device: str, dtype: str) -> Callable[[Tensor], T
         if form == 'nla':
             attended = reference.attend_densely(match, value)
         else:
-            attended = F.scaled_dot_product_attention(match, reference.normalise(match), value, scale=1.0)
+            # With zeros up to the width of the values, or PyTorch takes a form that holds all scores.
+            padding = (0, value.shape[-1] - match.shape[-1])
+            query, key = (F.pad(part, padding)[:, None] for part in (match, reference.normalise(match)))
+            attended = F.scaled_dot_product_attention(query, key, value[:, None], scale=1.0)[:, 0]
         return x + attended.transpose(1, 2).reshape(x.shape)
 
     return attend
@@ -96,8 +99,8 @@ def features(case: Case, device: str, dtype: str) -> Tensor:
     return x.to(device, DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
 
 
-def bytes_needed(form: str, case: Case, dtype: str) -> int:
-    """What a form will take at least, from the scores it holds at once; 0 if it holds none."""
+def bytes_needed(form: str, case: Case) -> int:
+    """What a form will take at least: its scores in float32, three times over; 0 if it holds none."""
     pixels = case.height * case.width
     scores = {'reference': case.n_hashes * pixels * 3 * case.chunk_size, 'nla': pixels**2}.get(form, 0)
     return 3 * 4 * case.images * scores
@@ -112,10 +115,15 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
         return reason or ('its interpreter is for tests' if device == 'cpu' else None)
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
-    if form.startswith('nla') and device == 'cpu' and pixels * case.images > 20_000:
+    if form.startswith('nla') and pixels * case.images > (20_000 if device == 'cpu' else 300_000):
         return 'takes minutes'
-    needed, free = bytes_needed(form, case, dtype), free_memory(device)
+    needed, free = bytes_needed(form, case), free_memory(device)
     return f'needs about {needed / 1e9:.0f} GB' if needed > 0.8 * free else None
+
+
+def check_device(device: str) -> None:
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise BackendError("device 'cuda' cannot be used: PyTorch finds no GPU")
 
 
 def free_memory(device: str) -> float:
@@ -183,9 +191,13 @@ def synchronise(device: str) -> None:
 
 def peak_memory(form: str, case: Case, device: str, dtype: str, which: str) -> int | None:
     """Bytes that one pass takes besides its input, at the peak, in a process of its own; None where it cannot tell."""
-    words = json.dumps([form, asdict(case), device, dtype, which])
+    words = json.dumps([form, asdict(case), device, dtype, which, torch.get_num_threads()])
     result = subprocess.run([sys.executable, '-m', __name__, words], capture_output=True, text=True, check=False)
-    return int(result.stdout) if result.returncode == 0 and result.stdout.strip() else None
+    if result.returncode:
+        why = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
+        tqdm.write(f'{case}: the memory of {form} could not be measured: {why}', file=sys.stderr)
+        return None
+    return int(result.stdout) if result.stdout.strip() else None
 
 
 def measure_peak(form: str, case: Case, device: str, dtype: str, which: str) -> int | None:
@@ -296,8 +308,7 @@ def run(
     suites: list[str], forms: list[str], device: str, dtype: str, budget: float, onednn: bool, memory: bool = True
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON."""
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise BackendError("device 'cuda' cannot be used: PyTorch finds no GPU")
+    check_device(device)
     error = use_onednn_matmul() if onednn else None
     ceiling = ceilings(device, dtype)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
@@ -306,7 +317,7 @@ def run(
         records += measure(case, forms, device, dtype, budget, memory)
     if device == 'cuda':
         for record in records:
-            if record['form'] == 'fused' and record['pass'] == 'forward':
+            if record['form'] == 'fused' and record['pass'] == 'forward' and 'milliseconds' in record:
                 record |= fractions(record, ceiling)
     return {'machine': describe_machine(device, error), 'ceilings': ceiling, 'suites': suites, 'records': records}
 
@@ -358,6 +369,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == '__main__':
-    form, case, device, dtype, which = json.loads(sys.argv[1])
+    form, case, device, dtype, which, threads = json.loads(sys.argv[1])
+    torch.set_num_threads(threads)
     peak = measure_peak(form, Case(**case), device, dtype, which)
     print('' if peak is None else peak)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.engine.attention_benchmark import describe_machine, interleaved
+from nlsn_plugin.engine.attention_benchmark import check_device, describe_machine, interleaved
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
 
@@ -25,6 +25,7 @@ def run(size: tuple[int, int], device: str, budget: float, onednn: bool, compile
 
     Random weights: the time depends on them as little as on the image. 'no attention' is the same network without.
     """
+    check_device(device)
     error = use_onednn_matmul() if onednn else None
     torch.manual_seed(0)
     networks = {backend: NLSN(backend=backend).to(device).eval() for backend in ('reference', 'auto')}

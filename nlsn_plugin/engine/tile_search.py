@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.attention_benchmark import DTYPES, Case, describe_machine, interleaved
+from nlsn_plugin.engine.attention_benchmark import DTYPES, Case, check_device, describe_machine, interleaved
 from nlsn_plugin.errors import BackendError
 
 
 def run(case: Case, dtype: str, budget: float) -> dict[str, Any]:
     """Time the kernels of `case` on the GPU with many tiles; those that do not fit are left out."""
+    check_device('cuda')
     match, value = (
         torch.randn(case.images, case.height * case.width, channels, device='cuda', dtype=DTYPES[dtype])
         for channels in (case.channels // 4, case.channels)
@@ -24,20 +25,21 @@ def run(case: Case, dtype: str, budget: float) -> dict[str, Any]:
     if reason := ops.cannot_fuse(match, value):
         raise BackendError(reason)
     from nlsn_plugin.ops import fused
+    from nlsn_plugin.ops.tiles import Tiles, default_tiles
 
     half = ops.count_buckets(match.shape[1], case.chunk_size) // 2
     order = ops.library.pixel_order(match, torch.randn(case.channels // 4, case.n_hashes, half))
     tensors = match, value, order, case.chunk_size
     out, mass, shift = fused.forward(*tensors, True)
     kept = shift if len(shift) else out
-    default, query, key = fused.default_tiles(match, value)
+    default, query, key = default_tiles(match, value)
     sizes = itertools.product((32, 64, 128), (16, 32, 64, 128), (4, 8), (2, 3, 4))
     tiles = [default._replace(block_m=m, block_n=n, num_warps=w, num_stages=s) for m, n, w, s in sizes]
 
-    def backward(query: fused.Tiles, key: fused.Tiles) -> Any:
+    def backward(query: Tiles, key: Tiles) -> Any:
         return fused.backward(out, match, value, kept, mass, order, case.chunk_size, tiles=(query, key))
 
-    kernels: dict[str, Callable[[fused.Tiles], Any]] = {
+    kernels: dict[str, Callable[[Tiles], Any]] = {
         'forward': lambda cut: fused.forward(*tensors, False, tiles=cut),
         'query': lambda cut: backward(cut, key),
         'key': lambda cut: backward(query, cut),

@@ -25,7 +25,6 @@ from nlsn_plugin.ops.reference import HALF, KEY_EPS, wide
 LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
 
-
 NUMBERS_AT_ONCE = 720_000
 """Weights and channels of a group's queries for each thread of a CPU (8 chunks of 144): they stay in the cache."""
 
@@ -54,9 +53,7 @@ def forward(
     """
     values = value.flatten(0, 1)  # [N L, C]
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
-    dtype = (
-        found.dtype if differentiable else value.dtype
-    )  # of the products: shift has to be exact before it is rounded
+    dtype = found.dtype if differentiable else value.dtype  # of the products: shift is rounded at the end alone
     for group in groups(match, value, order, chunk_size):
         weight = group.cast('rounded', group.weights(), dtype)  # [G, k, 3k]
         group.add(mass, weight.sum(dim=-1, dtype=mass.dtype))

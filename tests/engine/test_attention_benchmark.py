@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import ROOT, run
 
 from nlsn_plugin import NLSN, ops
+from nlsn_plugin.cli import main
 from nlsn_plugin.engine import attention_benchmark as benchmark
 from nlsn_plugin.engine import network_benchmark
 from nlsn_plugin.errors import UserError
@@ -67,7 +69,33 @@ def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatc
     }
 
 
-def test_a_plot_of_anything_else_is_refused(tmp_path: Path) -> None:
-    result = run(ROOT / 'tools' / 'benchmark_nlsa.py', '--plot', 'n.png', cwd=tmp_path, check=False)
-    assert result.returncode == 1
-    assert result.stderr == 'nlsn: --plot draws the sweep over n: add --suite n\n'
+def test_standard_attention_is_the_same_by_either_kernel() -> None:
+    case = benchmark.Case(16, 20, 20)
+    records = benchmark.measure(case, ['nla', 'nla-sdpa'], 'cpu', 'float32', 0.1, memory=False)  # checks first
+    assert all(record['milliseconds'] > 0 for record in records)
+
+
+def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.peak_memory('no such form', benchmark.Case(16, 20, 20), 'nowhere', 'float32', 'forward') is None
+    assert 'the memory of no such form could not be measured: RuntimeError: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--plot', 'n.png'], '--plot draws the sweep over n: add --suite n'),
+        (['--compile'], '--compile is for the whole network: add --network H W'),
+        (['--network', '8', '8', '--form', 'nla'], '--form is for the layer alone: leave it or --network out'),
+        (['--network', '8', '8', '--tune'], '--network and --tune are two measurements: leave one out'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(f'nlsn: {message}')):
+        main(['benchmark-attention', *words])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('words', [['--device', 'cuda'], ['--network', '8', '8', '--device', 'cuda'], ['--tune']])
+def test_a_missing_gpu_is_one_line(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="nlsn: device 'cuda' cannot be used: PyTorch finds no GPU"):
+        main(['benchmark-attention', *words])
