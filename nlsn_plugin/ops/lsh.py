@@ -47,27 +47,29 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
     codes = x.new_empty(rounds, images * length, dtype=torch.uint8)
     with torch.no_grad(), without_autocast(x.device):
         columns = rotations.to(x.device, torch.float32).permute(1, 2, 0).reshape(rounds * half, channels)
-        at_once = PROJECTIONS_AT_ONCE // max(1, len(columns)) if x.device.type == 'cpu' else images * length
-        at_once = max(1, at_once)
+        numbers = PROJECTIONS_AT_ONCE if x.device.type == 'cpu' else images * length * len(columns)
+        at_once = min(max(1, numbers // len(columns)), images * length)
+        buffer = columns.new_empty(len(columns) * at_once)
         for pixels, found in zip(torch.split(x.flatten(0, 1), at_once), torch.split(codes, at_once, dim=1)):
-            projected = (columns @ pixels.float().mT).view(rounds, half, -1)
-            found.copy_(nearest_vertex(projected))
+            projected = buffer[: len(columns) * len(pixels)].view(len(columns), -1)
+            torch.mm(columns, pixels.float().mT, out=projected)
+            found.copy_(nearest_vertex(projected.view(rounds, half, -1)))
     return codes.view(rounds, images, length).transpose(0, 1)
 
 
 def nearest_vertex(projected: Tensor) -> Tensor:
-    """The first argmax over [projected, -projected] of [r, m/2, pixels] -> [r, pixels].
+    """The first argmax over [projected, -projected] of [r, m/2, pixels] -> [r, pixels]; `projected` is overwritten.
 
-    Written with maxima alone, which run along the pixels at the speed of memory; an argmax goes one by one.
+    Written with maxima, which run along the pixels at the speed of memory; an argmax goes one by one.
     """
     half = projected.shape[1]
     nearest, farthest = projected.amax(dim=1, keepdim=True), projected.amin(dim=1, keepdim=True)
     opposite = -farthest > nearest
-    rank = torch.arange(half, 0, -1, dtype=torch.uint8, device=projected.device)[
-        :, None
-    ]  # the first index ranks highest
-    rank = ((projected == torch.where(opposite, farthest, nearest)) * rank).amax(dim=1)  # 0 where nothing is equal: NaN
-    return torch.where(rank > 0, half - rank + half * opposite[:, 0], 0)
+    # In place, and so in floating point: comparisons that give booleans take several times as long.
+    is_vertex = projected.eq_(torch.where(opposite, farthest, nearest))
+    rank = torch.arange(half, 0, -1, dtype=projected.dtype, device=projected.device)  # the first index ranks highest
+    highest = is_vertex.mul_(rank[:, None]).amax(dim=1)  # 0 where nothing is equal: not a number
+    return torch.where(highest > 0, half - highest + half * opposite[:, 0], 0)
 
 
 def bucket_order(codes: Tensor) -> Tensor:
