@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nlsn_plugin.errors import BackendError
+from nlsn_plugin.ops.reference import HALF
 
 LARGEST_ERROR = 1e-4
 """Of a product of normal random numbers, relative to its largest entry. True bfloat16 errs by some 3e-3."""
@@ -37,6 +39,14 @@ def use_onednn_matmul() -> float:
             f'{LARGEST_ERROR:.0e} at most is expected; nothing was changed'
         )
     return error
+
+
+def onednn_multiplies(x: Tensor) -> bool:
+    """Whether products of matrices like `x` are oneDNN's."""
+    if x.device.type != 'cpu':
+        return False
+    settings = matmul_settings()
+    return x.dtype in HALF or (x.dtype == torch.float32 and settings is not None and settings.fp32_precision == 'bf16')
 
 
 def matmul_settings() -> Any:

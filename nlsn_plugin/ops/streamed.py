@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nlsn_plugin.ops.cpu_matmul import onednn_multiplies
 from nlsn_plugin.ops.reference import HALF, KEY_EPS, wide
 
 LOG2E = 1.4426950408889634
@@ -55,9 +56,10 @@ def forward(
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
     dtype = found.dtype if differentiable else value.dtype  # of the products: shift is rounded at the end alone
     for group in groups(match, value, order, chunk_size):
-        weight = group.cast('rounded', group.weights(), dtype)  # [G, k, 3k]
-        group.add(mass, weight.sum(dim=-1, dtype=mass.dtype))
-        group.add(found, group.product('found', weight, group.windows(values, dtype)))
+        weight = group.weights()  # [G, k, 3k]
+        rounded = group.cast('rounded', weight, dtype)
+        group.add(found, group.product('found', rounded, group.windows(values, dtype)))
+        group.add(mass, weight.copy_(rounded).sum(dim=-1))  # of what the values were weighted with
     out = found.div_(mass[:, None]).to(value.dtype)
     is_half = value.dtype in HALF
     shift = found.sub_(values).to(value.dtype) if differentiable and is_half else value.new_empty(0)
@@ -151,7 +153,7 @@ class Group:
         self.query = self.own('query', features)  # [G, k, c]
         self.bound = self.own('bound', lengths)  # [G, k, 1]
         key = self.gather('key', features, pixels).div_(self.gather('length', lengths, pixels).clamp_min_(KEY_EPS))
-        self.key_windows = self.in_windows(key)  # [G, 3k, c]
+        self.key_windows = self.in_windows('key_windows', key)  # [G, 3k, c]
 
     def weights(self) -> Tensor:
         """w of every query for its 3 k keys, [G, k, 3k]."""
@@ -164,14 +166,17 @@ class Group:
 
     def windows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Of each chunk with both neighbours, [N L, D] -> [G, 3k, D]."""
-        return self.in_windows(self.cast('window', self.gather('window', x, self.pixels), dtype))
+        return self.in_windows('windows', self.cast('window', self.gather('window', x, self.pixels), dtype))
 
-    def in_windows(self, rows: Tensor) -> Tensor:
-        """[b (G / b + 2) k, D] -> [G, 3k, D], overlapping in memory if there is one ring."""
+    def in_windows(self, name: str, rows: Tensor) -> Tensor:
+        """[b (G / b + 2) k, D] -> [G, 3k, D], overlapping in memory if they may."""
         k, channels = self.chunk_size, rows.shape[1]
         rings, length = self.pixels.shape
         strides = (length * channels, k * channels, channels, 1)
-        return rows.as_strided((rings, length // k - 2, 3 * k, channels), strides).flatten(0, 1)
+        windows = rows.as_strided((rings, length // k - 2, 3 * k, channels), strides)
+        if onednn_multiplies(rows):  # which else copies them itself, to fresh memory each time
+            windows = self.scratch.take(name, tuple(windows.shape), rows.dtype).copy_(windows)
+        return windows.flatten(0, 1)
 
     def gather(self, name: str, x: Tensor, pixels: Tensor) -> Tensor:
         """[N L, D], [b, P] -> [b P, D]."""
@@ -194,7 +199,7 @@ class Group:
     def add(self, total: Tensor, terms: Tensor) -> None:
         """Add what the queries found, [G, k, *], to their pixels, [N L, *]."""
         terms = self.by_ring(terms)[:, : self.queries].flatten(0, 1)
-        total.index_add_(0, self.own_pixels[:, : self.queries].flatten(), terms.to(total.dtype))
+        total.index_add_(0, self.own_pixels[:, : self.queries].flatten(), self.cast('terms', terms, total.dtype))
 
     def add_to_keys(self, total: Tensor, weight: Tensor, terms: Tensor) -> None:
         """Add the terms of the queries, [G, k, D], each by its weight, [G, k, 3k], to their keys' pixels, [N L, D]."""
@@ -207,7 +212,7 @@ class Group:
                 keys.view(-1, k, channels).baddbmm_(of_part, terms)
             else:  # the rings' keys do not lie side by side
                 keys.add_(self.by_ring(of_part @ terms))
-        total.index_add_(0, self.pixels.flatten(), summed.flatten(0, 1).to(total.dtype))
+        total.index_add_(0, self.pixels.flatten(), self.cast('terms', summed.flatten(0, 1), total.dtype))
 
 
 def wide_zeros(x: Tensor) -> Tensor:
