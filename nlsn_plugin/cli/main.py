@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from nlsn_plugin.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
-    args = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    args = build_parser().parse_args(words, argparse.Namespace(words=words))
     try:
         args.run(args)
     except UserError as error:
@@ -163,6 +165,6 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + '\n')
+        args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')
     if args.plot:
         benchmark.plot(results['records'], args.plot)

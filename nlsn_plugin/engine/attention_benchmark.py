@@ -6,14 +6,8 @@ interleaved runs in one process, memory is the peak of a fresh process for each 
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nlsn_plugin import ops
-from nlsn_plugin.errors import BackendError, UserError
+from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, free_memory, interleaved, peak_memory
+from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference
 from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
@@ -115,22 +110,10 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
         return reason or ('its interpreter is for tests' if device == 'cpu' else None)
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
-    if form.startswith('nla') and pixels * case.images > (20_000 if device == 'cpu' else 300_000):
+    if form.startswith('nla') and pixels * case.images > (70_000 if device == 'cpu' else 300_000):
         return 'takes minutes'
     needed, free = bytes_needed(form, case), free_memory(device)
     return f'needs about {needed / 1e9:.0f} GB' if needed > 0.8 * free else None
-
-
-def check_device(device: str) -> None:
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise BackendError("device 'cuda' cannot be used: PyTorch finds no GPU")
-
-
-def free_memory(device: str) -> float:
-    """Bytes that can still be taken."""
-    if device == 'cuda':
-        return float(torch.cuda.mem_get_info()[0])
-    return float(os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
 
 
 def forward(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -168,60 +151,12 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
                     raise UserError(f'{case}: {off}, {allowed:.0e} is allowed; nothing was timed')
 
 
-def interleaved(steps: dict[str, Callable[[], Any]], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of each step, run in turns for `budget` seconds, at least 3 times, after a first time to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < 3 or time.perf_counter() - started < budget:
-        for name, step in steps.items():
-            synchronise(device)
-            before = time.perf_counter()
-            step()
-            synchronise(device)
-            times[name].append(time.perf_counter() - before)
-    return times
-
-
-def synchronise(device: str) -> None:
-    if device == 'cuda':
-        torch.cuda.synchronize()
-
-
-def peak_memory(form: str, case: Case, device: str, dtype: str, which: str) -> int | None:
-    """Bytes that one pass takes besides its input, at the peak, in a process of its own; None where it cannot tell."""
-    words = json.dumps([form, asdict(case), device, dtype, which, torch.get_num_threads()])
-    result = subprocess.run([sys.executable, '-m', __name__, words], capture_output=True, text=True, check=False)
-    if result.returncode:
-        why = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
-        tqdm.write(f'{case}: the memory of {form} could not be measured: {why}', file=sys.stderr)
-        return None
-    return int(result.stdout) if result.stdout.strip() else None
-
-
-def measure_peak(form: str, case: Case, device: str, dtype: str, which: str) -> int | None:
-    """The same in this process, which has to be a fresh one: memory that was used before is used again unseen."""
-    layer = make(form, case, device, dtype)
-    PASSES[which](layer, features(replace(case, images=1, height=20, width=20), device, dtype))  # loads the libraries
-    x = features(case, device, dtype)
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        PASSES[which](layer, x)
-        return torch.cuda.max_memory_allocated() - before
-    if not Path('/proc/self/clear_refs').exists():
-        return None
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
-    before = status('VmRSS')
-    PASSES[which](layer, x)
-    return status('VmHWM') - before
-
-
-def status(key: str) -> int:
-    """A number of this process's, bytes."""
-    found = re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())
-    return 1024 * int(found[1]) if found else 0
+def one_pass(device: str, form: str, case: dict[str, Any], dtype: str, which: str) -> tuple[Step, Step]:
+    """A pass on a small input, and the pass, for `peak_memory`."""
+    layer = make(form, Case(**case), device, dtype)
+    small = features(replace(Case(**case), images=1, height=20, width=20), device, dtype)
+    x = features(Case(**case), device, dtype)
+    return partial(PASSES[which], layer, small), partial(PASSES[which], layer, x)
 
 
 def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float, memory: bool) -> list[dict[str, Any]]:
@@ -235,7 +170,7 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
     for which, run in PASSES.items():
         if large and run is not forward:
             continue
-        steps: dict[str, Callable[[], Any]] = {form: partial(run, layer, x) for form, layer in layers.items()}
+        steps: dict[str, Step] = {form: partial(run, layer, x) for form, layer in layers.items()}
         times = interleaved(steps, device, budget)
         base = statistics.median(times['reference']) if 'reference' in times else None
         for form in forms:
@@ -244,7 +179,8 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
                 records.append({**record, 'skipped': skipped[form]})
                 continue
             median = statistics.median(times[form])
-            peak = peak_memory(form, case, device, dtype, which) if memory else None
+            words = device, form, asdict(case), dtype, which
+            peak = peak_memory(f'{case}, {form}', one_pass, *words) if memory else None
             records.append(
                 {
                     **record,
@@ -256,23 +192,6 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
                 }
             )
     return records
-
-
-def describe_machine(device: str, onednn_error: float | None) -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text()) if sys.platform == 'linux' else None
-    pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-    return {
-        'cpu': cpu[1] if cpu else platform.processor(),
-        'cores': os.cpu_count(),
-        'threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if device == 'cuda' else None,
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'transparent huge pages': pages.read_text().strip() if pages.exists() else None,
-        'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
-        'oneDNN matrix products': onednn_error is not None,
-    }
 
 
 def ceilings(device: str, dtype: str) -> dict[str, float]:
@@ -309,7 +228,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON."""
     check_device(device)
-    error = use_onednn_matmul() if onednn else None
+    if onednn:
+        use_onednn_matmul()
     ceiling = ceilings(device, dtype)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
     records: list[dict[str, Any]] = []
@@ -319,7 +239,7 @@ def run(
         for record in records:
             if record['form'] == 'fused' and record['pass'] == 'forward' and 'milliseconds' in record:
                 record |= fractions(record, ceiling)
-    return {'machine': describe_machine(device, error), 'ceilings': ceiling, 'suites': suites, 'records': records}
+    return {'machine': describe_machine(device), 'ceilings': ceiling, 'suites': suites, 'records': records}
 
 
 def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
@@ -366,10 +286,3 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure.axes[0].legend()
     figure.suptitle('Forward pass of the layer, 64 channels')
     figure.savefig(path, dpi=120)
-
-
-if __name__ == '__main__':
-    form, case, device, dtype, which, threads = json.loads(sys.argv[1])
-    torch.set_num_threads(threads)
-    peak = measure_peak(form, Case(**case), device, dtype, which)
-    print('' if peak is None else peak)

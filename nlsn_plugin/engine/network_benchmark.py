@@ -1,4 +1,4 @@
-"""Time of the whole network of the paper, its attentions in several forms."""
+"""Time and memory of the whole network of the paper, its attentions in several forms."""
 
 from __future__ import annotations
 
@@ -12,53 +12,80 @@ import torch
 from torch import Tensor
 
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.engine.attention_benchmark import check_device, describe_machine, interleaved
+from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, peak_memory
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
 
 LARGEST_DIFFERENCE = 1e-4
 """Between the forms in float32, of an image in [0, 1]."""
 
+FORMS: dict[str, dict[str, Any]] = {
+    'reference': {'backend': 'reference'},
+    'auto': {'backend': 'auto'},
+    'no attention': {'attention_at': []},
+}
+"""Arguments of the network: two backends, and the same network without attention."""
 
-def run(size: tuple[int, int], device: str, budget: float, onednn: bool, compiled: bool) -> dict[str, Any]:
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
+
+
+def run(
+    size: tuple[int, int], device: str, budget: float, onednn: bool, compiled: bool, memory: bool = True
+) -> dict[str, Any]:
     """Measure NLSN x2 on one image of height and width `size`; records as those of `attention_benchmark.run`.
 
-    Random weights: the time depends on them as little as on the image. 'no attention' is the same network without.
+    Random weights: the time depends on them as little as on the image.
     """
     check_device(device)
-    error = use_onednn_matmul() if onednn else None
-    torch.manual_seed(0)
-    networks = {backend: NLSN(backend=backend).to(device).eval() for backend in ('reference', 'auto')}
-    networks['auto'].load_state_dict(networks['reference'].state_dict())
-    networks['no attention'] = NLSN(attention_at=[]).to(device).eval()
+    if onednn:
+        use_onednn_matmul()
+    networks = {form: make(form, device) for form in FORMS}
     x = torch.rand(1, 3, *size, device=device)
     difference = (upscale(networks['auto'], x) - upscale(networks['reference'], x)).abs().max().item()
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(f"NLSN with backend='auto' is off 'reference' by {difference:.1e}; nothing was timed")
-    steps: dict[str, Callable[[], Tensor]] = {}
-    for name, network in networks.items():
-        steps[f'{name}, float32'] = partial(upscale, network, x)
-        steps[f'{name}, bfloat16'] = partial(upscale, network, x, torch.bfloat16)
+    steps: dict[str, Step] = {}
+    for form, network in networks.items():
+        steps |= {f'{form}, {dtype}': partial(upscale, network, x, DTYPES[dtype]) for dtype in DTYPES}
     if compiled:
         graph = torch.compile(networks['auto'], fullgraph=True)
-        steps['auto, torch.compile, float32'] = partial(upscale, graph, x)
-        steps['auto, torch.compile, bfloat16'] = partial(upscale, graph, x, torch.bfloat16)
-    times = {name: statistics.median(runs) for name, runs in interleaved(steps, device, budget).items()}
-    base = times['reference, float32']
-    records = [
-        {
-            'case': f'NLSN x2, {size[0]}x{size[1]}',
-            'pass': 'forward',
-            'form': name,
-            'milliseconds': 1e3 * median,
-            'speedup': base / median,
-            'peak_bytes': None,
-        }
-        for name, median in times.items()
-    ]
-    return {'machine': describe_machine(device, error), 'records': records}
+        steps |= {f'auto, torch.compile, {dtype}': partial(upscale, graph, x, DTYPES[dtype]) for dtype in DTYPES}
+    times = interleaved(steps, device, budget)
+    base = statistics.median(times['reference, float32'])
+    case = f'NLSN x2, {size[0]}x{size[1]}'
+    records = []
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        form, dtype = name.rsplit(', ', 1)
+        words = device, form, list(size), dtype
+        records.append(
+            {
+                'case': case,
+                'pass': 'forward',
+                'form': name,
+                'milliseconds': 1e3 * median,
+                'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
+                'runs': len(seconds),
+                'speedup': base / median,
+                'peak_bytes': peak_memory(f'{case}, {name}', one_image, *words) if memory and form in FORMS else None,
+            }
+        )
+    return {'machine': describe_machine(device), 'records': records}
+
+
+def make(form: str, device: str, **arguments: Any) -> NLSN:
+    """The network in one of FORMS, with the same weights for all backends."""
+    torch.manual_seed(0)
+    return NLSN(**{**arguments, **FORMS[form]}).to(device).eval()
 
 
 def upscale(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     with torch.no_grad(), torch.autocast(x.device.type, dtype) if dtype else contextlib.nullcontext():
         return network(x)
+
+
+def one_image(device: str, form: str, size: list[int], dtype: str, **arguments: Any) -> tuple[Step, Step]:
+    """Upscaling of a small image, and of one of the size, for `peak_memory`."""
+    network = make(form, device, **arguments)
+    small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
+    return partial(upscale, network, small, DTYPES[dtype]), partial(upscale, network, x, DTYPES[dtype])

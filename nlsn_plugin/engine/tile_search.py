@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.attention_benchmark import DTYPES, Case, check_device, describe_machine, interleaved
+from nlsn_plugin.engine.attention_benchmark import DTYPES, Case
+from nlsn_plugin.engine.measuring import check_device, describe_machine, interleaved
 from nlsn_plugin.errors import BackendError
 
 
@@ -53,4 +54,4 @@ def run(case: Case, dtype: str, budget: float) -> dict[str, Any]:
             continue
         records.append({'kernel': name, **cut._asdict(), 'milliseconds': 1e3 * statistics.median(times)})
     records.sort(key=lambda record: (record['kernel'], record.get('milliseconds', float('inf'))))
-    return {'machine': describe_machine('cuda', None), 'case': str(case), 'dtype': dtype, 'records': records}
+    return {'machine': describe_machine('cuda'), 'case': str(case), 'dtype': dtype, 'records': records}

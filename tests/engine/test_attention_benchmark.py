@@ -12,7 +12,7 @@ from conftest import ROOT, run
 from nlsn_plugin import NLSN, ops
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine import attention_benchmark as benchmark
-from nlsn_plugin.engine import network_benchmark
+from nlsn_plugin.engine import measuring, network_benchmark
 from nlsn_plugin.errors import UserError
 
 FORMS = ['reference', 'streamed', 'fused']
@@ -23,13 +23,14 @@ def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path:
     result = run(ROOT / 'tools' / 'benchmark_nlsa.py', *words, cwd=tmp_path)
     assert '| 40x40, C 64, r 4, k 144 | forward            | streamed' in result.stdout
     figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['command'].startswith('nlsn benchmark-attention --suite quick --form reference')
     assert figures['machine']['threads'] == 1
     assert figures['machine']['torch'] == torch.__version__
     by_form = {(record['form'], record['pass']): record for record in figures['records']}
     assert {form for form, _ in by_form} == set(FORMS)
     assert by_form['reference', 'forward']['speedup'] == 1
     assert by_form['streamed', 'forward']['runs'] >= 3
-    if benchmark.status('VmHWM'):
+    if measuring.process_memory('VmHWM'):
         peaks = [by_form[form, 'forward + backward']['peak_bytes'] for form in ('reference', 'streamed')]
         assert peaks[0] > 3 * peaks[1] > 0
     if not torch.cuda.is_available():
@@ -63,7 +64,7 @@ def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
     monkeypatch.setattr(network_benchmark, 'NLSN', small)
-    records = network_benchmark.run((20, 24), 'cpu', 0.1, onednn=False, compiled=False)['records']
+    records = network_benchmark.run((20, 24), 'cpu', 0.1, onednn=False, compiled=False, memory=False)['records']
     assert {record['form'] for record in records} == {
         f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')
     }
@@ -76,8 +77,19 @@ def test_standard_attention_is_the_same_by_either_kernel() -> None:
 
 
 def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.peak_memory('no such form', benchmark.Case(16, 20, 20), 'nowhere', 'float32', 'forward') is None
-    assert 'the memory of no such form could not be measured: RuntimeError: ' in capsys.readouterr().err
+    assert measuring.peak_memory('the sum', network_benchmark.one_image, 'nowhere', 'auto', [8, 8], 'float32') is None
+    assert 'the sum: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not measuring.process_memory('VmHWM'), reason='reads the memory of the process')
+def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None:
+    small = {'num_feat': 64, 'num_block': 4, 'attention_at': [2]}
+    with_attention, without, reference = (
+        measuring.peak_memory(form, network_benchmark.one_image, 'cpu', form, [256, 192], 'float32', **small)
+        for form in ('auto', 'no attention', 'reference')
+    )
+    assert reference > 3 * without  # so that it could fail
+    assert 0 < with_attention <= 1.5 * without
 
 
 @pytest.mark.parametrize(
