@@ -93,7 +93,6 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
     parser.add_argument('--budget', type=float, default=5.0, help='seconds for each case and pass (default: 5)')
-    parser.add_argument('--onednn', action='store_true', help="let oneDNN multiply the CPU's float32 matrices")
     parser.add_argument('--json', type=Path, help='write machine and figures here')
     parser.add_argument('--plot', type=Path, help='draw time and memory over n here (with --suite n)')
     parser.set_defaults(run=benchmark_attention)
@@ -158,11 +157,12 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
         if args.network:
-            results = network.run(tuple(args.network), args.device, args.budget, args.onednn, args.compile)
+            results = network.run(tuple(args.network), args.device, args.budget, args.compile)
         else:
             suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
-            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget, args.onednn)
+            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget)
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
+        print('', *benchmark.left_out(results['records']), sep='\n', end='')
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
     if args.json:
         args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from nlsn_plugin import ops
 from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, free_memory, interleaved, peak_memory
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import BackendError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference
-from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
+from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 TOLERANCES = {'float32': (1e-5, 1e-4), 'bfloat16': (0.05, 0.2), 'float16': (0.01, 0.05)}
@@ -59,17 +59,20 @@ SUITES = {
 FORWARD_ALONE = 100_000
 """Pixels of a batch from which only the forward pass is measured: such inputs are for testing."""
 
-FORMS = ('reference', 'streamed', 'fused', 'nla', 'nla-sdpa')
-"""The backends, and standard attention over all pixels (Eq. 4): its scores in memory, and by PyTorch's own kernel."""
+FORMS = ('reference', 'streamed', 'streamed-onednn', 'fused', 'nla', 'nla-sdpa')
+"""The backends, one also with oneDNN's matrix products, and standard attention over all pixels (Eq. 4): its scores in
+memory, and by PyTorch's own kernel."""
 
 
 def make(form: str, case: Case, device: str, dtype: str) -> Callable[[Tensor], Tensor]:
     """The layer in one form, [N, C, H, W] -> [N, C, H, W], with the same weights and rotations for all."""
     torch.manual_seed(0)
-    backend = form if form in ops.BACKENDS else 'auto'
-    layer = NonLocalSparseAttention(case.channels, case.n_hashes, case.chunk_size, backend=backend)
+    backend = form.removesuffix('-onednn')
+    is_sparse = backend in ops.BACKENDS
+    arguments = case.channels, case.n_hashes, case.chunk_size
+    layer = NonLocalSparseAttention(*arguments, backend=backend if is_sparse else 'auto')
     layer = layer.to(device, DTYPES[dtype]).eval()
-    if form in ops.BACKENDS:
+    if is_sparse:
         return layer
 
     def attend(x: Tensor) -> Tensor:
@@ -108,6 +111,14 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
         rows = torch.empty(1, 1, case.channels, device=device, dtype=DTYPES[dtype])
         reason = ops.cannot_fuse(rows[..., : case.channels // 4], rows)
         return reason or ('its interpreter is for tests' if device == 'cpu' else None)
+    if form.endswith('-onednn'):
+        if (device, dtype) != ('cpu', 'float32'):
+            return 'is for float32 on a CPU'
+        try:
+            with onednn_matmul():
+                return None
+        except BackendError as error:
+            return str(error)
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
     if form.startswith('nla') and pixels * case.images > (70_000 if device == 'cpu' else 300_000):
@@ -132,15 +143,29 @@ def forward_and_backward(layer: Callable[[Tensor], Tensor], x: Tensor) -> list[T
 PASSES: dict[str, Callable[..., Any]] = {'forward': forward, 'forward + backward': forward_and_backward}
 
 
+def step_of(form: str, which: str, layer: Callable[[Tensor], Tensor], x: Tensor) -> Step:
+    """One pass of a layer, ready to be timed."""
+    step = partial(PASSES[which], layer, x)
+    if not form.endswith('-onednn'):
+        return step
+
+    def with_onednn() -> Any:
+        with onednn_matmul(check=False):
+            return step()
+
+    return with_onednn
+
+
 def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, device: str, dtype: str) -> None:
     """Refuse to time forms that give other numbers than the first of their kind."""
     x = features(case, device, dtype)
-    for kind in (ops.BACKENDS, ('nla', 'nla-sdpa')):
-        names = [name for name in layers if name in kind]
+    large = x.shape[0] * x.shape[2] * x.shape[3] > FORWARD_ALONE
+    for is_dense in (False, True):
+        names = [name for name in layers if name.startswith('nla') == is_dense]
         results = {}
         for name in names:
-            large = x.shape[0] * x.shape[2] * x.shape[3] > FORWARD_ALONE
-            results[name] = [forward(layers[name], x)] if large else forward_and_backward(layers[name], x)
+            result = step_of(name, 'forward' if large else 'forward + backward', layers[name], x)()
+            results[name] = [result] if large else result
         for name in names[1:]:
             for what, ours, expected, allowed in zip(
                 ('output', 'gradient'), results[name], results[names[0]], TOLERANCES[dtype]
@@ -156,7 +181,7 @@ def one_pass(device: str, form: str, case: dict[str, Any], dtype: str, which: st
     layer = make(form, Case(**case), device, dtype)
     small = features(replace(Case(**case), images=1, height=20, width=20), device, dtype)
     x = features(Case(**case), device, dtype)
-    return partial(PASSES[which], layer, small), partial(PASSES[which], layer, x)
+    return step_of(form, which, layer, small), step_of(form, which, layer, x)
 
 
 def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float, memory: bool) -> list[dict[str, Any]]:
@@ -167,10 +192,10 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
     x = features(case, device, dtype)
     large = case.images * case.height * case.width > FORWARD_ALONE
     records = []
-    for which, run in PASSES.items():
-        if large and run is not forward:
+    for which in PASSES:
+        if large and which != 'forward':
             continue
-        steps: dict[str, Step] = {form: partial(run, layer, x) for form, layer in layers.items()}
+        steps = {form: step_of(form, which, layer, x) for form, layer in layers.items()}
         times = interleaved(steps, device, budget)
         base = statistics.median(times['reference']) if 'reference' in times else None
         for form in forms:
@@ -224,12 +249,10 @@ def fractions(record: dict[str, Any], ceiling: dict[str, float]) -> dict[str, fl
 
 
 def run(
-    suites: list[str], forms: list[str], device: str, dtype: str, budget: float, onednn: bool, memory: bool = True
+    suites: list[str], forms: list[str], device: str, dtype: str, budget: float, memory: bool = True
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON."""
     check_device(device)
-    if onednn:
-        use_onednn_matmul()
     ceiling = ceilings(device, dtype)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
     records: list[dict[str, Any]] = []
@@ -245,17 +268,24 @@ def run(
 def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
     """Rows of a table: case, pass, form, time, times faster than the reference, memory."""
     for record in records:
-        where = [record['case'], record['pass'], record['form']]
         if 'skipped' in record:
-            yield [*where, f'- ({record["skipped"]})', '', '']
             continue
         speedup, peak = record['speedup'], record['peak_bytes']
         yield [
-            *where,
+            *(record[key] for key in ('case', 'pass', 'form')),
             f'{record["milliseconds"]:.4g} ms',
             f'{speedup:.2f}x' if speedup else '',
             f'{peak / 1e6:.0f} MB' if peak is not None else '',
         ]
+
+
+def left_out(records: list[dict[str, Any]]) -> list[str]:
+    """What was not measured, and why: a line for each form and reason."""
+    cases: dict[str, dict[str, None]] = {}
+    for record in records:
+        if 'skipped' in record:
+            cases.setdefault(f'{record["form"]}: {record["skipped"]}', {})[record['case']] = None
+    return [f'not measured, {what} ({"; ".join(names)})' for what, names in cases.items()]
 
 
 HEADERS = ['case', 'pass', 'form', 'time', 'speed', 'peak memory']

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 import nlsn_plugin
 from nlsn_plugin.errors import BackendError
-from nlsn_plugin.ops import cpu_matmul
 
 Step = Callable[[], Any]
 
@@ -70,9 +69,10 @@ def peak_memory(
         device: 'cpu' or 'cuda'; the first argument of `prepare`.
         arguments, options: its others, such as JSON can hold.
     """
-    settings = torch.get_num_threads(), cpu_matmul.onednn_multiplies(torch.empty(0))
-    words = json.dumps([prepare.__module__, prepare.__qualname__, *settings, [device, *arguments], options])
-    result = subprocess.run([sys.executable, '-m', __name__, words], capture_output=True, text=True, check=False)
+    words = [prepare.__module__, prepare.__qualname__, torch.get_num_threads(), [device, *arguments], options]
+    result = subprocess.run(
+        [sys.executable, '-m', __name__, json.dumps(words)], capture_output=True, text=True, check=False
+    )
     if result.returncode:
         why = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
         tqdm.write(f'{what}: memory could not be measured: {why}', file=sys.stderr)
@@ -81,12 +81,10 @@ def peak_memory(
 
 
 def peak_of_this_process(
-    module: str, name: str, threads: int, onednn: bool, arguments: list[Any], options: dict[str, Any]
+    module: str, name: str, threads: int, arguments: list[Any], options: dict[str, Any]
 ) -> int | None:
     """What `peak_memory` asks for, in a fresh process."""
     torch.set_num_threads(threads)
-    if onednn:
-        cpu_matmul.use_onednn_matmul()
     small_step, step = getattr(importlib.import_module(module), name)(*arguments, **options)
     small_step()
     if arguments[0] == 'cuda':
@@ -122,7 +120,6 @@ def describe_machine(device: str) -> dict[str, Any]:
         'nlsn_plugin': nlsn_plugin.__version__,
         'transparent huge pages': pages.read_text().strip() if pages.exists() else None,
         'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
-        'oneDNN matrix products': cpu_matmul.onednn_multiplies(torch.empty(0)),
     }
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from nlsn_plugin.archs import NLSN
 from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, peak_memory
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
 
 LARGEST_DIFFERENCE = 1e-4
 """Between the forms in float32, of an image in [0, 1]."""
@@ -29,16 +28,12 @@ FORMS: dict[str, dict[str, Any]] = {
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
 
 
-def run(
-    size: tuple[int, int], device: str, budget: float, onednn: bool, compiled: bool, memory: bool = True
-) -> dict[str, Any]:
+def run(size: tuple[int, int], device: str, budget: float, compiled: bool, memory: bool = True) -> dict[str, Any]:
     """Measure NLSN x2 on one image of height and width `size`; records as those of `attention_benchmark.run`.
 
     Random weights: the time depends on them as little as on the image.
     """
     check_device(device)
-    if onednn:
-        use_onednn_matmul()
     networks = {form: make(form, device) for form in FORMS}
     x = torch.rand(1, 3, *size, device=device)
     difference = (upscale(networks['auto'], x) - upscale(networks['reference'], x)).abs().max().item()

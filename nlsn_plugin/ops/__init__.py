@@ -41,7 +41,7 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
 
     Args:
         match: queries and keys in one, [N, L, c].
-        value: [N, L, C].
+        value: [N, L, C]; of two dtypes all is computed in the wider.
         rotations: [c, r, m/2], m = count_buckets(L, chunk_size); r is the number of hashing rounds.
         chunk_size: pixels per chunk, k >= 1.
         backend: 'reference', 'streamed' or 'fused', which give the same numbers; or 'auto', the fastest that can run
@@ -56,6 +56,9 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
     """
     if checks.one_of('backend', backend, BACKENDS) == 'auto':
         backend = checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
+    if match.dtype != value.dtype:
+        wider = torch.promote_types(match.dtype, value.dtype)
+        return attend(match.to(wider), value.to(wider), rotations, chunk_size, backend).to(value.dtype)
     if match.shape[1] < chunk_size:
         return reference.attend_densely(match, value)
     if backend == 'auto':

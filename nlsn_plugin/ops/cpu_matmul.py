@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,6 +41,20 @@ def use_onednn_matmul() -> float:
             f'{LARGEST_ERROR:.0e} at most is expected; nothing was changed'
         )
     return error
+
+
+@contextlib.contextmanager
+def onednn_matmul(check: bool = True) -> Iterator[None]:
+    """`use_onednn_matmul` for a block, without its check if that was made before."""
+    settings = matmul_settings()
+    before = settings.fp32_precision if settings else None
+    if check:
+        use_onednn_matmul()
+    try:
+        settings.fp32_precision = 'bf16'
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def onednn_multiplies(x: Tensor) -> bool:

@@ -117,8 +117,6 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
 def unsupported(match: Tensor, value: Tensor) -> str | None:
     """Why these kernels cannot run on these tensors; None if they can."""
     widest = max(match.shape[-1], value.shape[-1])
-    if match.dtype != value.dtype:
-        return f'fused needs match and value of one dtype, not {match.dtype} and {value.dtype}'
     if match.dtype not in DTYPES:
         return f'fused knows float32, bfloat16 and float16, not {match.dtype}'
     if widest > MAX_CHANNELS:

@@ -15,7 +15,7 @@ from nlsn_plugin.engine import attention_benchmark as benchmark
 from nlsn_plugin.engine import measuring, network_benchmark
 from nlsn_plugin.errors import UserError
 
-FORMS = ['reference', 'streamed', 'fused']
+FORMS = ['reference', 'streamed', 'streamed-onednn', 'fused']
 
 
 def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pyte
 def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cases = [benchmark.Case(16, edge, edge) for edge in (16, 32)]
     monkeypatch.setitem(benchmark.SUITES, 'n', cases)
-    results = benchmark.run(['n'], ['reference', 'streamed'], 'cpu', 'float32', 0.1, onednn=False, memory=False)
+    results = benchmark.run(['n'], ['reference', 'streamed'], 'cpu', 'float32', 0.1, memory=False)
     benchmark.plot(results['records'], tmp_path / 'n.png')
     assert (tmp_path / 'n.png').stat().st_size > 10_000
 
@@ -64,7 +64,7 @@ def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
     monkeypatch.setattr(network_benchmark, 'NLSN', small)
-    records = network_benchmark.run((20, 24), 'cpu', 0.1, onednn=False, compiled=False, memory=False)['records']
+    records = network_benchmark.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)['records']
     assert {record['form'] for record in records} == {
         f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')
     }

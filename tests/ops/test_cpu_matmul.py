@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_reference import draw
 
+from nlsn_plugin import ops
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import cpu_matmul
 
@@ -25,6 +27,19 @@ class TestWhereThereIsTheSetting:
         else:
             assert error < 1e-4
             assert matmul.fp32_precision == 'bf16'
+
+    def test_attention_is_the_same(self) -> None:
+        match, value, rotations = (tensor.float() for tensor in draw(1, 500, 2, 16, channels=(16, 32)))
+        outputs = []
+        for _ in range(2):
+            inputs = match.clone().requires_grad_(), value.clone().requires_grad_()
+            out = ops.attend(*inputs, rotations, 16, 'streamed')
+            out.square().sum().backward()
+            outputs.append([out, *(tensor.grad for tensor in inputs)])
+            matmul.fp32_precision = 'bf16'
+        for plain, faster in zip(*outputs):
+            rounds = cpu_matmul.product_error() > cpu_matmul.LARGEST_ERROR  # a CPU on which it is refused
+            assert (plain - faster).abs().max() <= (2e-2 if rounds else 1e-5) * plain.abs().max()
 
     @pytest.mark.parametrize('error', [2e-4, 3e-3, float('nan')])
     def test_a_cpu_that_rounds_is_refused_and_nothing_changes(

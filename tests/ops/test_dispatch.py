@@ -54,6 +54,16 @@ def test_a_backend_that_cannot_run_says_why() -> None:
         ops.attend(*draw(1, 30, 1, 8), 8, 'fused')
 
 
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_of_two_dtypes_the_wider_is_computed_in(backend: str) -> None:
+    match, value, rotations = draw(1, 30, 2, 8)
+    match, value = match.double().requires_grad_(), value.float().requires_grad_()
+    out = ops.attend(match, value, rotations, 8, backend)
+    out.sum().backward()
+    assert [tensor.dtype for tensor in (out, match.grad, value.grad)] == [torch.float32, torch.float64, torch.float32]
+    assert out.equal(ops.attend(match, value.double(), rotations, 8, backend).float())
+
+
 def test_auto_says_once_why_it_falls_back_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
