@@ -27,6 +27,7 @@ setup(
         'mmengine>=0.10.4',
         'numpy>=1.26',
         'opencv-python>=4.9',
+        'pydantic>=2.7',
         'pyyaml>=6.0.1',
         'scikit-image>=0.22',
         'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped

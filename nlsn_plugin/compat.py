@@ -70,13 +70,13 @@ def provide_functional_tensor() -> None:
 
 
 @contextlib.contextmanager
-def substituted(module: ModuleType, **parts: object) -> Iterator[None]:
-    """Put `parts` in the place of a module's names for as long as the block runs."""
-    originals = {name: getattr(module, name) for name in parts}
+def substituted(owner: object, **parts: object) -> Iterator[None]:
+    """Put `parts` in the place of a module's or an object's own for as long as the block runs."""
+    originals = {name: getattr(owner, name) for name in parts}
     try:
         for name, part in parts.items():
-            setattr(module, name, part)
+            setattr(owner, name, part)
         yield
     finally:
         for name, original in originals.items():
-            setattr(module, name, original)
+            setattr(owner, name, original)

@@ -6,6 +6,9 @@ from __future__ import annotations
 class UserError(Exception):
     """Something the user can put right: the message says what, where, and the nearest valid choice."""
 
+    status = 1
+    """What a command exits with."""
+
 
 class ArgumentError(UserError, ValueError):
     """A bad argument: the message names it, its value and what is allowed."""
@@ -21,3 +24,25 @@ class MissingToolboxError(UserError, ImportError):
 
 class BackendError(UserError, RuntimeError):
     """A backend asked for by name cannot run here."""
+
+
+class OptionError(UserError):
+    """Mistakes in an option file or on the command line, a line for each."""
+
+
+class DataError(UserError):
+    """An image, or a store of images, that cannot be read: the message names the file and the key."""
+
+
+class SaveError(UserError):
+    """A state that could not be written; what was written before is intact."""
+
+
+class NonFiniteLossError(UserError):
+    """Too many updates were not finite: the message names the images."""
+
+
+class InterruptedRunError(UserError):
+    """A signal ended the run, which is saved and can go on."""
+
+    status = 75  # of sysexits.h: try again later

@@ -31,12 +31,17 @@ def register_all() -> dict[str, MissingToolboxError]:
 
 
 def register_into_basicsr() -> None:
-    """Networks and layers into ARCH_REGISTRY, the model into MODEL_REGISTRY."""
-    from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+    """Networks and layers into ARCH_REGISTRY, the model into MODEL_REGISTRY, the data set into DATASET_REGISTRY."""
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 
     # Every module of the plugin's that subclasses a part of BasicSR is imported here, and only with BasicSR at hand.
     model = importlib.import_module('nlsn_plugin.models.nlsn_model').NLSNModel
-    for registry, classes in ((ARCH_REGISTRY, NETWORKS), (MODEL_REGISTRY, {'NLSNModel': model})):
+    dataset = importlib.import_module('nlsn_plugin.data.paired').SafePairedImageDataset
+    for registry, classes in (
+        (ARCH_REGISTRY, NETWORKS),
+        (MODEL_REGISTRY, {'NLSNModel': model}),
+        (DATASET_REGISTRY, {'SafePairedImageDataset': dataset}),
+    ):
         for name, cls in classes.items():
             held = registry.get(name) if name in registry else None
             free_name = free_to_register(name, cls, held, f"BasicSR's {registry._name} registry")

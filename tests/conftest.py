@@ -53,6 +53,17 @@ def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedPr
     return result
 
 
+def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line a failing command prints."""
+    from nlsn_plugin.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
 def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `code` in a fresh interpreter, with `folder` before its other packages."""
     environment = {**os.environ, 'PYTHONPATH': str(folder)} if folder else None
@@ -87,23 +98,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Pa
     return folder
 
 
+def write_options(path: Path, name: str, change: Callable[[dict[str, Any]], object] = lambda options: None) -> Path:
+    """Write a copy of a shipped option file, its network small and its run short, changed further by the caller."""
+    options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
+    options['network_g'].update(num_feat=8, num_block=8, n_hashes=2, chunk_size=64)
+    for phase, dataset in options['datasets'].items():
+        if phase == 'train':
+            dataset.update(gt_size=32, batch_size_per_gpu=2, num_worker_per_gpu=1)
+    if 'train' in options:
+        options['train']['total_iter'] = 20
+        options['val']['val_freq'] = 10
+        options['logger'].update(print_freq=5, save_checkpoint_freq=10)
+    change(options)
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
 @pytest.fixture
 def small_options(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a copy of a shipped option file, its network small and its run short, changed further by the caller."""
-
-    def write(name: str, change: Callable[[dict[str, Any]], object] = lambda options: None) -> Path:
-        options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
-        options['network_g'].update(num_feat=8, num_block=8, n_hashes=2, chunk_size=64)
-        for phase, dataset in options['datasets'].items():
-            if phase == 'train':
-                dataset.update(gt_size=32, batch_size_per_gpu=2, num_worker_per_gpu=1)
-        if 'train' in options:
-            options['train']['total_iter'] = 20
-            options['val']['val_freq'] = 10
-            options['logger'].update(print_freq=5, save_checkpoint_freq=10)
-        change(options)
-        path = tmp_path / f'{name}.yml'
-        path.write_text(yaml.safe_dump(options))
-        return path
-
-    return write
+    """Writes such a copy into the test's own folder."""
+    return lambda name, *change: write_options(tmp_path / f'{name}.yml', name, *change)

@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get('NLSN_TRACE'):
             raise
-        sys.exit(f'nlsn: {error}')
+        print(f'nlsn: {error}', file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -51,6 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
             'LR images are made by MATLAB-style bicubic.',
         )
     )
+    text = 'kill a run again and again, and see whether it ends as if it had not been'
+    command = commands.add_parser('check-resume', help=text, description=text.capitalize() + '.')
+    command.add_argument('-opt', required=True, help='option file, or the name of a shipped one')
+    command.add_argument('--kills', type=int, default=30, help='how often (default: 30)')
+    command.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
+    command.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', default=[], help='set options')
+    command.set_defaults(run=check_resume)
+    text = 'what an option file may say'
+    command = commands.add_parser('options', help=text, description=text.capitalize() + '.')
+    command.add_argument('--test', action='store_true', help='option files for testing, rather than for training')
+    command.add_argument('--json-schema', type=Path, help='write the schema here, for editors that complete from it')
+    command.set_defaults(run=show_options)
     text = 'time and memory of the attention in all its forms'
     add_benchmark_arguments(commands.add_parser('benchmark-attention', help=text, description=text.capitalize() + '.'))
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
@@ -64,6 +77,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, run: object) -> None:
     parser.add_argument('-opt', required=True, help='option file, or the name of a shipped one')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
+    parser.add_argument('--archive', action='store_true', help='move an older run of this name aside and begin anew')
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 updates, print each')
     parser.add_argument('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options, such as train:total_iter=100')
@@ -113,6 +127,24 @@ def test(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.run import test
 
     test(args)
+
+
+def check_resume(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine import resume_check
+
+    kills = checks.whole('--kills', args.kills, least=1)
+    resume_check.run(args.opt, kills, args.seed, args.force_yml)
+
+
+def show_options(args: argparse.Namespace) -> None:
+    from nlsn_plugin.engine import schema
+
+    options = schema.TestOptions if args.test else schema.TrainingOptions
+    if args.json_schema:
+        args.json_schema.write_text(json.dumps(options.model_json_schema(), indent=1) + '\n')
+    else:
+        print('\n'.join(schema.documented(options)))
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -1,29 +1,60 @@
-"""Several processes, on GPUs as BasicSR does it and on CPUs, where it fails."""
+"""Several processes, on GPUs and on CPUs, where BasicSR fails: it divides by the number of GPUs (dist_util.py:22)."""
 
 from __future__ import annotations
 
+import datetime
 import os
+import subprocess
 from typing import Any
 
 import torch
 import torch.distributed
-from basicsr.utils import dist_util
 
 from nlsn_plugin.errors import UserError
 
 STARTED_BY = {'pytorch': ('RANK', 'torchrun --nproc_per_node N'), 'slurm': ('SLURM_PROCID', 'srun')}
 
+LONGEST_SILENCE = datetime.timedelta(hours=1)
+"""That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
 
-def check_launcher(launcher: str) -> None:
-    """Refuse a --launcher that did not launch this process."""
-    variable, command = STARTED_BY.get(launcher, (None, None))
-    if variable and variable not in os.environ:
+
+def start(launcher: str, port: int) -> None:
+    """Join the other processes, through NCCL or, without a GPU, gloo.
+
+    Args:
+        launcher: 'none', 'pytorch' (torchrun) or 'slurm' (srun).
+        port: where processes of SLURM meet, on the first node, unless MASTER_PORT says.
+
+    Raises:
+        UserError: this process was not started by that launcher.
+    """
+    if launcher == 'none':
+        return
+    variable, command = STARTED_BY[launcher]
+    if variable not in os.environ:
         raise UserError(f'--launcher {launcher}: this process was not started by `{command}` ({variable} is not set)')
+    if launcher == 'slurm':
+        take_over_from_slurm(port)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % torch.cuda.device_count())
+    torch.distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo', timeout=LONGEST_SILENCE)
 
 
-def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
-    """Stands in for basicsr/utils/dist_util.py:11, which divides by the number of GPUs: without one, gloo."""
-    if torch.cuda.is_available() or launcher != 'pytorch':
-        dist_util.init_dist(launcher, backend, **kwargs)
-    else:
-        torch.distributed.init_process_group('gloo')
+def take_over_from_slurm(port: int) -> None:
+    """Set what torch.distributed reads from what srun sets."""
+    for ours, theirs in (('RANK', 'SLURM_PROCID'), ('WORLD_SIZE', 'SLURM_NTASKS'), ('LOCAL_RANK', 'SLURM_LOCALID')):
+        os.environ[ours] = os.environ[theirs]
+    os.environ.setdefault('MASTER_PORT', str(port))
+    if 'MASTER_ADDR' not in os.environ:
+        words = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        hosts = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        os.environ['MASTER_ADDR'] = hosts[0]
+
+
+def agreed(value: Any) -> Any:
+    """The value that rank 0 has."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]

@@ -1,32 +1,43 @@
-"""Option files: found, checked, read as BasicSR reads them, fitted to the machine, and tried for what they name."""
+"""Option files: found, read without executing anything, compared with the schema, completed as by BasicSR."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import inspect
-import sys
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from basicsr.utils import options as basicsr_options
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from pydantic import BaseModel, ValidationError
 
 import nlsn_plugin
-from nlsn_plugin.compat import substituted
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.engine.schema import TestOptions, TrainingOptions
+from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file
 
 Options = dict[str, Any]
+Keys = tuple[str, ...]
+"""Where something stands in an option file: ('train', 'optim_g', 'lr')."""
 
-KINDS = {dict: 'a section', str: 'text', int: 'a whole number'}
-ALWAYS_NEEDED = {'name': str, 'model_type': str, 'scale': int, 'datasets': dict, 'network_g': dict, 'path': dict}
-NEEDED_TO_TRAIN = {'train': dict, 'logger': dict}
-NEEDED_TO_TEST = {'val': dict}
+EXPECTED = {
+    'model_type': 'a section is expected',
+    'dict_type': 'a section is expected',
+    'list_type': 'a list is expected',
+    'string_type': 'text is expected',
+    'bool_type': 'true or false is expected',
+    'float_type': 'a number is expected',
+    'int_type': 'a whole number is expected',
+    'int_from_float': 'a whole number is expected',
+}
+"""Words for pydantic's kinds of mistakes; the others have its own."""
 
 
 def shipped_options() -> Path:
@@ -57,92 +68,323 @@ def nearest(name: str, among: Iterable[str]) -> str:
     return f': did you mean {close[0]}?' if close else f': there are {", ".join(known)}'
 
 
-def parse_options(
-    option_file: Path, args: argparse.Namespace, root: Path, is_train: bool
-) -> tuple[Options, argparse.Namespace]:
-    """Read an option file by BasicSR's own parser, once its shape is known to be right; fit it to the machine.
+def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:
+    """Read an option file, refuse what is wrong with it, and complete it.
 
     Args:
-        option_file: the file to read, whatever -opt says.
+        option_file: the file.
         args: the rest of the command line, as `nlsn train` parses it.
         root: where experiments/ or results/ lie.
 
     Returns:
-        BasicSR's option dict and its parsed arguments.
+        The options as BasicSR's own parser would give them, and defaults of the schema.
 
     Raises:
-        UserError: the file does not parse, lacks a key, or has another kind of value there; an override is malformed.
+        OptionError: with a line for each mistake.
     """
-    check_shape(option_file, is_train)
+    document = Document(option_file)
     for override in args.force_yml or []:
-        check_override(override)
-    distributed.check_launcher(args.launcher)
-    with (
-        substituted(sys, argv=[sys.argv[0], '-opt', str(option_file), *basicsr_words(args)]),
-        substituted(basicsr_options, init_dist=distributed.init_dist),
-    ):
-        try:
-            opt, basicsr_args = basicsr_options.parse_options(str(root), is_train)
-        except (KeyError, TypeError) as error:
-            if args.force_yml:  # BasicSR assigns each by exec, and fails on a section that is not there
-                raise UserError(f'--force_yml {" ".join(args.force_yml)}: {option_file} has no such section') from error
-            raise
+        document.override(override)
+    opt = checked(document, is_train)
+    distributed.start(args.launcher, opt['dist_params']['port'])
+    opt['dist'] = args.launcher != 'none'
+    opt['rank'], opt['world_size'] = get_dist_info()
+    opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
+    opt['archive'] = getattr(args, 'archive', False)
+    if opt['manual_seed'] is None:
+        opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+    if args.debug and not opt['name'].startswith('debug'):
+        opt['name'] = f'debug_{opt["name"]}'
     fit_to_machine(opt)
-    return opt, basicsr_args
+    complete_datasets(opt)
+    complete_paths(opt, root)
+    if is_train and opt['name'].startswith('debug'):
+        opt['logger'] |= {'print_freq': 1, 'save_checkpoint_freq': 8}
+        if opt.get('val'):
+            opt['val']['val_freq'] = 8
+    return opt
 
 
-def check_shape(option_file: Path, is_train: bool) -> None:
-    """Refuse a file in which BasicSR would stumble over a missing key or another kind of value."""
+class Document:
+    """An option file with the lines that its keys stand on.
+
+    Raises:
+        OptionError: it is no YAML of keys and values, or a key stands in it twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[Keys, str] = {}
+        try:
+            node = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+            self.note_lines(node, ())
+            self.options = yaml.safe_load(path.read_text(encoding='utf-8'))
+        except UnicodeDecodeError as error:
+            raise OptionError(f'{path} is not UTF-8 text: {error.reason} at byte {error.start}') from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, 'problem_mark', None)
+            line = f', line {mark.line + 1}' if mark else ''
+            reason = getattr(error, 'problem', None) or ' '.join(str(error).split())
+            raise OptionError(f'{path}{line}: {reason}') from error
+        if not isinstance(self.options, dict):
+            raise OptionError(f'{path} holds {type(self.options).__name__}: keys and values are expected')
+
+    def note_lines(self, node: yaml.Node | None, above: Keys) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            place = *above, str(key.value)
+            line = f'line {key.start_mark.line + 1}'
+            if place in self.lines:
+                raise OptionError(f'{self.path}, {line}: {": ".join(place)} stands on {self.lines[place]} already')
+            self.lines[place] = line
+            self.note_lines(value, place)
+
+    def override(self, entry: str) -> None:
+        """Set what `--force_yml KEY:KEY=VALUE` says."""
+        name, _, text = entry.partition('=')
+        keys = tuple(key.strip() for key in name.split(':'))
+        if not all(keys) or not text.strip():
+            raise OptionError(f'--force_yml {entry}: KEY=VALUE is expected, such as train:total_iter=100')
+        try:
+            value = None if text.strip().lower() == 'none' else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f'--force_yml {entry}: {text} is no value') from error
+        section = self.options
+        for number, key in enumerate(keys[:-1]):
+            section = section.setdefault(key, {})
+            self.lines.setdefault(keys[: number + 1], f'--force_yml {entry}')
+            if not isinstance(section, dict):
+                raise OptionError(f'--force_yml {entry}: {": ".join(keys[: number + 1])} is no section')
+        section[keys[-1]] = value
+        self.lines[keys] = f'--force_yml {entry}'
+
+    def where(self, keys: Keys) -> str:
+        """The line of a key, or of the section that lacks it."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        if not keys:
+            return str(self.path)
+        line = self.lines[keys]
+        return line if line.startswith('--force_yml') else f'{self.path}, {line}'
+
+
+def checked(document: Document, is_train: bool) -> Options:
+    """The options with the schema's defaults.
+
+    Raises:
+        OptionError: a line for each key that is unknown, missing or of another type, each class that is not there or
+            takes other arguments, each combination that cannot be.
+    """
+    model = TrainingOptions if is_train else TestOptions
     try:
-        options = yaml.safe_load(option_file.read_text(encoding='utf-8'))
-    except UnicodeDecodeError as error:
-        raise UserError(f'{option_file} is not UTF-8 text: {error.reason} at byte {error.start}') from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, 'problem_mark', None)
-        line = f', line {mark.line + 1}' if mark else ''
-        reason = getattr(error, 'problem', None) or ' '.join(str(error).split())
-        raise UserError(f'{option_file}{line}: {reason}') from error
-    if not isinstance(options, dict):
-        raise UserError(f'{option_file} holds {type(options).__name__}: keys and values are expected')
-    if 'num_gpu' not in options:
-        raise UserError(f"{option_file} lacks the key 'num_gpu': a whole number, or auto")
-    for key, kind in {**ALWAYS_NEEDED, **(NEEDED_TO_TRAIN if is_train else NEEDED_TO_TEST)}.items():
-        check_kind(option_file, options, key, kind)
-    for phase, dataset in options['datasets'].items():
-        check_kind(option_file, options['datasets'], phase, dict, f'datasets: {phase}')
-        for key in ('dataroot_gt', 'dataroot_lq'):
-            if dataset.get(key) is not None:
-                check_kind(option_file, dataset, key, str, f'datasets: {phase}: {key}')
-    check_kind(option_file, options['network_g'], 'type', str, 'network_g: type')
+        opt = model.model_validate(document.options).model_dump()
+    except ValidationError as error:
+        mistakes = [said(document, model, dict(mistake)) for mistake in error.errors()]
+    else:
+        mistakes = [f'{document.where(keys)}: {": ".join(keys)}: {text}' for keys, text in misfits(opt, is_train)]
+    if len(mistakes) > 1:
+        raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
+    if mistakes:
+        raise OptionError(mistakes[0])
+    return opt
 
 
-def check_kind(option_file: Path, options: Options, key: str, kind: type, name: str | None = None) -> None:
-    if key not in options:
-        raise UserError(f'{option_file} lacks the key {name or key!r}: {KINDS[kind]} is expected')
-    if not isinstance(options[key], kind):
-        raise UserError(f'{option_file}: {name or key} is {options[key]!r}: {KINDS[kind]} is expected')
+def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors."""
+    keys = tuple(str(key) for key in mistake['loc'] if key not in ('paired', 'other') or key in document.options)
+    *above, name = keys or ('',)
+    section = ''.join(f'{key}: ' for key in above)
+    where = document.where(keys)
+    if mistake['type'] == 'extra_forbidden':
+        return f'{where}: {section}{name} is unknown{nearest(name, known_keys(model, mistake["loc"][:-1]))}'
+    if mistake['type'] == 'missing':
+        return f'{where}: {section}lacks the key {name}'
+    value = mistake['input']
+    reason = EXPECTED.get(mistake['type']) or mistake['msg'].removeprefix('Value error, ')
+    if isinstance(value, str) and mistake['type'] == 'float_type':
+        reason += ' (in YAML write 0.0001, or !!float 1e-4)'
+    if isinstance(value, dict) and mistake['type'] == 'value_error':  # of the keys in it
+        return f'{where}: {section}{name}: {reason}'
+    return f'{where}: {section}{name} is {value!r}: {reason}'
 
 
-def check_override(override: str) -> None:
-    """Refuse a --force_yml that BasicSR cannot split or evaluate."""
-    key, _, value = override.partition('=')
-    if not key or not value or '=' in value:
-        raise UserError(f'--force_yml {override}: KEY=VALUE is expected, such as train:total_iter=100')
+def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
+    """The keys that a section may have; where it lies is told as pydantic tells it."""
+    schema = model.model_json_schema()
+    part = schema
+
+    def resolved(part: dict[str, Any]) -> dict[str, Any]:
+        while '$ref' in part:
+            part = schema['$defs'][part['$ref'].rsplit('/', 1)[1]]
+        return part
+
+    for key in keys:
+        part = resolved(part)
+        if key in ('paired', 'other') and ('oneOf' in part or 'anyOf' in part):
+            choices = [resolved(choice) for choice in part.get('oneOf', part.get('anyOf', []))]
+            part = choices[0] if key == 'paired' else choices[-1]
+            continue
+        part = part.get('properties', {}).get(str(key)) or part.get('additionalProperties') or {}
+        part = resolved(part)
+        if 'anyOf' in part and not part.get('properties'):
+            options = [resolved(choice) for choice in part['anyOf']]
+            part = next((choice for choice in options if 'properties' in choice), part)
+    return list(resolved(part).get('properties', {}))
+
+
+def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
+    """What types alone do not show: unknown classes, arguments that they do not take, what cannot be together."""
+    yield from misfit_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
+    network = list(misfit_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
+    yield from network or misfits_of_network(opt['network_g'])
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        arguments = {key: value for key, value in metric.items() if key != 'better'}
+        yield from misfit_of_class(('val', 'metrics', name), metric['type'], arguments, METRIC_REGISTRY, given=2)
+    if not is_train:
+        return
+    train, data = opt['train'], opt['datasets']['train']
+    for key in ('pixel_opt', 'perceptual_opt', 'gan_opt'):
+        if train.get(key):
+            yield from misfit_of_class(('train', key), train[key]['type'], train[key], LOSS_REGISTRY)
+    yield from misfits_of_schedule(train)
+    if 'gt_size' in data:
+        if data['gt_size'] % opt['scale']:
+            fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
+            text = f'{data["gt_size"]} is not divisible by scale {opt["scale"]}: {fitting} is'
+            yield ('datasets', 'train', 'gt_size'), text
+        if data['batch_size_per_gpu'] % train['accumulate']:
+            text = f'{train["accumulate"]} does not divide batch_size_per_gpu {data["batch_size_per_gpu"]}'
+            yield ('train', 'accumulate'), text
+        if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
+            yield ('datasets', 'train', 'prefetch_mode'), 'cuda needs pin_memory: true'
+    val = opt.get('val')
+    if val and len(opt['datasets']) == 1:
+        yield ('val',), 'there is nothing to validate on: datasets has no val'
+    if val and not val['metrics'] and not val['save_img']:
+        yield ('val',), 'has no metrics and writes no images: there is nothing to do'
+    if opt['compare_with_bicubic'] and not val:
+        yield ('compare_with_bicubic',), 'needs val'
+
+
+def misfit_of_class(
+    keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0
+) -> Iterator[tuple[Keys, str]]:
+    """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
+    if name not in registry:
+        place = keys if arguments is None else (*keys, 'type')
+        yield place, f'no {name}{nearest(name, registry.keys())}'
+    elif arguments is not None:
+        named = {key: value for key, value in arguments.items() if key != 'type'}
+        yield from misfit_of_call(keys, registry.get(name), named, given)
+
+
+def misfit_of_call(keys: Keys, cls: Any, arguments: Options, given: int) -> Iterator[tuple[Keys, str]]:
+    parameters = inspect.signature(cls).parameters
+    takes_any = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    if takes_any and not cls.__module__.startswith('basicsr.metrics.'):  # which pass over what they do not know
+        return
+    known = [name for name in list(parameters)[given:] if name not in takes_any]
+    for key in arguments:
+        if key not in known:
+            yield (*keys, key), f'{cls.__name__} takes no {key}{nearest(key, known)}'
+    for key in known:
+        parameter = parameters[key]
+        is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if is_needed and key not in arguments:
+            yield keys, f'{cls.__name__} needs {key}'
+
+
+def misfits_of_network(options: Options) -> Iterator[tuple[Keys, str]]:
+    """Values that the plugin's own networks refuse; found by building one that costs nothing."""
+    network = ARCH_REGISTRY.get(options['type'])
+    if not network.__module__.startswith('nlsn_plugin.'):
+        return
     try:
-        yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f'--force_yml {override}: {value} is no value') from error
+        with torch.device('meta'):
+            network(**{key: value for key, value in options.items() if key != 'type'})
+    except UserError as error:
+        yield ('network_g',), str(error)
+
+
+def misfits_of_schedule(train: Options) -> Iterator[tuple[Keys, str]]:
+    """An optimiser or a scheduler that is not there, or refuses its arguments; found by making one of a number."""
+    from basicsr.models import lr_scheduler
+
+    keys: Keys = ('train', 'optim_g')
+    optimisers = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls) and name != 'Optimizer'}
+    arguments = dict(train['optim_g'])
+    name = arguments.pop('type')
+    if name not in optimisers:
+        yield (*keys, 'type'), f'no {name}{nearest(name, optimisers)}'
+        return
+    cls = getattr(torch.optim, name)
+    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
+        yield from mistakes
+        return
+    try:
+        optimiser = cls([torch.zeros(1, requires_grad=True)], **arguments)
+    except (TypeError, ValueError) as error:
+        yield keys, f'{name}: {error}'
+        return
+    keys, arguments = ('train', 'scheduler'), dict(train['scheduler'])
+    name = arguments.pop('type')
+    own = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, **vars(lr_scheduler)}
+    known = {key for key, cls in vars(torch.optim.lr_scheduler).items() if inspect.isclass(cls) and key.endswith('LR')}
+    known |= {'MultiStepRestartLR', 'CosineAnnealingRestartLR'}
+    if name not in known:
+        yield (*keys, 'type'), f'no {name}{nearest(name, known)}'
+        return
+    cls = own.get(name) or getattr(torch.optim.lr_scheduler, name)
+    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
+        yield from mistakes
+        return
+    try:
+        cls(optimiser, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        yield keys, f'{name}: {error}'
+    total, periods = train['total_iter'], arguments.get('periods')
+    if periods is not None and sum(periods) < total:
+        yield keys, f'periods {periods} end before total_iter {total}'
 
 
 def fit_to_machine(opt: Options) -> None:
     """Let an option file written for GPUs run without one: BasicSR fails with a driver error otherwise."""
     if torch.cuda.is_available():
+        if opt['num_gpu'] == 'auto':
+            opt['num_gpu'] = torch.cuda.device_count()
         return
     opt['num_gpu'] = 0
     for dataset in opt['datasets'].values():
         dataset['pin_memory'] = False
         if dataset.get('prefetch_mode') == 'cuda':
             dataset['prefetch_mode'] = None
+
+
+def complete_datasets(opt: Options) -> None:
+    for phase, dataset in opt['datasets'].items():
+        dataset['phase'], dataset['scale'] = phase.split('_')[0], opt['scale']
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if dataset.get(key) is not None:
+                dataset[key] = str(Path(dataset[key]).expanduser())
+
+
+def complete_paths(opt: Options, root: Path) -> None:
+    """Where BasicSR puts experiments and results."""
+    paths = opt['path']
+    for key, path in paths.items():
+        if path is not None and ('resume_state' in key or 'pretrain_network' in key):
+            paths[key] = str(Path(path).expanduser())
+    if opt['is_train']:
+        experiment = root / 'experiments' / opt['name']
+        paths['experiments_root'] = paths['log'] = str(experiment)
+        for key in ('models', 'training_states', 'visualization'):
+            paths[key] = str(experiment / key)
+    else:
+        results = root / 'results' / opt['name']
+        paths['results_root'] = paths['log'] = str(results)
+        paths['visualization'] = str(results / 'visualization')
 
 
 def check_paths(opt: Options, option_file: Path) -> None:
@@ -160,36 +402,3 @@ def check_paths(opt: Options, option_file: Path) -> None:
     weights = opt['path'].get('pretrain_network_g')
     if weights is not None:
         check_file(weights)
-
-
-def check_names(opt: Options, option_file: Path) -> None:
-    """Refuse unknown networks, models and network arguments before BasicSR makes folders and moves an old run aside."""
-    if opt['model_type'] not in MODEL_REGISTRY:
-        raise UserError(
-            f'{option_file}: no model_type {opt["model_type"]}{nearest(opt["model_type"], names(MODEL_REGISTRY))}'
-        )
-    arguments = dict(opt['network_g'])
-    network_type = arguments.pop('type')
-    if network_type not in ARCH_REGISTRY:
-        hint = nearest(network_type, names(ARCH_REGISTRY))
-        raise UserError(f'{option_file}: no network_g of type {network_type}{hint}')
-    network = ARCH_REGISTRY.get(network_type)
-    try:
-        inspect.signature(network).bind(**arguments)
-    except TypeError as error:
-        known = ', '.join(inspect.signature(network).parameters)
-        raise UserError(f'{option_file}: network_g: {network_type}: {error}; it takes {known}') from error
-    if network.__module__.startswith('nlsn_plugin.'):
-        with torch.device('meta'):  # costs nothing, and refuses arguments out of range
-            network(**arguments)
-
-
-def names(registry: Any) -> list[str]:
-    return list(registry.keys())
-
-
-def basicsr_words(args: argparse.Namespace) -> list[str]:
-    """The command line without -opt, as BasicSR's own parser reads it."""
-    words = ['--launcher', args.launcher, '--local_rank', str(args.local_rank)]
-    words += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
-    return words + (['--force_yml', *args.force_yml] if args.force_yml else [])

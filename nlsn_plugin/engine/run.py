@@ -1,80 +1,68 @@
-"""Train and test by BasicSR's own pipelines, from the working directory, on machines with and without a GPU."""
+"""Train and test by an option file, from the working directory, on machines with and without a GPU."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
-from typing import Any
 
-import basicsr.test
-import basicsr.train
 import torch.distributed
+from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
-from nlsn_plugin.compat import substituted
+from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
+from nlsn_plugin.engine import training
 from nlsn_plugin.engine.comparison import compare_with_bicubic
-from nlsn_plugin.engine.options import Options, check_names, check_paths, find_option_file, parse_options
-from nlsn_plugin.engine.resume import load_resume_state
-
-LONGEST_CONSOLE_MESSAGE = 12
-"""In lines. Longer ones (the banner, all options, the whole network) go to the log file alone."""
+from nlsn_plugin.engine.log import start_log
+from nlsn_plugin.engine.options import Options, check_paths, find_option_file, read_options
+from nlsn_plugin.engine.validation import validate
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run basicsr.train.train_pipeline; afterwards compare with bicubic where the option file says so.
+    """Train; afterwards compare with bicubic where the option file says so.
 
     Args:
         args: the command line, as `nlsn train` parses it.
     """
-    opt, basicsr_args = read_options(args, is_train=True)
-    with substituted(
-        basicsr.train,
-        parse_options=lambda root_path, is_train: (opt, basicsr_args),
-        load_resume_state=load_resume_state,
-        get_root_logger=get_logger,
-    ):
-        basicsr.train.train_pipeline(str(Path.cwd()))
-    if opt.get('compare_with_bicubic') and opt['rank'] == 0:
+    opt, option_file = read(args, is_train=True)
+    training.train(opt, option_file)
+    if opt['compare_with_bicubic'] and opt['rank'] == 0:
         compare_with_bicubic(opt)
+    leave()
 
 
 def test(args: argparse.Namespace) -> None:
-    """Run basicsr.test.test_pipeline.
+    """Measure a network on all data sets of the option file; images and log go to results/<name>.
 
     Args:
-        args: the command line, as `nlsn train` parses it.
+        args: the command line, as `nlsn test` parses it.
     """
-    opt, basicsr_args = read_options(args, is_train=False)
-    with substituted(
-        basicsr.test, parse_options=lambda root_path, is_train: (opt, basicsr_args), get_root_logger=get_logger
-    ):
-        basicsr.test.test_pipeline(str(Path.cwd()))
+    opt, _ = read(args, is_train=False)
+    Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
+    start_log(opt, 'test')
+    datasets = {options['name']: build_dataset(options) for options in opt['datasets'].values()}
+    model = build_model(opt)
+    for name, dataset in datasets.items():
+        get_root_logger().info(f'Testing {name}...')
+        validate(model, dataset, opt['name'], None, name)
+    leave()
 
 
-def read_options(args: argparse.Namespace, is_train: bool) -> tuple[Options, Any]:
+def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     """Find, read and check the option file, making the quickstart's data on first use."""
     option_file = find_option_file(args.opt)
-    opt, basicsr_args = parse_options(option_file, args, Path.cwd(), is_train)
-    sample_data = opt.get('sample_data')
+    opt = read_options(option_file, args, Path.cwd(), is_train)
+    sample_data = opt['sample_data']
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
         prepare_sample_data(Path(sample_data), opt['scale'])
     if opt['dist']:
         torch.distributed.barrier()
     check_paths(opt, option_file)
-    check_names(opt, option_file)
-    return opt, basicsr_args
+    return opt, option_file
 
 
-def get_logger(*args: Any, **kwargs: Any) -> logging.Logger:
-    """BasicSR's logger, its console rid of messages that nobody reads there."""
-    logger = get_root_logger(*args, **kwargs)
-    for handler in logger.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.addFilter(is_short)
-    return logger
-
-
-def is_short(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.INFO or record.getMessage().count('\n') < LONGEST_CONSOLE_MESSAGE
+def leave() -> None:
+    """Part from the other processes."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

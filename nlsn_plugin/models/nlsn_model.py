@@ -1,29 +1,196 @@
-"""BasicSR's super-resolution model, with weights read safely and never dropped in silence."""
+"""BasicSR's super-resolution model with what training for weeks needs; for any network."""
 
 from __future__ import annotations
 
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nlsn_plugin.errors import NonFiniteLossError
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
+from nlsn_plugin.models.inference import in_tiles, over_orientations
+
+AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+Options = dict[str, Any]
 
 
 class NLSNModel(SRModel):
-    """SRModel for any network. Registered by `nlsn_plugin.registry`."""
+    """SRModel with mixed precision, compilation, clipping, accumulation, and a guard against non-finite updates.
+
+    Registered by `nlsn_plugin.registry`. Besides SRModel's options it reads
+
+    * `train`: amp ('off', 'bf16' or 'fp16'), compile, channels_last, clip_grad_norm (largest norm of the gradients),
+      accumulate (parts in which a batch is computed, for want of memory), nonfinite_limit (updates that may be
+      skipped), any optimiser of torch.optim and any scheduler of torch.optim.lr_scheduler or BasicSR;
+    * `val`: tile, tile_overlap (upscale in tiles of so many low-resolution pixels), self_ensemble (x8).
+
+    An update whose loss or gradients are not finite is skipped on the device, without waiting for it; how many, and
+    from which images, is read with the log. In fp16 the scaler skips those of gradients that overflow, which is usual,
+    and only losses are counted.
+    """
+
+    def __init__(self, opt: Options) -> None:
+        train = opt.get('train') or {}
+        self.amp_dtype = AMP[train.get('amp', 'off')]
+        self.channels_last = train.get('channels_last', False)
+        super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Wrap for distributed training, on CPUs too, where SRModel asks for the current GPU."""
+        if self.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        if self.is_train and self.opt['train'].get('compile', False):
+            net.compile()  # in place: names of weights stay
         if self.opt['dist'] and self.device.type == 'cpu':
             return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
         return super().model_to_device(net)
 
+    def init_training_settings(self) -> None:
+        train = self.opt['train']
+        self.accumulate = train.get('accumulate', 1)
+        self.largest_norm = train.get('clip_grad_norm')
+        self.nonfinite_limit = train.get('nonfinite_limit', 20)
+        self.nonfinite = 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
+        self.since_log: list[tuple[list[str], Tensor, dict[str, Tensor]]] = []
+        super().init_training_settings()
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        """Any of torch's optimisers (SRModel knows Adam alone), with its fused kernels where it has them."""
+        optimizer_class = getattr(torch.optim, optim_type)
+        if not {'fused', 'foreach', 'capturable', 'differentiable'} & kwargs.keys():
+            with contextlib.suppress(TypeError, RuntimeError):  # has no such form, or not for this device
+                return optimizer_class(params, lr, fused=True, **kwargs)
+        return optimizer_class(params, lr, **kwargs)
+
+    def setup_schedulers(self) -> None:
+        """BasicSR's schedulers, and torch's others."""
+        arguments = dict(self.opt['train']['scheduler'])
+        name = arguments.pop('type')
+        if name in ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'):
+            super().setup_schedulers()
+            return
+        scheduler_class = getattr(torch.optim.lr_scheduler, name)
+        self.schedulers = [scheduler_class(optimizer, **arguments) for optimizer in self.optimizers]
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the average towards the weights, all in one kernel; buffers, which SRModel forgets, are copied."""
+        net, average = self.get_bare_model(self.net_g), self.net_g_ema
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+            for kept, buffer in zip(average.buffers(), net.buffers()):
+                kept.copy_(buffer)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        memory_format = torch.channels_last if self.channels_last else torch.preserve_format
+        self.lq = data['lq'].to(self.device, non_blocking=True, memory_format=memory_format)
+        if 'gt' in data:
+            self.gt = data['gt'].to(self.device, non_blocking=True)
+        self.names = list(data.get('gt_path', data.get('lq_path', [])))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizer_g.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate)))
+        for number, (lq, gt) in enumerate(parts):
+            share = len(lq) / len(self.lq)
+            with self.processes_meet(number == len(parts) - 1):
+                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                    self.output = self.net_g(lq)
+                found = self.losses(self.output.float(), gt)
+                loss = torch.stack(list(found.values())).sum() * share
+                # What is not finite makes all gradients so, in all processes: then one look at their norm will do.
+                marked = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+                torch.autograd.backward(self.scaler.scale(marked))
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term.detach() * share
+        norm = self.clip_gradients()
+        total = torch.stack(list(terms.values())).sum()
+        finite = total.isfinite() if self.scaler.is_enabled() else norm.isfinite()
+        self.update(finite)
+        self.since_log.append((self.names, finite, terms))
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss by SRModel's names."""
+        terms = {}
+        if self.cri_pix:
+            terms['l_pix'] = self.cri_pix(output, gt)
+        if self.cri_perceptual:
+            perceptual, style = self.cri_perceptual(output, gt)
+            terms |= {name: term for name, term in (('l_percep', perceptual), ('l_style', style)) if term is not None}
+        return terms
+
+    @contextlib.contextmanager
+    def processes_meet(self, last: bool) -> Iterator[None]:
+        """Exchange gradients between processes after the last part of a batch alone."""
+        apart = isinstance(self.net_g, DistributedDataParallel) and not last
+        with self.net_g.no_sync() if apart else contextlib.nullcontext():
+            yield
+
+    def clip_gradients(self) -> Tensor:
+        """The norm of all gradients, which are at most `clip_grad_norm` long afterwards."""
+        self.scaler.unscale_(self.optimizer_g)
+        if self.largest_norm is not None:
+            return nn.utils.clip_grad_norm_(self.net_g.parameters(), self.largest_norm)
+        gradients = [parameter.grad for parameter in self.net_g.parameters() if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+    def update(self, finite: Tensor) -> None:
+        """Let the optimiser step, if `finite`."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer_g)
+            self.scaler.update()
+        elif self.device.type == 'cpu' or not getattr(self.optimizer_g, '_step_supports_amp_scaling', False):
+            if finite:
+                self.optimizer_g.step()
+        else:  # its kernel looks, as for a GradScaler
+            self.optimizer_g.grad_scale, self.optimizer_g.found_inf = None, (~finite).float()
+            self.optimizer_g.step()
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """Mean losses since the last call, over all processes, which have to call this together.
+
+        Raises:
+            NonFiniteLossError: more updates than `nonfinite_limit` were skipped since the start.
+        """
+        steps, self.since_log = self.since_log, []
+        if not steps:
+            return OrderedDict()
+        finite = torch.stack([step[1] for step in steps]).cpu()
+        names = list(steps[0][2])
+        values = torch.stack([torch.stack([step[2][name] for name in names]) for step in steps]).double()
+        known = values.isfinite()
+        sums = torch.stack([values.where(known, 0).sum(0), known.sum(0)])
+        bad = [name for step, good in zip(steps, finite.tolist()) if not good for name in step[0]]
+        if self.opt['dist']:
+            torch.distributed.all_reduce(sums)
+            everyone: list[Any] = [None] * self.opt['world_size']
+            torch.distributed.all_gather_object(everyone, bad)
+            bad = [name for part in everyone for name in part]
+        skipped = int((~finite).sum())
+        if skipped:
+            self.nonfinite += skipped
+            said = f'{self.nonfinite} updates were skipped so far, their losses or gradients not finite; last of: '
+            said += ', '.join(dict.fromkeys(bad))
+            if self.nonfinite > self.nonfinite_limit:
+                raise NonFiniteLossError(f'{said}; nonfinite_limit is {self.nonfinite_limit}')
+            get_root_logger().warning(said)
+        total, count = sums.cpu()
+        return OrderedDict(zip(names, (total / count.clamp_min(1)).tolist()))
+
     def test(self) -> None:
-        """Run the network (its moving average, if there is one) on `self.lq`.
+        """Run the network (its moving average, if there is one) on `self.lq`, in tiles or as an ensemble if asked to.
 
         Unwrapped: SRModel's own form calls the DistributedDataParallel wrapper on rank 0 alone, which synchronises the
         network's buffers with processes that are not there.
@@ -32,8 +199,28 @@ class NLSNModel(SRModel):
         was_training = net.training
         net.eval()
         with torch.no_grad():
-            self.output = net(self.lq)
+            self.output = self.upscale(net, self.lq)
         net.train(was_training)
+
+    def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
+        val = self.opt.get('val') or {}
+
+        def tiled(x: Tensor) -> Tensor:
+            if val.get('tile'):
+                return in_tiles(net, x, self.opt['scale'], val['tile'], val.get('tile_overlap', 16))
+            return net(x)
+
+        return over_orientations(tiled, x) if val.get('self_ensemble') else tiled(x)
+
+    def state(self) -> dict[str, Any]:
+        """What has to be kept besides what BasicSR keeps: for `resume_training`."""
+        return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if 'model' in resume_state:  # BasicSR's own states have none
+            self.scaler.load_state_dict(resume_state['model']['scaler'])
+            self.nonfinite = resume_state['model']['nonfinite']
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
         """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, error_of, run
 
 from nlsn_plugin import NLSN, ops
-from nlsn_plugin.cli import main
 from nlsn_plugin.engine import attention_benchmark as benchmark
 from nlsn_plugin.engine import measuring, network_benchmark
 from nlsn_plugin.errors import UserError
@@ -101,13 +99,14 @@ def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None
         (['--network', '8', '8', '--tune'], '--network and --tune are two measurements: leave one out'),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(SystemExit, match=re.escape(f'nlsn: {message}')):
-        main(['benchmark-attention', *words])
+def test_options_that_would_do_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(['benchmark-attention', *words], capsys) == f'nlsn: {message}'
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 @pytest.mark.parametrize('words', [['--device', 'cuda'], ['--network', '8', '8', '--device', 'cuda'], ['--tune']])
-def test_a_missing_gpu_is_one_line(words: list[str]) -> None:
-    with pytest.raises(SystemExit, match="nlsn: device 'cuda' cannot be used: PyTorch finds no GPU"):
-        main(['benchmark-attention', *words])
+def test_a_missing_gpu_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(['benchmark-attention', *words], capsys)
+    assert message == "nlsn: device 'cuda' cannot be used: PyTorch finds no GPU"

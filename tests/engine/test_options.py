@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import OPTION_FILES, ROOT
+from conftest import OPTION_FILES, ROOT, error_of
 
 from nlsn_plugin.cli import main
-from nlsn_plugin.engine.options import find_option_file, fit_to_machine, shipped_options
+from nlsn_plugin.engine.options import Document, check_paths, checked, find_option_file, fit_to_machine, shipped_options
 from nlsn_plugin.errors import UserError
 
 PAPER_PSNR = {  # Table 1, NLSN: Set5, Set14, B100, Urban100, Manga109
@@ -36,6 +38,86 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         find_option_file('train_NLNS_x2.yml')
     with pytest.raises(UserError, match=r'no option file zzz: there are quickstart_NLSN_x2\.yml, '):
         find_option_file('zzz')
+
+
+@pytest.mark.parametrize('kind', [[], ['--test']])
+def test_the_schema_is_printed_with_words_for_every_key(kind: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(['options', *kind])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.fullmatch(r' *[\w.]+:( \[.*\])?  # .{6,}', line) for line in lines)
+    assert not any('None' in line for line in lines)
+    assert ('  batch_size_per_gpu:' in '\n'.join(lines)) == (not kind)
+
+
+def test_editors_get_a_json_schema_that_knows_the_shipped_files(tmp_path: Path) -> None:
+    for kind, name in (([], 'train_NLSN_x2'), (['--test'], 'test_NLSN_x2')):
+        main(['options', *kind, '--json-schema', str(tmp_path / 'schema.json')])
+        schema = json.loads((tmp_path / 'schema.json').read_text())
+        options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
+        assert options.keys() <= schema['properties'].keys()
+        assert schema['additionalProperties'] is False
+
+
+def published(network: dict[str, object], model_type: str = 'SRModel', **train: object) -> str:
+    """An option file in the shape of BasicSR's published recipes, with their keys and ways of writing numbers."""
+    return yaml.safe_dump(
+        {
+            'name': '201_a_f64b16_DIV2K_300k_B16G1_wandb', 'model_type': model_type, 'scale': 2, 'num_gpu': 1,
+            'manual_seed': 10, 'network_g': network,
+            'datasets': {
+                'train': {
+                    'name': 'DIV2K', 'type': 'PairedImageDataset', 'dataroot_gt': 'a', 'dataroot_lq': 'b',
+                    'meta_info_file': 'c.txt', 'filename_tmpl': '{}', 'io_backend': {'type': 'disk'}, 'gt_size': 96,
+                    'use_flip': True, 'use_rot': True, 'use_shuffle': True, 'num_worker_per_gpu': 6,
+                    'batch_size_per_gpu': 16, 'dataset_enlarge_ratio': 100, 'prefetch_mode': None,
+                },
+                'val': {
+                    'name': 'Set5', 'type': 'PairedImageDataset', 'dataroot_gt': 'd', 'dataroot_lq': 'e',
+                    'io_backend': {'type': 'disk'},
+                },
+            },
+            'path': {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None},
+            'train': {
+                'ema_decay': 0.999,
+                'optim_g': {'type': 'Adam', 'lr': 1e-4, 'weight_decay': 0, 'betas': [0.9, 0.99]},
+                'scheduler': {'type': 'MultiStepLR', 'milestones': [200000], 'gamma': 0.5},
+                'total_iter': 300000, 'warmup_iter': -1,
+                'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}, **train,
+            },
+            'val': {
+                'val_freq': 5e3, 'save_img': False,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': False}},
+            },
+            'logger': {
+                'print_freq': 100, 'save_checkpoint_freq': 5e3, 'use_tb_logger': True,
+                'wandb': {'project': None, 'resume_id': None},
+            },
+            'dist_params': {'backend': 'nccl', 'port': 29500},
+        }
+    )  # fmt: skip
+
+
+RGB = [0.4488, 0.4371, 0.4040]
+IN_AND_OUT = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64}
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        published({'type': 'EDSR', **IN_AND_OUT, 'num_block': 16, 'upscale': 2, 'res_scale': 1, 'rgb_mean': RGB}),
+        published({'type': 'RCAN', **IN_AND_OUT, 'num_group': 10, 'num_block': 20, 'squeeze_factor': 16}),
+        published(
+            {'type': 'MSRResNet', **IN_AND_OUT, 'num_block': 16, 'upscale': 4},
+            scheduler={'type': 'CosineAnnealingRestartLR', 'periods': [250000] * 4, 'restart_weights': [1] * 4},
+        ),
+        published({'type': 'SwinIR', 'upscale': 2, 'in_chans': 3, 'img_size': 48, 'window_size': 8}, 'SwinIRModel'),
+    ],
+    ids=['EDSR', 'RCAN', 'MSRResNet', 'SwinIR'],
+)
+def test_option_files_like_basicsrs_recipes_pass(text: str, tmp_path: Path) -> None:
+    opt = checked(Document(Path(write(tmp_path / 'a.yml', text))), is_train=True)
+    assert opt['val']['val_freq'] == 5000
+    assert opt['datasets']['train']['use_hflip'] is True
 
 
 def test_every_published_number_has_an_option_file() -> None:
@@ -94,15 +176,6 @@ def test_an_option_file_for_gpus_is_fitted_to_a_machine_without() -> None:
     }
 
 
-def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line a failing command prints."""
-    with pytest.raises(SystemExit) as stop:
-        main(words)
-    assert isinstance(stop.value.code, str)  # sys.exit prints it to stderr and exits with 1
-    assert '\n' not in stop.value.code
-    return stop.value.code
-
-
 FULL_SIZE = [path for path in OPTION_FILES if 'quickstart' not in path.stem]
 
 
@@ -121,13 +194,22 @@ def test_without_data_the_missing_path_and_the_two_ways_on_are_told(
     assert list(tmp_path.iterdir()) == []
 
 
-def write(path: Path, change: dict[str, object] | str) -> str:
-    """An option file: the text, or the shipped one without data and with sections of it changed."""
+def write(path: Path, change: dict[str, object] | str, base: str = 'train_NLSN_x2') -> str:
+    """An option file: the text, or the shipped one with some values (train:total_iter, say) set or (...) left out."""
     if isinstance(change, str):
         path.write_text(change)
-    else:
-        options = yaml.safe_load((ROOT / 'options' / 'train_NLSN_x2.yml').read_text())
-        path.write_text(yaml.safe_dump({**options, 'datasets': {}, **change}))
+        return str(path)
+    options = yaml.safe_load((ROOT / 'options' / f'{base}.yml').read_text())
+    for keys, value in change.items():
+        *above, key = keys.split(':')
+        section = options
+        for name in above:
+            section = section[name]
+        if value is ...:
+            del section[key]
+        else:
+            section[key] = value
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
     return str(path)
 
 
@@ -147,16 +229,45 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'datasets': None}, 'datasets is None: a section is expected'),
         ({'name': 2024}, 'name is 2024: text is expected'),
         ({'scale': '2'}, "scale is '2': a whole number is expected"),
-        ({'network_g': {'num_feat': 8}}, "lacks the key 'network_g: type': text is expected"),
-        ({'datasets': {'val': {'dataroot_gt': 3}}}, 'datasets: val: dataroot_gt is 3: text is expected'),
-        ({'model_type': 'NLSNModl'}, 'no model_type NLSNModl: did you mean NLSNModel?'),
-        ({'network_g': {'type': 'NLSNN'}}, 'no network_g of type NLSNN: did you mean NLSN?'),
+        ({'scale': True}, 'scale is True: a whole number is expected'),
+        ({'train:total_iter': 2.5}, 'train: total_iter is 2.5: a whole number is expected'),
+        ({'train:ema_decay': '1e-3'}, "train: ema_decay is '1e-3': a number is expected (in YAML write 0.0001, or"),
+        ({'train:ema_decay': 1.0}, 'train: ema_decay is 1.0: Input should be less than 1'),
+        ({'train:amp': 'bf61'}, "train: amp is 'bf61': Input should be 'off', 'bf16' or 'fp16'"),
+        ({'model_type': ...}, 'lacks the key model_type'),
+        ({'network_g:type': ...}, 'network_g: lacks the key type'),
+        ({'datasets:train:batch_size_per_gpu': ...}, 'datasets: train: lacks the key batch_size_per_gpu'),
+        ({'datasets:val:dataroot_gt': 3}, 'datasets: val: dataroot_gt is 3: text is expected'),
+        ({'train:gradclip': 1.0}, 'train: gradclip is unknown: there are '),
+        ({'num_gpus': 1}, 'num_gpus is unknown: did you mean num_gpu?'),
+        ({'path:model': 'x'}, 'path: model is unknown: there are '),
+        ({'datasets:train:use_hflipp': True}, 'datasets: train: use_hflipp is unknown: did you mean use_hflip?'),
+        ({'datasets:vall': {}}, 'datasets: vall is no phase: train, val, val_2, test_1 and the like are expected'),
+        ({'logger:print_frq': 1}, 'logger: print_frq is unknown: did you mean print_freq?'),
+        ({'model_type': 'NLSNModl'}, 'model_type: no NLSNModl: did you mean NLSNModel?'),
+        ({'network_g:type': 'NLSNN'}, 'network_g: type: no NLSNN: did you mean NLSN?'),
+        ({'network_g:n_hash': 4}, 'network_g: n_hash: NLSN takes no n_hash: did you mean n_hashes?'),
+        ({'network_g:upscale': '2'}, "upscale='2' is not allowed: a whole number"),
+        ({'train:pixel_opt:type': 'L3Loss'}, 'train: pixel_opt: type: no L3Loss: did you mean L1Loss?'),
+        ({'train:pixel_opt:weight': 1}, 'train: pixel_opt: weight: L1Loss takes no weight: did you mean loss_weight?'),
+        ({'train:pixel_opt': ...}, 'train: pixel_opt or perceptual_opt is expected: there is no loss'),
+        ({'train:optim_g:type': 'AdamX'}, 'train: optim_g: type: no AdamX: did you mean Adam?'),
         (
-            {'network_g': {'type': 'NLSN', 'n_hash': 4}},
-            "network_g: NLSN: got an unexpected keyword argument 'n_hash'; it",
+            {'train:optim_g:beta': 0.9},
+            'train: optim_g: beta: Adam takes no beta: did you mean betas?',
         ),
-        ({'network_g': {'type': 'NLSN', 'upscale': '2'}}, "upscale='2' is not allowed: a whole number"),
-        ({'path': {'pretrain_network_g': '.'}}, '. is a folder: name the file in it'),
+        ({'train:scheduler:type': 'MultStepLR'}, 'train: scheduler: type: no MultStepLR: did you mean MultiStepLR?'),
+        ({'val:metrics:psnr:type': 'psnr'}, 'val: metrics: psnr: type: no psnr'),
+        ({'val:metrics:psnr:border': 2}, 'val: metrics: psnr: border: calculate_psnr takes no border'),
+        ({'val:metrics': ...}, 'val: has no metrics and writes no images: there is nothing to do'),
+        ({'datasets:val': ...}, 'val: there is nothing to validate on: datasets has no val'),
+        ({'datasets:train:gt_size': 97}, 'datasets: train: gt_size: 97 is not divisible by scale 2: 96 is'),
+        ({'train:accumulate': 3}, 'train: accumulate: 3 does not divide batch_size_per_gpu 16'),
+        ({'val:tile': 16, 'val:tile_overlap': 16}, 'val: tile_overlap=16 is not less than tile=16'),
+        (
+            {'datasets:train:pin_memory': False, 'datasets:train:prefetch_mode': 'cuda'},
+            'prefetch_mode: cuda needs pin_memory: true',
+        ),
     ],
 )
 def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
@@ -168,7 +279,12 @@ def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / 'a.yml', change)
-    assert message in error_of(['train', '-opt', path], capsys)
+    error = error_of(['train', '-opt', path], capsys)
+    assert message in error
+    if isinstance(change, dict) and ... not in change.values():
+        number = int(re.search(r'a\.yml, line (\d+): ', error)[1])
+        line = Path(path).read_text().splitlines()[number - 1]
+        assert any(key in line for keys in change for key in keys.split(':')[-2:])
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
 
 
@@ -181,10 +297,14 @@ def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.Capt
     ('words', 'message'),
     [
         (['--force_yml', 'foo'], '--force_yml foo: KEY=VALUE is expected'),
-        (['--force_yml', 'name=a=b'], '--force_yml name=a=b: KEY=VALUE is expected'),
         (['--force_yml', 'train:x=[1,'], '--force_yml train:x=[1,: [1, is no value'),
-        (['--force_yml', 'trian:x=1'], '--force_yml trian:x=1: '),
-        (['--force_yml', 'num_gpu:x=1'], 'has no such section'),
+        (['--force_yml', 'trian:x=1'], '--force_yml trian:x=1: trian is unknown: did you mean train?'),
+        (
+            ['--force_yml', 'train:total=1'],
+            '--force_yml train:total=1: train: total is unknown: did you mean total_iter?',
+        ),
+        (['--force_yml', 'num_gpu:x=1'], '--force_yml num_gpu:x=1: num_gpu is no section'),
+        (['--force_yml', 'scale=two'], "--force_yml scale=two: scale is 'two': a whole number is expected"),
         (['--launcher', 'pytorch'], '--launcher pytorch: this process was not started by `torchrun'),
     ],
 )
@@ -199,14 +319,31 @@ def test_bad_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert f'{path}, line ' in error_of(['train', '-opt', path], capsys)
 
 
-def test_a_missing_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / 'short.yml', 'name: a\nscale: 2\nnum_gpu: 0\n')
-    assert error_of(['train', '-opt', path], capsys) == f"nlsn: {path} lacks the key 'model_type': text is expected"
+def test_all_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', {'train:gradclip': 1, 'scale': 'x', 'val:pbarr': True})
+    with pytest.raises(SystemExit):
+        main(['train', '-opt', path])
+    title, *lines = capsys.readouterr().err.splitlines()
+    assert title == f'nlsn: {path} has 3 mistakes:'
+    assert len(lines) == 3
 
 
-def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / 'a.yml', {'path': {'pretrain_network_g': 'nowhere/net.pth'}})
-    assert 'there is no file nowhere/net.pth (there is no folder nowhere)' in error_of(['train', '-opt', path], capsys)
+def test_a_key_that_stands_twice_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', 'name: a\nscale: 2\ntrain:\n  total_iter: 1\n  total_iter: 2\n')
+    message = error_of(['train', '-opt', path], capsys)
+    assert message == f'nlsn: {path}, line 5: train: total_iter stands on line 4 already'
+
+
+def test_nothing_in_an_option_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', f'name: !!python/object/apply:os.mkdir ["{tmp_path}/made"]\n')
+    assert 'could not determine a constructor' in error_of(['train', '-opt', path], capsys)
+    assert not (tmp_path / 'made').exists()
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
+    with pytest.raises(UserError, match=r'there is no file nowhere/net.pth \(there is no folder nowhere\)'):
+        check_paths(opt, tmp_path / 'a.yml')
 
 
 def test_a_bad_argument_of_the_network_is_one_line(
@@ -216,4 +353,4 @@ def test_a_bad_argument_of_the_network_is_one_line(
     monkeypatch.chdir(tmp_path)
     path = small_options('train_NLSN_x2', lambda options: options['network_g'].update(upscale=5))
     message = error_of(['train', '-opt', str(path)], capsys)
-    assert message == 'nlsn: upscale=5 is not allowed: 2, 3, 4 or another power of 2 is expected'
+    assert message.endswith('network_g: upscale=5 is not allowed: 2, 3, 4 or another power of 2 is expected')

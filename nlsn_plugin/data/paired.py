@@ -1,0 +1,147 @@
+"""Pairs of images read by BasicSR's rules, with every fault named: which file or key, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import bgr2ycbcr, img2tensor
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import normalize
+
+from nlsn_plugin.errors import DataError
+
+Options = dict[str, Any]
+
+
+def build_dataset(options: Options) -> Dataset[Any]:
+    """A data set by its options; a PairedImageDataset as the one below, which gives the same samples.
+
+    Without BasicSR's line in the log, which may not have been begun: a run whose data are faulty leaves no traces.
+    """
+    paired = options['type'] == 'PairedImageDataset'
+    dataset_class = SafePairedImageDataset if paired else DATASET_REGISTRY.get(options['type'])
+    dataset: Dataset[Any] = dataset_class(deepcopy(options))
+    return dataset
+
+
+class SafePairedImageDataset(PairedImageDataset):
+    """BasicSR's PairedImageDataset, which fails on faulty data without saying where, or waits for ever.
+
+    Registered by `nlsn_plugin.registry`. Options and samples are PairedImageDataset's.
+
+    Raises:
+        DataError: on building, if folders or LMDBs do not hold pairs; on reading, of an image.
+    """
+
+    def __init__(self, opt: Options) -> None:
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            root = Path(opt[key])
+            if not root.exists():
+                raise DataError(f'there is no {root} ({key})')
+            if opt['io_backend']['type'] == 'lmdb':
+                check_lmdb(root)
+        try:
+            super().__init__(opt)
+        except (AssertionError, ValueError, FileNotFoundError) as error:
+            roots = f'{opt["dataroot_gt"]} and {opt["dataroot_lq"]}'
+            raise DataError(f'{roots} do not hold pairs: {" ".join(str(error).split())}') from error
+        if not self.paths:
+            raise DataError(f'there is no image in {opt["dataroot_gt"]}')
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        paths, scale = self.paths[index], self.opt['scale']
+        gt_path, lq_path = paths['gt_path'], paths['lq_path']
+        gt, lq = self.read(self.gt_folder, gt_path), self.read(self.lq_folder, lq_path)
+        height, width = lq.shape[0] * scale, lq.shape[1] * scale
+        is_training = self.opt['phase'] == 'train'
+        if gt.shape[:2] != (height, width) and (is_training or gt.shape[0] < height or gt.shape[1] < width):
+            raise DataError(
+                f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}, and '
+                f'{self.named(self.lq_folder, lq_path)} {lq.shape[1]}x{lq.shape[0]}: {scale} times as large is expected'
+            )
+        if is_training:
+            size = self.opt['gt_size']
+            if min(gt.shape[:2]) < size:
+                raise DataError(
+                    f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}: '
+                    f'at least gt_size, {size}x{size}, is expected'
+                )
+            gt, lq = paired_random_crop(gt, lq, size, scale, gt_path)
+            gt, lq = augment([gt, lq], self.opt['use_hflip'], self.opt['use_rot'])
+        if self.opt.get('color') == 'y':
+            gt, lq = (bgr2ycbcr(image, y_only=True)[..., None] for image in (gt, lq))
+        if not is_training:
+            gt = gt[:height, :width]
+        gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
+        if self.mean is not None or self.std is not None:
+            for image in (gt, lq):
+                normalize(image, self.mean, self.std, inplace=True)
+        return {'lq': lq, 'gt': gt, 'lq_path': lq_path, 'gt_path': gt_path}
+
+    def read(self, root: str, path: str) -> np.ndarray[Any, Any]:
+        """An image in [0, 1], BGR, float32, [H, W, 3]."""
+        is_lmdb = self.io_backend_opt['type'] == 'lmdb'
+        content = self.value(root, path) if is_lmdb else contents(path)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
+        if image is None:
+            raise DataError(f'{self.named(root, path)} is not an image, or a damaged one ({len(content)} bytes)')
+        return image.astype(np.float32) / 255.0
+
+    def value(self, root: str, key: str) -> bytes:
+        """What an LMDB has under a key."""
+        with opened(root).begin() as transaction:
+            value = transaction.get(key.encode('ascii'))
+        if value is None:
+            raise DataError(f'{root} has no key {key}, which its meta_info.txt lists')
+        return bytes(value)
+
+    def named(self, root: str, path: str) -> str:
+        return f'{root}, key {path},' if self.io_backend_opt['type'] == 'lmdb' else str(path)
+
+
+OPEN: dict[tuple[str, int], lmdb.Environment] = {}
+"""The LMDBs that a process has open: each opens them for itself, and may do so only once."""
+
+
+def opened(path: str) -> lmdb.Environment:
+    key = os.path.realpath(path), os.getpid()
+    if key not in OPEN:
+        OPEN[key] = lmdb.open(path, readonly=True, lock=False, readahead=False)
+    return OPEN[key]
+
+
+def contents(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}') from error
+
+
+def check_lmdb(path: Path) -> None:
+    """Refuse an LMDB that would end the process with a bus error: shorter than its own pages.
+
+    Raises:
+        DataError: it lacks a file, is damaged, or was cut short.
+    """
+    for name in ('data.mdb', 'meta_info.txt'):
+        if not (path / name).is_file():
+            raise DataError(f'{path} is no LMDB of images: there is no {path / name}')
+    try:
+        if (os.path.realpath(path), os.getpid()) in OPEN:  # and was looked at before
+            return
+        with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
+            expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    except lmdb.Error as error:
+        raise DataError(f'{path / "data.mdb"} is damaged: {error}') from error
+    size = (path / 'data.mdb').stat().st_size
+    if size < expected:
+        raise DataError(f'{path / "data.mdb"} was cut short: {size} bytes, {expected} are expected')

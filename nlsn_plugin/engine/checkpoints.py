@@ -1,0 +1,143 @@
+"""States of a run on disk: written so that a crash loses none, and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+from torch import nn
+
+from nlsn_plugin.compat import substituted
+from nlsn_plugin.errors import CheckpointError, SaveError
+from nlsn_plugin.models.checkpoint import load_safely
+
+Options = dict[str, Any]
+
+
+def write(path: Path, content: Any) -> None:
+    """torch.save that either succeeds or leaves what was there: to a file beside it, to the disk, and only then there.
+
+    Raises:
+        SaveError: the disk is full, or not to be written to.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with temporary.open('wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise SaveError(f'{path} could not be saved: {reason}; what was saved before is intact') from error
+
+
+def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> None:
+    """Save networks and state where BasicSR does, in one process.
+
+    The model's own `save` says which networks; the state comes last, so that it is never without them.
+
+    Args:
+        model: any of BasicSR's models.
+        epoch, iteration: how far it is.
+        run: what else the run has to know; see `training.save`.
+    """
+    with substituted(model, save_network=partial(save_network, model), save_training_state=lambda *_: None):
+        model.save(epoch, iteration)
+    state = {
+        'epoch': epoch,
+        'iter': iteration,
+        'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
+        'schedulers': [scheduler.state_dict() for scheduler in model.schedulers],
+        'best_metric_results': getattr(model, 'best_metric_results', {}),
+        'model': model.state() if hasattr(model, 'state') else {},
+        'run': run,
+    }
+    write(Path(model.opt['path']['training_states']) / f'{iteration}.state', state)
+
+
+def save_networks(model: BaseModel, label: str) -> None:
+    """Save the networks alone, as net_g_<label>.pth."""
+    with substituted(model, save_network=partial(save_network, model), save_training_state=lambda *_: None):
+        model.save(-1, label)
+
+
+def save_network(
+    model: BaseModel,
+    net: nn.Module | list[nn.Module],
+    label: str,
+    iteration: Any,
+    param_key: str | list[str] = 'params',
+) -> None:
+    """Stands in for basicsr/models/base_model.py:220, which writes in place and passes over what it cannot write."""
+    nets = net if isinstance(net, list) else [net]
+    keys = param_key if isinstance(param_key, list) else [param_key]
+    content = {
+        key: {name: tensor.cpu() for name, tensor in model.get_bare_model(part).state_dict().items()}
+        for key, part in zip(keys, nets)
+    }
+    name = 'latest' if iteration == -1 else iteration
+    write(Path(model.opt['path']['models']) / f'{label}_{name}.pth', content)
+
+
+def prune(opt: Options, keep_last: int | None) -> None:
+    """Leave the newest `keep_last` states and their networks; None leaves all. Networks of other names stay."""
+    if keep_last is None:
+        return
+    for old in saved_states(opt)[keep_last:]:
+        old.unlink(missing_ok=True)
+        for network in Path(opt['path']['models']).glob(f'net_*_{old.stem}.pth'):
+            network.unlink()
+
+
+def saved_states(opt: Options) -> list[Path]:
+    """All states of the experiment, the newest first."""
+    states = [path for path in Path(opt['path']['training_states']).glob('*.state') if path.stem.isdigit()]
+    return sorted(states, key=lambda path: int(path.stem), reverse=True)
+
+
+def newest_intact(opt: Options, said: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state that loads, with its networks; None if there are no states at all.
+
+    Args:
+        said: is told of each state that is passed over, and why.
+
+    Raises:
+        CheckpointError: there are states, and none is intact.
+    """
+    states = saved_states(opt)
+    for path in states:
+        try:
+            return path, load_state(opt, path)
+        except CheckpointError as error:
+            said(f'passed over {path}: {error}')
+    if states:
+        raise CheckpointError(f'none of the {len(states)} states in {states[0].parent} is intact')
+    return None
+
+
+def load_state(opt: Options, path: Path) -> dict[str, Any]:
+    """A state, once its network is known to load as well.
+
+    Raises:
+        CheckpointError: it is not there, is damaged, or is no state.
+    """
+    state = load_safely(path)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
+        raise CheckpointError(f'{path} is no training state')
+    load_safely(Path(opt['path']['models']) / f'net_g_{state["iter"]}.pth')
+    return state

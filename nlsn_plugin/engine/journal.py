@@ -1,0 +1,112 @@
+"""What a run says of itself: a progress line, BasicSR's text log, TensorBoard, one line of JSON per entry, a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import MessageLogger
+from tqdm import tqdm
+
+Options = dict[str, Any]
+
+
+class Journal:
+    """Of rank 0; the others' say nothing. The progress line is for terminals alone.
+
+    Args:
+        opt: BasicSR's options.
+        iteration: the last one before this run; what the JSON log has of later ones is dropped.
+        tb_logger: a SummaryWriter, or None.
+    """
+
+    def __init__(self, opt: Options, iteration: int, tb_logger: Any) -> None:
+        self.opt, self.active = opt, opt['rank'] == 0
+        self.path = Path(opt['path']['experiments_root']) / 'log.jsonl'
+        self.message = MessageLogger(opt, iteration + 1, tb_logger)
+        total = opt['train']['total_iter']
+        self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
+        if self.active:
+            kept = [line for line in read(self.path) if line['iter'] <= iteration]
+            self.path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+
+    def iteration(self) -> None:
+        self.bar.update()
+
+    def progress(self, epoch: int, iteration: int, lrs: list[float], seconds: float, data: float, losses: Any) -> None:
+        """Losses and speed since the last entry."""
+        if not self.active:
+            return
+        memory = peak_bytes() / 2**30
+        shown = {name: f'{value:.4g}' for name, value in losses.items()}
+        self.bar.set_postfix({**shown, 'lr': f'{lrs[0]:.3g}', 'data': f'{data:.3f}s', 'memory': f'{memory:.1f}GB'})
+        entry = {'epoch': epoch, 'iter': iteration, 'lrs': lrs, 'time': seconds, 'data_time': data, **losses}
+        self.message(dict(entry))
+        self.write({'kind': 'train', **entry, 'memory_gb': round(memory, 3)})
+
+    def validation(self, iteration: int, name: str, results: dict[str, float]) -> None:
+        if self.active and results:
+            self.write({'kind': 'validation', 'iter': iteration, 'dataset': name, **results})
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self.path.open('a') as file:
+            file.write(json.dumps(entry) + '\n')
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def plot(self) -> None:
+        """Losses and metrics over the iterations, as curves.png."""
+        if self.active:
+            draw(read(self.path), self.path.with_name('curves.png'), self.opt['name'])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON log; one that a crash cut short is passed over."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def peak_bytes() -> int:
+    """The most memory that this process took: of the GPU, or of the machine without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    training = [line for line in lines if line['kind'] == 'train']
+    validations = [line for line in lines if line['kind'] == 'validation']
+    losses = sorted({key for line in training for key in line if key.startswith('l_')})
+    metrics = sorted({key for line in validations for key in line if key not in ('kind', 'iter', 'dataset')})
+    figure = Figure(figsize=(5 * (1 + len(metrics)), 3.6), layout='constrained')
+    axes = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    for name in losses:
+        axes[0].semilogy([line['iter'] for line in training], [line[name] for line in training], label=name)
+    axes[0].set(xlabel='iteration', ylabel='loss')
+    for axis, metric in zip(axes[1:], metrics):
+        for dataset in sorted({line['dataset'] for line in validations}):
+            of_it = [line for line in validations if line['dataset'] == dataset and metric in line]
+            axis.plot([line['iter'] for line in of_it], [line[metric] for line in of_it], marker='.', label=dataset)
+        axis.set(xlabel='iteration', ylabel=metric)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend()
+    figure.suptitle(title)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.png')
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)

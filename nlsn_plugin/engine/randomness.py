@@ -1,0 +1,59 @@
+"""The generators that data sets and networks draw from: Python's, NumPy's and PyTorch's global ones."""
+# ruff: noqa: NPY002 (BasicSR's and others' data sets draw from NumPy's global generator)
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils import get_root_logger
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed all generators of the CPU for as long as the block runs."""
+    before = current()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+def current() -> dict[str, Any]:
+    """Where all generators of this process stand, in types that load without executing anything."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        'python': random.getstate(),
+        'numpy': [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put this process's generators where they stood."""
+    random.setstate(state['python'])
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])
+
+
+def restore_one_of(states: list[dict[str, Any]], rank: int) -> None:
+    """Restore the state of process `rank`, if as many were saved as there are."""
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if len(states) == world_size:
+        restore(states[rank])
+    else:
+        get_root_logger().warning(
+            f'The state is of {len(states)} processes, there are {world_size}: the run goes on with other random '
+            'numbers than it would have had'
+        )

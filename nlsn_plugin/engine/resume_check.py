@@ -1,0 +1,100 @@
+"""Proof that a run goes on exactly: killed at random moments and resumed, it has to end as one that was not."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.checkpoint import load_safely
+
+
+def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
+    """Train by an option file once undisturbed and then, killed again and again, until it was killed so often.
+
+    Both lie in the working directory, as experiments/resume_check_undisturbed and experiments/resume_check_killed, and
+    are removed if all is well.
+
+    Args:
+        option_file: with a short run, or one made short by `overrides`.
+        kills: with SIGKILL, each at a moment drawn from the time that the undisturbed run took.
+        seed: of the moments.
+        overrides: more options, KEY=VALUE, as for --force_yml.
+
+    Raises:
+        UserError: the weights, the average or the optimiser differ in one bit; a run failed by itself.
+    """
+    drawn = random.Random(seed)
+    undisturbed, killed = (Path('experiments', f'resume_check_{kind}') for kind in ('undisturbed', 'killed'))
+    for folder in (undisturbed, killed):
+        if folder.exists():
+            raise UserError(f'{folder} exists already: remove it first')
+    began = time.monotonic()
+    finish(start(option_file, undisturbed.name, overrides))
+    duration = time.monotonic() - began
+    expected = result(undisturbed)
+    print(f'undisturbed: {duration:.1f} s', flush=True)
+    done = 0
+    while done < kills:
+        while True:
+            process = start(option_file, killed.name, overrides)
+            if done == kills:
+                finish(process)
+                break
+            try:
+                process.wait(drawn.uniform(0, duration))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done += 1
+                print(f'killed {done} times, the last state is {newest(killed)}', flush=True)
+            else:
+                finish(process)
+                break
+        compare(result(killed), expected)
+        print('the same to the last bit', flush=True)
+        shutil.rmtree(killed)
+    shutil.rmtree(undisturbed)
+
+
+def start(option_file: str, name: str, overrides: list[str]) -> subprocess.Popen[str]:
+    words = ['-m', 'nlsn_plugin', 'train', '-opt', option_file, '--auto_resume']
+    words += ['--force_yml', *overrides, f'name={name}', 'compare_with_bicubic=false']
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    said = process.communicate()[1]
+    if process.returncode:
+        raise UserError(f'the run failed by itself: {(said.strip().splitlines() or ["without a word"])[-1]}')
+
+
+def newest(folder: Path) -> str:
+    states = sorted((folder / 'training_states').glob('*.state'), key=lambda path: int(path.stem))
+    return states[-1].name if states else 'none'
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What a run ends with."""
+    state = folder / 'training_states' / newest(folder)
+    return {**load_safely(folder / 'models' / 'net_g_latest.pth'), 'state': load_safely(state)}
+
+
+def compare(found: Any, expected: Any, where: str = '') -> None:
+    """Refuse any difference, however small."""
+    if isinstance(expected, dict) and found.keys() == expected.keys():
+        for key, value in expected.items():
+            compare(found[key], value, f'{where} {key}')
+    elif isinstance(expected, (list, tuple)) and len(found) == len(expected):
+        for number, value in enumerate(expected):
+            compare(found[number], value, f'{where} {number}')
+    elif not (found.equal(expected) if isinstance(expected, torch.Tensor) else found == expected):
+        raise UserError(f'the run that was killed ends otherwise than the one that was not:{where} differs')

@@ -1,0 +1,277 @@
+"""What an option file may say: every key that the plugin and BasicSR's image models read, its type and its meaning.
+
+Sections that name a class (network_g, losses, optimisers, schedulers, metrics) hold that class's own arguments, which
+`options.py` compares with its signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
+
+
+def whole(value: Any) -> Any:
+    """YAML's 5e3 and !!float 5e3 are numbers of iterations too; true and '5' are none."""
+    if isinstance(value, (bool, str)):
+        raise ValueError('a whole number is expected')
+    return value
+
+
+def switched(value: Any) -> Any:
+    """YAML 1.1 reads `off` as false."""
+    return 'off' if value is False else value
+
+
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Nothing but the keys listed."""
+
+    model_config = ConfigDict(extra='forbid')
+
+
+class Typed(BaseModel):
+    """A class by name, and its arguments."""
+
+    model_config = ConfigDict(extra='allow')
+    type: Text = Field(description='name of the class')
+
+
+class Backend(Typed):
+    type: Literal['disk', 'lmdb', 'memcached'] = Field(description='how the images lie')
+
+
+class PairedDataset(Section):
+    name: Text = Field(description='for the log')
+    type: Literal['PairedImageDataset', 'SafePairedImageDataset'] = Field(description='pairs of images')
+    dataroot_gt: Text = Field(description='folder or LMDB of high-resolution images')
+    dataroot_lq: Text = Field(description='folder or LMDB of low-resolution images')
+    io_backend: Backend = Field(description='type: disk or lmdb')
+    filename_tmpl: Text = Field('{}', description='name of the low-resolution image, {} being that of the other')
+    meta_info_file: Text | None = Field(None, description='file that lists the images')
+    mean: list[Number] | None = Field(None, description='taken off each channel')
+    std: list[Number] | None = Field(None, description='each channel is divided by it')
+    color: Literal['y'] | None = Field(None, description='y: luma alone')
+
+
+class TrainingDataset(PairedDataset):
+    gt_size: Positive = Field(description='edge of a high-resolution patch, pixels; divisible by scale')
+    use_hflip: Flag = Field(description='mirror half of the patches')
+    use_rot: Flag = Field(description='turn half of the patches')
+    use_shuffle: Flag = Field(True, description="is in BasicSR's recipes; training data are always shuffled")
+    num_worker_per_gpu: Whole = Field(description='processes that read')
+    batch_size_per_gpu: Positive = Field(description='patches of each process and update')
+    dataset_enlarge_ratio: Positive = Field(1, description='times an epoch goes through the images')
+    prefetch_mode: Literal['cuda', 'cpu'] | None = Field(None, description='cuda: copy ahead to the GPU')
+    num_prefetch_queue: Positive = Field(1, description='batches that each worker reads ahead, 2 at least')
+    pin_memory: Flag = Field(False, description='for faster copies to a GPU')
+    persistent_workers: Flag = Field(True, description="is in BasicSR's recipes; workers always persist")
+
+    @model_validator(mode='before')
+    @classmethod
+    def older_names(cls, values: Any) -> Any:
+        """BasicSR called it use_flip before version 1.3.4, and some of its recipes still do."""
+        if isinstance(values, dict) and 'use_flip' in values and 'use_hflip' not in values:
+            values = {**values, 'use_hflip': values['use_flip']}
+            del values['use_flip']
+        return values
+
+
+class OtherDataset(Typed):
+    """Of another class: it reads what it likes."""
+
+    name: Text = Field(description='for the log')
+
+
+def kind_of_dataset(value: Any) -> str:
+    kind = value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)
+    return 'paired' if kind in ('PairedImageDataset', 'SafePairedImageDataset') else 'other'
+
+
+def phases(values: Any) -> Any:
+    """Nothing but train, val, val_2, test_1 ..."""
+    for name in values if isinstance(values, dict) else ():
+        if str(name).split('_')[0] not in ('train', 'val', 'test'):
+            raise ValueError(f'{name} is no phase: train, val, val_2, test_1 and the like are expected')
+    return values
+
+
+Measured = Annotated[
+    Annotated[PairedDataset, Tag('paired')] | Annotated[OtherDataset, Tag('other')],
+    Discriminator(kind_of_dataset),
+]
+
+
+class TrainingDatasets(BaseModel):
+    model_config = ConfigDict(extra='allow')
+    __pydantic_extra__: dict[str, Measured]
+    train: Annotated[
+        Annotated[TrainingDataset, Tag('paired')] | Annotated[OtherDataset, Tag('other')],
+        Discriminator(kind_of_dataset),
+    ] = Field(description='what to train on')
+
+    check = model_validator(mode='before')(phases)
+
+
+class TestDatasets(BaseModel):
+    model_config = ConfigDict(extra='allow')
+    __pydantic_extra__: dict[str, Measured]
+
+    check = model_validator(mode='before')(phases)
+
+
+class Path(Section):
+    pretrain_network_g: Text | None = Field(None, description='weights to begin with')
+    param_key_g: Text | None = Field('params', description='which of them: params, params_ema, or null for a flat file')
+    strict_load_g: Flag = Field(True, description='refuse weights that do not fit everywhere')
+    resume_state: Text | None = Field(None, description='state to go on from')
+    ignore_resume_networks: list[Text] | None = Field(None, description='networks not taken from the run resumed')
+    pretrain_network_d: Text | None = Field(None, description='weights of the discriminator')
+    param_key_d: Text | None = Field('params', description='which of them')
+    strict_load_d: Flag = Field(True, description='refuse weights of the discriminator that do not fit')
+
+
+class Train(Section):
+    total_iter: Positive = Field(description='updates in all')
+    warmup_iter: Annotated[int, BeforeValidator(whole), Field(ge=-1)] = Field(
+        -1, description='updates over which the learning rate rises from 0'
+    )
+    optim_g: Typed = Field(description='an optimiser of torch.optim, and its arguments')
+    scheduler: Typed = Field(description="a scheduler of BasicSR's or torch's, and its arguments")
+    pixel_opt: Typed | None = Field(None, description='a loss between pixels, and its arguments')
+    perceptual_opt: Typed | None = Field(None, description='a perceptual loss, and its arguments')
+    ema_decay: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
+        0, description='of the moving average of the weights, which is what is validated; 0 for none'
+    )
+    amp: Annotated[Literal['off', 'bf16', 'fp16'], BeforeValidator(switched)] = Field(
+        'off', description='precision of the network (NLSNModel)'
+    )
+    compile: Flag = Field(False, description='torch.compile the network (NLSNModel)')
+    channels_last: Flag = Field(False, description='memory format of weights and images (NLSNModel)')
+    clip_grad_norm: Annotated[float, Strict(), Field(gt=0)] | None = Field(
+        None, description='largest norm of all gradients together (NLSNModel)'
+    )
+    accumulate: Positive = Field(1, description='parts in which a batch is computed, to save memory (NLSNModel)')
+    nonfinite_limit: Whole = Field(
+        20, description='updates that may be skipped because they are not finite (NLSNModel)'
+    )
+    optim_d: Typed | None = Field(None, description="the discriminator's optimiser (GAN models)")
+    gan_opt: Typed | None = Field(None, description='the adversarial loss (GAN models)')
+    net_d_iters: Positive = Field(1, description='updates of the discriminator for one of the network (GAN models)')
+    net_d_init_iters: Whole = Field(0, description='updates of the discriminator alone (GAN models)')
+
+    @model_validator(mode='after')
+    def has_a_loss(self) -> Train:
+        if self.pixel_opt is None and self.perceptual_opt is None:
+            raise ValueError('pixel_opt or perceptual_opt is expected: there is no loss')
+        return self
+
+
+class Metric(Typed):
+    better: Literal['higher', 'lower'] = Field('higher', description='which is the best')
+
+
+class Validation(Section):
+    save_img: Flag = Field(description='write the images')
+    metrics: dict[Text, Metric] | None = Field(None, description='by any names; the first one chooses net_g_best.pth')
+    suffix: Text | None = Field(None, description="of the images' names, instead of the experiment's (testing)")
+    pbar: Flag = Field(False, description='show a progress bar')
+    tile: Positive | None = Field(None, description='upscale in tiles of so many pixels (NLSNModel)')
+    tile_overlap: Whole = Field(16, description='pixels that neighbouring tiles share (NLSNModel)')
+    self_ensemble: Flag = Field(False, description='mean over eight orientations (NLSNModel)')
+
+    @model_validator(mode='after')
+    def tiles_advance(self) -> Validation:
+        if self.tile is not None and self.tile_overlap >= self.tile:
+            raise ValueError(f'tile_overlap={self.tile_overlap} is not less than tile={self.tile}')
+        return self
+
+
+class TrainingValidation(Validation):
+    val_freq: Positive = Field(description='updates between two validations')
+
+
+class Wandb(Section):
+    project: Text | None = Field(None, description='project on wandb')
+    resume_id: Text | None = Field(None, description='run to go on with')
+
+
+class Logger(Section):
+    print_freq: Positive = Field(description='updates between two lines of the log')
+    save_checkpoint_freq: Positive = Field(description='updates between two saves')
+    use_tb_logger: Flag = Field(False, description='write for TensorBoard')
+    keep_last: Positive | None = Field(None, description='states and networks that are kept; null for all')
+    wandb: Wandb | None = Field(None, description='log to wandb')
+
+
+class Distributed(Section):
+    backend: Literal['nccl', 'gloo'] = Field('nccl', description='without a GPU always gloo')
+    port: Positive = Field(29500, description='where SLURM processes meet')
+
+
+class Common(Section):
+    name: Text = Field(description='of the experiment, and of its folder')
+    model_type: Text = Field(description="NLSNModel, or any of BasicSR's registry")
+    scale: Positive = Field(description='of the low-resolution images')
+    num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
+    manual_seed: Whole | None = Field(None, description='of all random numbers; drawn if null')
+    network_g: Typed = Field(description='the network, and its arguments')
+    path: Path = Field(description='weights and states')
+    sample_data: Text | None = Field(None, description='folder for the sample data, made on first use')
+    compare_with_bicubic: Flag = Field(False, description='at the end compare with bicubic on the validation set')
+
+
+class TrainingOptions(Common):
+    """An option file for training."""
+
+    datasets: TrainingDatasets = Field(description='train, and val, val_2 ... to validate on')
+    train: Train = Field(description='how to train')
+    val: TrainingValidation | None = Field(None, description='how to validate')
+    logger: Logger = Field(description='what is written, and when')
+    network_d: Typed | None = Field(None, description='the discriminator (GAN models)')
+    dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
+    find_unused_parameters: Flag = Field(False, description='for networks that do not use all their parameters')
+
+
+class TestOptions(Common):
+    """An option file for testing."""
+
+    datasets: TestDatasets = Field(description='test_1, test_2 ...')
+    val: Validation = Field(description='how to measure')
+    dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
+
+
+def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:
+    """All keys of a section, a line each, as they stand in an option file: type, default, meaning."""
+    for name, field in model.model_fields.items():
+        sections = [kind for kind in kinds(field.annotation) if issubclass(kind, BaseModel)]
+        default = '' if field.is_required() else f' [{shown(field.default)}]'
+        yield f'{indent}{name}:{default}  # {field.description}'
+        for section in sections[:1]:
+            yield from documented(section, indent + '  ')
+    extra = model.__annotations__.get('__pydantic_extra__')
+    if extra:
+        yield f'{indent}...:  # more of them'
+        yield from documented(PairedDataset, indent + '  ')
+
+
+def shown(default: Any) -> str:
+    """As YAML writes it."""
+    if isinstance(default, bool) or default is None:
+        return {None: 'null', True: 'true', False: 'false'}[default]
+    return str(default)
+
+
+def kinds(annotation: Any) -> Iterator[type]:
+    """The classes in an annotation."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from kinds(part)

@@ -1,0 +1,160 @@
+"""Faults in data, each named: on real LMDBs and folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from conftest import python
+
+from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset
+from nlsn_plugin.engine.randomness import seeded
+from nlsn_plugin.errors import DataError
+
+HR, LR = 'DIV2K_train_HR_sub.lmdb', 'DIV2K_train_LR_bicubic_X2_sub.lmdb'
+
+
+@pytest.fixture
+def stores(workplace: Path, tmp_path: Path) -> Path:
+    """A copy of the training LMDBs, to be damaged."""
+    for name in (HR, LR):
+        shutil.copytree(workplace / 'datasets' / 'DIV2K' / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def folders(workplace: Path, tmp_path: Path) -> Path:
+    """A copy of the test images, to be damaged."""
+    shutil.copytree(workplace / 'datasets' / 'benchmark' / 'Set5', tmp_path / 'Set5')
+    return tmp_path / 'Set5'
+
+
+def training(root: Path) -> dict[str, Any]:
+    return {
+        'name': 'a', 'type': 'PairedImageDataset', 'dataroot_gt': str(root / HR), 'dataroot_lq': str(root / LR),
+        'io_backend': {'type': 'lmdb'}, 'gt_size': 32, 'use_hflip': True, 'use_rot': True, 'scale': 2, 'phase': 'train',
+    }  # fmt: skip
+
+
+def measuring(root: Path) -> dict[str, Any]:
+    return {
+        'name': 'a', 'type': 'PairedImageDataset', 'dataroot_gt': str(root / 'HR'),
+        'dataroot_lq': str(root / 'LR_bicubic' / 'X2'), 'filename_tmpl': '{}x2', 'io_backend': {'type': 'disk'},
+        'scale': 2, 'phase': 'val',
+    }  # fmt: skip
+
+
+def change(store: Path, key: bytes, value: bytes | None) -> None:
+    with lmdb.open(str(store)) as environment, environment.begin(write=True) as transaction:
+        if value is None:
+            transaction.delete(key)
+        else:
+            transaction.put(key, value)
+
+
+def first_key(store: Path) -> str:
+    return (store / 'meta_info.txt').read_text().split('.png')[0]
+
+
+@pytest.mark.parametrize('options', [training, measuring])
+def test_samples_are_those_of_basicsr(options: Any, stores: Path, folders: Path) -> None:
+    root = stores if options is training else folders
+    samples = []
+    for build in (PairedImageDataset, build_dataset):
+        dataset = build(options(root))
+        samples.append([])
+        for index in range(len(dataset)):
+            with seeded(index):
+                samples[-1].append(dataset[index])
+        dataset.file_client = None  # an LMDB is opened but once in a process
+    assert isinstance(dataset, SafePairedImageDataset)
+    assert len(samples[0]) == len(samples[1]) > 0
+    for expected, sample in zip(*samples):
+        assert sample.keys() == expected.keys()
+        assert all(sample[key].equal(expected[key]) for key in ('lq', 'gt'))
+        assert all(sample[key] == expected[key] for key in ('lq_path', 'gt_path'))
+
+
+def test_a_missing_key_is_named(stores: Path) -> None:
+    key = first_key(stores / LR)
+    change(stores / LR, key.encode(), None)
+    with pytest.raises(DataError, match=rf'{LR} has no key {key}, which its meta_info.txt lists'):
+        build_dataset(training(stores))[0]
+
+
+@pytest.mark.parametrize('value', [b'', b'no image at all'])
+def test_a_value_that_is_no_image_is_named(stores: Path, value: bytes) -> None:
+    key = first_key(stores / HR)
+    change(stores / HR, key.encode(), value)
+    with pytest.raises(DataError, match=rf'{HR}, key {key}, is not an image, or a damaged one \({len(value)} bytes\)'):
+        build_dataset(training(stores))[0]
+
+
+def test_a_missing_store_is_named(stores: Path) -> None:
+    shutil.rmtree(stores / LR)
+    with pytest.raises(DataError, match=rf'there is no .*{LR} \(dataroot_lq\)'):
+        build_dataset(training(stores))
+
+
+def test_a_store_without_its_list_is_named(stores: Path) -> None:
+    (stores / LR / 'meta_info.txt').unlink()
+    with pytest.raises(DataError, match=r'is no LMDB of images: there is no .*meta_info.txt'):
+        build_dataset(training(stores))
+
+
+@pytest.mark.parametrize('left', [0.0, 0.3, 0.9])
+def test_a_truncated_store_is_an_error_and_not_a_bus_error(stores: Path, left: float) -> None:
+    data = stores / HR / 'data.mdb'
+    content = data.read_bytes()
+    with lmdb.open(str(stores / HR), readonly=True, lock=False) as environment:
+        used = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    data.write_bytes(content[: int(left * used)])
+    code = f"""
+import sys, nlsn_plugin
+from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.errors import DataError
+try:
+    dataset = build_dataset({training(stores)!r})
+    [dataset[index] for index in range(len(dataset))]
+except DataError as error:
+    sys.exit(str(error))
+"""
+    result = python(code)  # a bus error would end these tests as well
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith(str(data))
+    assert 'was cut short' in result.stderr or 'is damaged' in result.stderr
+
+
+def test_pairs_that_do_not_fit_are_named(folders: Path) -> None:
+    path = folders / 'LR_bicubic' / 'X2' / 'coffeex2.png'
+    cv2.imwrite(str(path), np.zeros((99, 99, 3), np.uint8))
+    dataset = build_dataset(measuring(folders))
+    index = next(i for i, pair in enumerate(dataset.paths) if 'coffee' in pair['gt_path'])
+    with pytest.raises(DataError, match=r'coffee\.png is 97x121, and .*coffeex2\.png 99x99: 2 times as large'):
+        dataset[index]
+
+
+def test_an_empty_file_is_named(folders: Path) -> None:
+    path = folders / 'HR' / 'coffee.png'
+    path.write_bytes(b'')
+    dataset = build_dataset(measuring(folders))
+    index = next(i for i, pair in enumerate(dataset.paths) if 'coffee' in pair['gt_path'])
+    with pytest.raises(DataError, match=r'coffee\.png is not an image, or a damaged one \(0 bytes\)'):
+        dataset[index]
+
+
+def test_folders_that_hold_no_pairs_are_named(folders: Path) -> None:
+    (folders / 'LR_bicubic' / 'X2' / 'coffeex2.png').unlink()
+    with pytest.raises(DataError, match='do not hold pairs'):
+        build_dataset(measuring(folders))
+
+
+def test_a_patch_larger_than_an_image_is_named(stores: Path) -> None:
+    with pytest.raises(DataError, match=r'at least gt_size, 200x200, is expected'):
+        build_dataset({**training(stores), 'gt_size': 200})[0]
