@@ -98,6 +98,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Pa
     return folder
 
 
+@pytest.fixture
+def place(workplace: Path, tmp_path: Path) -> Path:
+    """A fresh working directory with the prepared data in it."""
+    folder = tmp_path / 'place'
+    folder.mkdir()
+    (folder / 'datasets').symlink_to(workplace / 'datasets')
+    return folder
+
+
 def write_options(path: Path, name: str, change: Callable[[dict[str, Any]], object] = lambda options: None) -> Path:
     """Write a copy of a shipped option file, its network small and its run short, changed further by the caller."""
     options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())

@@ -56,8 +56,7 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
         epoch, iteration: how far it is.
         run: what else the run has to know; see `training.save`.
     """
-    with substituted(model, save_network=partial(save_network, model), save_training_state=lambda *_: None):
-        model.save(epoch, iteration)
+    save_networks(model, iteration)
     state = {
         'epoch': epoch,
         'iter': iteration,
@@ -70,7 +69,7 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
     write(Path(model.opt['path']['training_states']) / f'{iteration}.state', state)
 
 
-def save_networks(model: BaseModel, label: str) -> None:
+def save_networks(model: BaseModel, label: int | str) -> None:
     """Save the networks alone, as net_g_<label>.pth."""
     with substituted(model, save_network=partial(save_network, model), save_training_state=lambda *_: None):
         model.save(-1, label)
@@ -90,8 +89,7 @@ def save_network(
         key: {name: tensor.cpu() for name, tensor in model.get_bare_model(part).state_dict().items()}
         for key, part in zip(keys, nets)
     }
-    name = 'latest' if iteration == -1 else iteration
-    write(Path(model.opt['path']['models']) / f'{label}_{name}.pth', content)
+    write(Path(model.opt['path']['models']) / f'{label}_{iteration}.pth', content)
 
 
 def prune(opt: Options, keep_last: int | None) -> None:

@@ -18,11 +18,12 @@ LONGEST_SILENCE = datetime.timedelta(hours=1)
 """That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
 
 
-def start(launcher: str, port: int) -> None:
-    """Join the other processes, through NCCL or, without a GPU, gloo.
+def start(launcher: str, backend: str, port: int) -> None:
+    """Join the other processes.
 
     Args:
         launcher: 'none', 'pytorch' (torchrun) or 'slurm' (srun).
+        backend: 'nccl' or 'gloo'; without a GPU always gloo.
         port: where processes of SLURM meet, on the first node, unless MASTER_PORT says.
 
     Raises:
@@ -37,7 +38,7 @@ def start(launcher: str, port: int) -> None:
         take_over_from_slurm(port)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % torch.cuda.device_count())
-    torch.distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo', timeout=LONGEST_SILENCE)
+    torch.distributed.init_process_group(backend if torch.cuda.is_available() else 'gloo', timeout=LONGEST_SILENCE)
 
 
 def take_over_from_slurm(port: int) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 import nlsn_plugin
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.schema import TestOptions, TrainingOptions
+from nlsn_plugin.engine.schema import TestOptions, Train, TrainingOptions, Validation
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file
 
@@ -86,7 +86,7 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     for override in args.force_yml or []:
         document.override(override)
     opt = checked(document, is_train)
-    distributed.start(args.launcher, opt['dist_params']['port'])
+    distributed.start(args.launcher, **opt['dist_params'])
     opt['dist'] = args.launcher != 'none'
     opt['rank'], opt['world_size'] = get_dist_info()
     opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
@@ -239,6 +239,7 @@ def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
     yield from misfit_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
     network = list(misfit_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
     yield from network or misfits_of_network(opt['network_g'])
+    yield from ignored_by_model(opt)
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
         arguments = {key: value for key, value in metric.items() if key != 'better'}
         yield from misfit_of_class(('val', 'metrics', name), metric['type'], arguments, METRIC_REGISTRY, given=2)
@@ -266,6 +267,20 @@ def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
         yield ('val',), 'has no metrics and writes no images: there is nothing to do'
     if opt['compare_with_bicubic'] and not val:
         yield ('compare_with_bicubic',), 'needs val'
+
+
+def ignored_by_model(opt: Options) -> Iterator[tuple[Keys, str]]:
+    """What was set and the model would pass over in silence."""
+    if opt['model_type'] not in MODEL_REGISTRY:
+        return
+    classes = {cls.__name__ for cls in MODEL_REGISTRY.get(opt['model_type']).__mro__}
+    for section, model in (('train', Train), ('val', Validation)):
+        for key, field in model.model_fields.items():
+            needed = next((name for name in ('NLSNModel', 'GAN') if f'({name}' in (field.description or '')), None)
+            value = (opt.get(section) or {}).get(key, field.default)
+            if needed and value != field.default and not any(needed in name for name in classes):
+                reader = 'NLSNModel' if needed == 'NLSNModel' else 'GAN models'
+                yield (section, key), f'is read by {reader} alone, not by {opt["model_type"]}'
 
 
 def misfit_of_class(

@@ -45,7 +45,7 @@ class Typed(BaseModel):
 
 
 class Backend(Typed):
-    type: Literal['disk', 'lmdb', 'memcached'] = Field(description='how the images lie')
+    type: Literal['disk', 'lmdb'] = Field(description='how the images lie')
 
 
 class PairedDataset(Section):
@@ -65,14 +65,14 @@ class TrainingDataset(PairedDataset):
     gt_size: Positive = Field(description='edge of a high-resolution patch, pixels; divisible by scale')
     use_hflip: Flag = Field(description='mirror half of the patches')
     use_rot: Flag = Field(description='turn half of the patches')
-    use_shuffle: Flag = Field(True, description="is in BasicSR's recipes; training data are always shuffled")
+    use_shuffle: Literal[True] = Field(True, description="is in BasicSR's recipes; training data are always shuffled")
     num_worker_per_gpu: Whole = Field(description='processes that read')
     batch_size_per_gpu: Positive = Field(description='patches of each process and update')
     dataset_enlarge_ratio: Positive = Field(1, description='times an epoch goes through the images')
     prefetch_mode: Literal['cuda', 'cpu'] | None = Field(None, description='cuda: copy ahead to the GPU')
     num_prefetch_queue: Positive = Field(1, description='batches that each worker reads ahead, 2 at least')
     pin_memory: Flag = Field(False, description='for faster copies to a GPU')
-    persistent_workers: Flag = Field(True, description="is in BasicSR's recipes; workers always persist")
+    persistent_workers: Literal[True] = Field(True, description="is in BasicSR's recipes; workers always persist")
 
     @model_validator(mode='before')
     @classmethod
@@ -224,6 +224,7 @@ class Common(Section):
     manual_seed: Whole | None = Field(None, description='of all random numbers; drawn if null')
     network_g: Typed = Field(description='the network, and its arguments')
     path: Path = Field(description='weights and states')
+    dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
     sample_data: Text | None = Field(None, description='folder for the sample data, made on first use')
     compare_with_bicubic: Flag = Field(False, description='at the end compare with bicubic on the validation set')
 
@@ -236,7 +237,6 @@ class TrainingOptions(Common):
     val: TrainingValidation | None = Field(None, description='how to validate')
     logger: Logger = Field(description='what is written, and when')
     network_d: Typed | None = Field(None, description='the discriminator (GAN models)')
-    dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
     find_unused_parameters: Flag = Field(False, description='for networks that do not use all their parameters')
 
 
@@ -245,7 +245,6 @@ class TestOptions(Common):
 
     datasets: TestDatasets = Field(description='test_1, test_2 ...')
     val: Validation = Field(description='how to measure')
-    dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
 
 
 def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:

@@ -13,15 +13,6 @@ from conftest import GOLDEN, ROOT, run
 TRAIN, TEST = ROOT / 'tools' / 'train.py', ROOT / 'tools' / 'test.py'
 
 
-@pytest.fixture
-def place(workplace: Path, tmp_path: Path) -> Path:
-    """A fresh working directory with the prepared data in it."""
-    folder = tmp_path / 'place'
-    folder.mkdir()
-    (folder / 'datasets').symlink_to(workplace / 'datasets')
-    return folder
-
-
 def test_train_validate_save_resume_and_test(place: Path, small_options) -> None:
     train = small_options('train_NLSN_x2', lambda options: options['train'].update(ema_decay=0.9))
     first = run(TRAIN, '-opt', train, cwd=place)

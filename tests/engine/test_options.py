@@ -262,6 +262,10 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'val:metrics': ...}, 'val: has no metrics and writes no images: there is nothing to do'),
         ({'datasets:val': ...}, 'val: there is nothing to validate on: datasets has no val'),
         ({'datasets:train:gt_size': 97}, 'datasets: train: gt_size: 97 is not divisible by scale 2: 96 is'),
+        ({'datasets:train:use_shuffle': False}, 'datasets: train: use_shuffle is False: Input should be True'),
+        ({'train:amp': 'bf16', 'model_type': 'SRModel'}, 'train: amp: is read by NLSNModel alone, not by SRModel'),
+        ({'val:tile': 64, 'model_type': 'SRModel'}, 'val: tile: is read by NLSNModel alone, not by SRModel'),
+        ({'train:net_d_iters': 2}, 'train: net_d_iters: is read by GAN models alone, not by NLSNModel'),
         ({'train:accumulate': 3}, 'train: accumulate: 3 does not divide batch_size_per_gpu 16'),
         ({'val:tile': 16, 'val:tile_overlap': 16}, 'val: tile_overlap=16 is not less than tile=16'),
         (

@@ -27,15 +27,6 @@ LONGER = ['train:total_iter=100', 'val:val_freq=50', 'logger:save_checkpoint_fre
 TORCHRUN = ['-m', 'torch.distributed.run', '--master_port', 29613, '--nproc_per_node']
 
 
-@pytest.fixture
-def place(workplace: Path, tmp_path: Path) -> Path:
-    """A fresh working directory with the prepared data in it."""
-    folder = tmp_path / 'place'
-    folder.mkdir()
-    (folder / 'datasets').symlink_to(workplace / 'datasets')
-    return folder
-
-
 def make_short(options: dict[str, Any]) -> None:
     """A run of 12 updates that saves every 4."""
     options['train'].update(total_iter=12, ema_decay=0.9)
