@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlsn_plugin import __version__, checks
@@ -85,13 +85,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, run: object) -> None:
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--input', type=Path, required=True, help='folder of HR images')
-    parser.add_argument('--output', type=Path, required=True, help='folder to write to')
-    parser.add_argument('--scale', type=int, nargs='+', default=[2], choices=[2, 3, 4], help='reductions (default: 2)')
+    parser.add_argument('--input', type=Path, nargs='+', help='folders of HR images')
+    parser.add_argument('--output', type=Path, help='folder to write to')
+    parser.add_argument('--scale', type=int, nargs='+', choices=[2, 3, 4], help='reductions (default: 2)')
     parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
+    parser.add_argument('--lr', help='folder of given LR images, such as DIV2K_train_LR_bicubic/X{scale}')
     parser.add_argument('--name', help='what the LMDBs are called (default: DIV2K_train)')
     parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
     parser.add_argument('--step', type=int, help='distance of HR sub-images, pixels (default: 240)')
+    parser.add_argument('--storage', choices=['png', 'raw'], help='raw: larger, and nothing to decode (default: png)')
+    parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
+    parser.add_argument(
+        '--check', type=Path, nargs='+', metavar='LMDB', help='check LMDBs, or folders of LMDBs, instead'
+    )
     parser.set_defaults(run=prepare)
 
 
@@ -151,16 +157,33 @@ def prepare(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
 
-    sub_images = {'name': args.name, 'crop_size': args.crop_size, 'step': args.step}
-    given = {key: value for key, value in sub_images.items() if value is not None}
-    if args.test and given:
-        option = '--' + next(iter(given)).replace('_', '-')
-        raise UserError(f'{option} is for training data: leave it or --test out')
+    given = {key: value for key, value in vars(args).items() if value not in (None, False)}
+    workers = checks.whole('--workers', args.workers, least=1) if args.workers is not None else None
+    if args.check:
+        others = ('input', 'output', 'scale', 'test', 'lr', 'name', 'crop_size', 'step', 'storage')
+        refuse_options(given, others, 'is for making data: leave it or --check out')
+        from nlsn_plugin.data.lmdb_check import check
+
+        print('\n'.join(check(args.check, workers)))
+        return
+    for option in ('input', 'output'):
+        if option not in given:
+            raise UserError(f'--{option} is missing: nlsn prepare --input FOLDER --output FOLDER')
+    scales = args.scale or [2]
     if args.test:
-        made = prepare_test_data(args.input, args.output, args.scale)
+        refuse_options(given, ('name', 'crop_size', 'step', 'storage'), 'is for training data: leave it or --test out')
+        made = prepare_test_data(args.input, args.output, scales, args.lr, workers)
     else:
-        made = prepare_training_data(args.input, args.output, scales=args.scale, **given)
-    print('made ' + '\n     '.join(map(str, made)))
+        chosen = {key: given[key] for key in ('name', 'crop_size', 'step', 'storage', 'lr') if key in given}
+        made = prepare_training_data(args.input, args.output, scales=scales, workers=workers, **chosen)
+    print('ready: ' + '\n       '.join(map(str, made)))
+
+
+def refuse_options(given: Iterable[str], others: Iterable[str], advice: str) -> None:
+    """Refuse what would be read and do nothing."""
+    for option in others:
+        if option in given:
+            raise UserError(f'--{option.replace("_", "-")} {advice}')
 
 
 def benchmark_attention(args: argparse.Namespace) -> None:

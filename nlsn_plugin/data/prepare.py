@@ -1,4 +1,4 @@
-"""From a folder of photographs to what BasicSR's datasets read: bicubic LR, sub-images, LMDB, meta info.
+"""From folders of photographs to what BasicSR's datasets read: LR images, sub-images, LMDBs, meta info.
 
 Training data are pairs of LMDBs of sub-images, named as BasicSR's DIV2K recipe names them:
 
@@ -7,56 +7,79 @@ Training data are pairs of LMDBs of sub-images, named as BasicSR's DIV2K recipe 
 Test data are folders, laid out as the benchmark archive of EDSR and of the NLSN authors:
 
     <output>/HR/<image>.png, <output>/LR_bicubic/X<scale>/<image>x<scale>.png
+
+LR images are made by MATLAB-style bicubic, or given.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-from basicsr.utils.lmdb_util import LmdbMaker
-from basicsr.utils.matlab_functions import imresize
-from tqdm import tqdm
+from nlsn_plugin.data.images import (
+    SMALLEST_IMAGE,
+    Sighting,
+    crop_to_multiple,
+    encode,
+    key_of,
+    list_images,
+    look_at,
+    read_image,
+    reduce,
+)
+from nlsn_plugin.data.parallel import in_parallel, processes
+from nlsn_plugin.data.workshop import Entry, Folder, Lmdb, Settings, Store, Workshop, missing
+from nlsn_plugin.errors import ArgumentError, DataError, UserError
 
-from nlsn_plugin.errors import ArgumentError, UserError
+STORAGE = {'png': '.png', 'raw': '.bmp'}
+"""How the values of an LMDB are written. A BMP holds the pixels as they are: large, and nothing to decode."""
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-SMALLEST_IMAGE = 24
-"""In pixels: below that, bicubic reduction by 4 finds no neighbours to mirror at the border."""
-PNG_COMPRESSION = 1
-"""Light: a training run decodes each sub-image many times."""
+
+@dataclass(frozen=True)
+class Source:
+    """A photograph, and its LR images where they are given, by scale."""
+
+    hr: Path
+    lr: Mapping[int, Path]
 
 
 def prepare_training_data(
-    source: Path,
+    source: Path | Sequence[Path],
     output: Path,
     name: str = 'DIV2K_train',
     scales: Sequence[int] = (2,),
     crop_size: int = 480,
     step: int = 240,
+    lr: str | None = None,
+    storage: str = 'png',
+    workers: int | None = None,
 ) -> list[Path]:
     """Write one LMDB of HR sub-images and one of LR sub-images per scale.
 
+    What was made before a stop is gone on with, and what is there already, made from the same images in the same way,
+    is left as it is.
+
     Args:
-        source: folder of HR images, 8-bit, any of IMAGE_SUFFIXES.
+        source: folder of HR images, 8-bit, as `images.IMAGE_SUFFIXES` lists them, or several folders.
         output: where the LMDBs go.
         name: what their names begin with, such as DIV2K_train.
-        scales: reductions to make; every HR image is first cropped to a multiple of all of them.
+        scales: reductions; every HR image is first cropped to a multiple of all of them.
         crop_size: edge of an HR sub-image, in pixels; an image smaller than it gives one smaller sub-image.
         step: distance between neighbouring sub-images, in pixels; the last ones end at the image's edge.
+        lr: folder of given LR images, with {scale} in its name if there are several; made by bicubic if None.
+        storage: 'png', or 'raw' for pixels that need no decoding.
+        workers: processes; as many as there are cores if None.
 
     Returns:
         The LMDBs, HR first.
 
     Raises:
-        UserError: no images, an unreadable one (named), or an LMDB that exists already.
+        UserError: images that cannot be used (all are named), an LMDB that exists and is another, no room on the disk.
         ArgumentError: crop_size or step is no multiple of the scales.
     """
     scales = sorted(set(scales))
@@ -69,75 +92,222 @@ def prepare_training_data(
             )
     if step > crop_size:
         raise ArgumentError(f'step={step} is more than crop_size={crop_size}: pixels between sub-images would be lost')
-    images = list_images(source)
-    lmdbs = [output / f'{name}_HR_sub.lmdb']
-    lmdbs += [output / f'{name}_LR_bicubic_X{scale}_sub.lmdb' for scale in scales]
-    for lmdb in lmdbs:
-        refuse_existing(lmdb)
+    sources, seen = checked(source, scales, lr, workers)
+    settings = {
+        'images': digest([seen[image.hr] for image in sources]),
+        'unit': unit,
+        'crop_size': crop_size,
+        'step': step,
+        'storage': storage,
+    }
+    targets = {output / f'{name}_HR_sub.lmdb': settings}
+    for scale in scales:
+        targets[output / f'{name}_LR_bicubic_X{scale}_sub.lmdb'] = {**settings, **origin(scale, sources, seen)}
 
-    with building(lmdbs) as unfinished, contextlib.ExitStack() as opened:
-        makers = [LmdbMaker(str(path), compress_level=PNG_COMPRESSION) for path in unfinished]
-        for maker in makers:
-            opened.callback(maker.close)
-        for path in tqdm(images, desc=f'sub-images of {name}', unit='image'):
-            hr = crop_to_multiple(read_image(path), unit, path)
-            for maker, image, scale in zip(makers, [hr, *(reduce(hr, s) for s in scales)], [1, *scales]):
-                for index, (top, left) in enumerate(sub_image_corners(hr.shape, crop_size, step, unit), start=1):
-                    rows = slice(top // scale, (top + crop_size) // scale)
-                    columns = slice(left // scale, (left + crop_size) // scale)
-                    sub_image = image[rows, columns]
-                    maker.put(encode_png(sub_image), f'{path.stem}_s{index:03d}', sub_image.shape)
-    return lmdbs
+    def pixels(sighting: Sighting) -> int:
+        height, width = sighting.height - sighting.height % unit, sighting.width - sighting.width % unit
+        grid = len(starts(height, crop_size, step, unit)) * len(starts(width, crop_size, step, unit))
+        return grid * min(crop_size, height) * min(crop_size, width)
+
+    sizes = [(pixels(seen[image.hr]), 1.0 if storage == 'raw' else seen[image.hr].png_share) for image in sources]
+    produce(SubImages(scales, unit, crop_size, step, STORAGE[storage]), sources, targets, Lmdb, sizes, workers)
+    return list(targets)
 
 
-def prepare_test_data(source: Path, output: Path, scales: Sequence[int]) -> list[Path]:
+def prepare_test_data(
+    source: Path | Sequence[Path],
+    output: Path,
+    scales: Sequence[int],
+    lr: str | None = None,
+    workers: int | None = None,
+) -> list[Path]:
     """Write HR images as PNG, and their LR images for each scale, made after cropping to a multiple of that scale.
 
-    Gray images stay gray.
+    Gray images stay gray. Arguments, and what is raised, as for `prepare_training_data`.
 
     Returns:
         The folders, HR first.
-
-    Raises:
-        UserError: no images, an unreadable one (named), or a folder that exists already.
     """
     scales = sorted(set(scales))
-    images = list_images(source)
-    folders = [output / 'HR', *(output / 'LR_bicubic' / f'X{scale}' for scale in scales)]
-    for folder in folders:
-        refuse_existing(folder)
-    with building(folders) as (hr_folder, *lr_folders):
-        for folder in (hr_folder, *lr_folders):
-            folder.mkdir()
-        for path in tqdm(images, desc=f'test images of {output.name}', unit='image'):
-            hr = read_image(path, keep_gray=True)
-            write_png(hr_folder / f'{path.stem}.png', hr)
-            for lr_folder, scale in zip(lr_folders, scales):
-                write_png(lr_folder / f'{path.stem}x{scale}.png', reduce(crop_to_multiple(hr, scale, path), scale))
-    return folders
+    sources, seen = checked(source, scales, lr, workers)
+    settings: Settings = {'images': digest([seen[image.hr] for image in sources])}
+    targets = {output / 'HR': settings}
+    for scale in scales:
+        targets[output / 'LR_bicubic' / f'X{scale}'] = {**settings, **origin(scale, sources, seen)}
+    sizes = [(seen[image.hr].height * seen[image.hr].width, seen[image.hr].png_share) for image in sources]
+    produce(Whole(scales), sources, targets, Folder, sizes, workers)
+    return list(targets)
 
 
-def reduce(image: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB-style antialiased bicubic reduction: uint8 [H, W(, C)] -> uint8 [H / scale, W / scale(, C)]."""
-    return resize_bicubic(image, 1 / scale)
+def checked(
+    source: Path | Sequence[Path], scales: Sequence[int], lr: str | None, workers: int | None
+) -> tuple[list[Source], dict[Path, Sighting]]:
+    """The photographs with what belongs to them, each image decoded whole.
+
+    Raises:
+        UserError: names every image that cannot be used.
+    """
+    images = list_images([source] if isinstance(source, Path) else source)
+    given = {scale: given_images(lr, scale, scales) for scale in scales} if lr else {}
+    faults = [
+        f'{path} has no LR image {path.stem}x{scale} or {path.stem} in {str(lr).format(scale=scale)}'
+        for path in images
+        for scale, found in given.items()
+        if path.stem not in found
+    ]
+    sources = [
+        Source(path, {scale: found[path.stem] for scale, found in given.items() if path.stem in found})
+        for path in images
+    ]
+    paths = [path for image in sources for path in (image.hr, *image.lr.values())]
+    looked = list(in_parallel(look_at, paths, workers or processes(), 'checking images'))
+    faults += [str(result) for result in looked if isinstance(result, DataError)]
+    seen = {path: result for path, result in zip(paths, looked) if isinstance(result, Sighting)}
+    for image in sources:
+        if image.hr in seen:
+            faults += misfits(image, seen)
+    if faults:
+        listed = '\n  '.join(faults)
+        raise UserError(listed if len(faults) == 1 else f'{len(faults)} faults, nothing was made:\n  {listed}')
+    return sources, seen
 
 
-def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB-style bicubic enlargement: uint8 [H, W(, C)] -> uint8 [H * scale, W * scale(, C)]."""
-    return resize_bicubic(image, scale)
+def given_images(lr: str, scale: int, scales: Sequence[int]) -> dict[str, Path]:
+    """LR images of a scale, by the names of their HR images."""
+    if len(scales) > 1 and '{scale}' not in lr:
+        raise UserError(
+            f'--lr {lr} is one folder for scale {join(scales)}: write {{scale}} where its name has the scale'
+        )
+    folder = Path(lr.format(scale=scale))
+    return {path.stem.removesuffix(f'x{scale}'): path for path in list_images([folder])}
 
 
-def resize_bicubic(image: np.ndarray, factor: float) -> np.ndarray:
-    resized = imresize(image.astype(np.float32) / 255, factor)
-    return (resized * 255).round().clip(0, 255).astype(np.uint8)
+def misfits(source: Source, seen: Mapping[Path, Sighting]) -> Iterator[str]:
+    """What is wrong with the sizes of a photograph and its LR images."""
+    hr = seen[source.hr]
+    size = f'{hr.width}x{hr.height}'
+    if min(hr.height, hr.width) < SMALLEST_IMAGE:
+        yield f'{source.hr} is of {size} pixels: at least {SMALLEST_IMAGE} each way are expected'
+    for scale, path in source.lr.items():
+        height, width = hr.height // scale, hr.width // scale
+        lr = seen.get(path)
+        if lr and (lr.height, lr.width) != (height, width):
+            yield f'{path} is of {lr.width}x{lr.height} pixels: {width}x{height} are expected for {source.hr}, {size}'
 
 
-def crop_to_multiple(image: np.ndarray, unit: int, path: Path) -> np.ndarray:
-    """Cut off the bottom and the right so that height and width are multiples of `unit` pixels."""
-    height, width = image.shape[:2]
-    if min(height, width) < SMALLEST_IMAGE:
-        raise UserError(f'{path} is of {width}x{height} pixels: at least {SMALLEST_IMAGE} each way are expected')
-    return image[: height - height % unit, : width - width % unit]
+def digest(sightings: Sequence[Sighting]) -> str:
+    """Of images, by their contents."""
+    return hashlib.sha256(' '.join(sighting.digest for sighting in sightings).encode()).hexdigest()
+
+
+def origin(scale: int, sources: Sequence[Source], seen: Mapping[Path, Sighting]) -> Settings:
+    """Where the LR images come from, as a setting."""
+    given = [seen[source.lr[scale]] for source in sources if scale in source.lr]
+    return {'scale': scale, 'LR images': digest(given) if given else 'bicubic'}
+
+
+def produce(
+    make: Whole | SubImages,
+    sources: Sequence[Source],
+    targets: Mapping[Path, Settings],
+    kind: type[Store],
+    sizes: Sequence[tuple[int, float]],
+    workers: int | None,
+) -> None:
+    """Make what is missing of the targets.
+
+    Args:
+        make: from a source, what goes to each target.
+        sources: the photographs.
+        targets: the HR images, and the LR images of each scale.
+        kind: what they are.
+        sizes: of each source, the pixels of its HR images and the bytes that are stored for each byte of them.
+        workers: processes; as many as there are cores if None.
+    """
+    wanted = {target: targets[target] for target in missing(targets)}
+    for target in targets:
+        if target not in wanted:
+            print(f'{target} is there already, made from the same images in the same way')
+    if not wanted:
+        return
+    largest = sum(3 * pixels for pixels, _ in sizes)
+    with Workshop(wanted, kind, largest) as workshop:
+        if workshop.done:
+            print(f'{len(workshop.done)} of {len(sources)} images were made before, going on')
+        left = [number for number, source in enumerate(sources) if source.hr.name not in workshop.done]
+        hr_bytes = sum(3 * sizes[number][0] * sizes[number][1] for number in left)
+        check_room(workshop.path, hr_bytes * sum(settings.get('scale', 1) ** -2 for settings in wanted.values()))
+        making = in_parallel(make, [sources[number] for number in left], workers or processes(), f'making {make.what}')
+        with contextlib.closing(making):  # and its bar, before an error is printed
+            for made, number in zip(making, left):
+                if isinstance(made, DataError):
+                    raise made
+                workshop.put(sources[number].hr.name, dict(zip(targets, made)))
+
+
+def check_room(folder: Path, expected: float) -> None:
+    """Refuse a disk that has no room for what is to be written.
+
+    Raises:
+        UserError: says how much is needed, as estimated from a part of each image.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < 1.1 * expected:
+        raise UserError(
+            f'{folder} has {free / 1e9:.2f} GB free, and about {1.1 * expected / 1e9:.2f} GB are needed: choose '
+            'another --output, or fewer scales, or a larger --step'
+        )
+
+
+@dataclass(frozen=True)
+class SubImages:
+    """Cuts a photograph and its LR images into sub-images, each a pair with those at the same place."""
+
+    scales: Sequence[int]
+    unit: int
+    crop_size: int
+    step: int
+    suffix: str
+    what = 'sub-images'
+
+    def __call__(self, source: Source) -> list[list[Entry]]:
+        hr = crop_to_multiple(read_image(source.hr), self.unit)
+        lrs = [
+            read_image(source.lr[scale])[: hr.shape[0] // scale, : hr.shape[1] // scale]
+            if scale in source.lr
+            else reduce(hr, scale)
+            for scale in self.scales
+        ]
+        corners = list(sub_image_corners(hr.shape, self.crop_size, self.step, self.unit))
+        made = []
+        for image, scale in zip([hr, *lrs], [1, *self.scales]):
+            size = self.crop_size // scale
+            parts = [image[top // scale :, left // scale :][:size, :size] for top, left in corners]
+            made.append(
+                [
+                    (f'{key_of(source.hr)}_s{number:03d}{self.suffix}', encode(part, self.suffix), part.shape)
+                    for number, part in enumerate(parts, start=1)
+                ]
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A photograph and its LR images."""
+
+    scales: Sequence[int]
+    what = 'test images'
+
+    def __call__(self, source: Source) -> list[list[Entry]]:
+        hr = read_image(source.hr, keep_gray=True)
+        images = {f'{source.hr.stem}.png': hr}
+        for scale in self.scales:
+            given = source.lr.get(scale)
+            images[f'{source.hr.stem}x{scale}.png'] = (
+                read_image(given, keep_gray=True) if given else reduce(crop_to_multiple(hr, scale), scale)
+            )
+        return [[(name, encode(image, '.png'), image.shape)] for name, image in images.items()]
 
 
 def sub_image_corners(shape: Sequence[int], crop_size: int, step: int, unit: int) -> Iterator[tuple[int, int]]:
@@ -151,67 +321,6 @@ def starts(length: int, crop_size: int, step: int, unit: int) -> list[int]:
     last = max(0, length - crop_size) // unit * unit
     regular = list(range(0, last + 1, step))
     return regular if regular[-1] == last else [*regular, last]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images of a folder, sorted by name."""
-    if not folder.is_dir():
-        raise UserError(f'there is no folder {folder}: give the folder that holds the HR images')
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not images:
-        raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
-    twins = {path.stem for path in images if sum(other.stem == path.stem for other in images) > 1}
-    if twins:
-        raise UserError(
-            f'{folder} holds several images named {", ".join(sorted(twins))}: names must differ without ending'
-        )
-    return images
-
-
-def read_image(path: Path, keep_gray: bool = False) -> np.ndarray:
-    """Read an 8-bit image, BGR [H, W, 3]; with keep_gray, a gray file as [H, W]."""
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
-    if image is None:
-        raise UserError(f'{path} does not read as an image: replace or remove it')
-    if image.dtype != np.uint8:
-        raise UserError(f'{path} has {image.dtype} pixels: 8-bit images are expected')
-    if image.ndim == 2:
-        return image if keep_gray else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if image.shape[2] == 4:
-        raise UserError(f'{path} has an alpha channel: flatten it onto a background first')
-    return image
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    return cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])[1].tobytes()
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(encode_png(image))
-
-
-def refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise UserError(f'{path} exists already: remove it, or give another --output or --name')
-
-
-@contextlib.contextmanager
-def building(targets: Sequence[Path]) -> Iterator[list[Path]]:
-    """Give paths to write to beside `targets`, moved into place at the end: an interrupted run leaves nothing."""
-    root = Path(os.path.commonpath([target.parent for target in targets]))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix='.preparing_', dir=root))
-    except OSError as error:
-        raise UserError(f'cannot write to {root}: {error.strerror}') from error
-    try:
-        unfinished = [workshop / f'{index}_{target.name}' for index, target in enumerate(targets)]
-        yield unfinished
-        for made, target in zip(unfinished, targets):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.rename(target)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def join(values: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nlsn_plugin.data.prepare import enlarge
+from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.engine.options import Options
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import fcntl
 import math
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import lmdb
 import numpy as np
 import pytest
 
-from nlsn_plugin.data.prepare import crop_to_multiple, enlarge, prepare_test_data, prepare_training_data, reduce, starts
+from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
+from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data, starts
 from nlsn_plugin.errors import ArgumentError, UserError
 
 
@@ -18,6 +27,10 @@ def read_lmdb(path: Path) -> dict[str, np.ndarray]:
             key.decode(): cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
             for key, value in transaction.cursor()
         }
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
 @pytest.mark.parametrize('scales', [[2], [3], [2, 3, 4]])
@@ -31,7 +44,7 @@ def test_sub_images_are_pairs_cut_from_the_photograph_and_its_bicubic_reduction(
     ]
     hr, *lrs = map(read_lmdb, lmdbs)
     unit = math.lcm(*scales)
-    photograph = crop_to_multiple(cv2.imread(str(photographs / 'coffee.png')), unit, photographs)
+    photograph = crop_to_multiple(cv2.imread(str(photographs / 'coffee.png')), unit)
     first, last = 'coffee_s001', max(key for key in hr if key.startswith('coffee'))
     assert (hr[first] == photograph[:48, :48]).all()
     assert (hr[last] == photograph[-48:, -48:]).all()
@@ -72,7 +85,7 @@ def test_test_data_lie_as_in_the_benchmark_archive_and_basicsr_reads_them(photog
 
     hr, x2, x3 = prepare_test_data(photographs, tmp_path / 'Set', [2, 3])
     assert hr == tmp_path / 'Set' / 'HR'
-    assert sorted(path.name for path in x3.iterdir()) == [
+    assert sorted(path.name for path in x3.glob('*.png')) == [
         'astronautx3.png',
         'camerax3.png',
         'chelseax3.png',
@@ -80,7 +93,7 @@ def test_test_data_lie_as_in_the_benchmark_archive_and_basicsr_reads_them(photog
     ]
     original = cv2.imread(str(photographs / 'astronaut.png'))
     assert (cv2.imread(str(hr / 'astronaut.png')) == original).all()
-    assert (cv2.imread(str(x3 / 'astronautx3.png')) == reduce(crop_to_multiple(original, 3, hr), 3)).all()
+    assert (cv2.imread(str(x3 / 'astronautx3.png')) == reduce(crop_to_multiple(original, 3), 3)).all()
     assert cv2.imread(str(x2 / 'camerax2.png'), cv2.IMREAD_UNCHANGED).ndim == 2
     options = {
         'name': 'Set',
@@ -136,6 +149,149 @@ def test_crop_and_step_must_go_with_the_scales(photographs: Path, tmp_path: Path
         prepare_training_data(photographs, tmp_path, 'train', [2], crop_size=48, step=60)
 
 
+@pytest.mark.parametrize('pattern', ['{}x3.png', '{}.png'])
+def test_given_lr_images_are_taken_as_they_are(photographs: Path, tmp_path: Path, pattern: str) -> None:
+    lr = tmp_path / 'lr_X3'
+    lr.mkdir()
+    for path in photographs.iterdir():
+        height, width = cv2.imread(str(path)).shape[:2]
+        image = np.random.default_rng(0).integers(0, 256, (height // 3, width // 3, 3), np.uint8)
+        cv2.imwrite(str(lr / pattern.format(path.stem)), image)
+    given = cv2.imread(str(lr / pattern.format('coffee')))
+    _, made = prepare_test_data(photographs, tmp_path / 'test', [3], str(tmp_path / 'lr_X{scale}'))
+    assert (cv2.imread(str(made / 'coffeex3.png')) == given).all()
+    _, made = prepare_training_data(photographs, tmp_path, 'train', [3], 48, 24, lr=str(lr))
+    assert (read_lmdb(made)['coffee_s002'] == given[:16, 8:24]).all()
+
+    with pytest.raises(UserError, match=r'write \{scale\} where its name has the scale'):
+        prepare_test_data(photographs, tmp_path / 'other', [2, 3], str(lr))
+    (lr / pattern.format('camera')).unlink()
+    cv2.imwrite(str(lr / pattern.format('chelsea')), np.zeros((31, 32, 3), np.uint8))
+    with pytest.raises(UserError) as error:
+        prepare_test_data(photographs, tmp_path / 'other', [3], str(lr))
+    _, missing, misfit = str(error.value).splitlines()
+    assert 'camera.png has no LR image camerax3 or camera in' in missing
+    assert f'{pattern.format("chelsea")} is of 32x31 pixels: 32x32 are expected for' in misfit
+
+
+def test_raw_pixels_are_larger_and_the_same(photographs: Path, tmp_path: Path) -> None:
+    png, _ = prepare_training_data(photographs, tmp_path, 'png', [2], crop_size=47 * 2, step=60)
+    raw, _ = prepare_training_data(photographs, tmp_path, 'raw', [2], crop_size=47 * 2, step=60, storage='raw')
+    assert (raw / 'data.mdb').stat().st_size > 1.2 * (png / 'data.mdb').stat().st_size
+    images = read_lmdb(png)
+    assert all((image == images[key]).all() for key, image in read_lmdb(raw).items())
+
+
+def test_images_of_several_folders_come_together_and_names_become_keys(photographs: Path, tmp_path: Path) -> None:
+    other = tmp_path / 'other'
+    other.mkdir()
+    shutil.copy(photographs / 'coffee.png', other / 'Kaffee, süß v1.2.png')
+    hr, _ = prepare_training_data([photographs, other], tmp_path, 'train', [2], crop_size=48, step=24)
+    assert {key.rsplit('_', 1)[0] for key in read_lmdb(hr)} == {
+        'astronaut',
+        'camera',
+        'chelsea',
+        'coffee',
+        'Kaffee__s___v1_2',
+    }
+    shutil.copy(photographs / 'coffee.png', other)
+    with pytest.raises(UserError, match=r'several images named coffee, .* and .*: names must differ'):
+        prepare_training_data([photographs, other], tmp_path, 'more', [2], crop_size=48, step=24)
+
+
+class TestStopped:
+    """`nlsn prepare` ended in the midst of its work goes on where it was, and makes what it makes undisturbed."""
+
+    @pytest.fixture
+    def many(self, photographs: Path, tmp_path: Path) -> Path:
+        folder = tmp_path / 'many'
+        folder.mkdir()
+        for number in range(12):
+            shutil.copy(photographs / 'astronaut.png', folder / f'{number:02d}.png')
+        return folder
+
+    def start(self, many: Path, *more: str, **options) -> subprocess.Popen[str]:
+        words = [
+            sys.executable,
+            '-m',
+            'nlsn_plugin',
+            'prepare',
+            '--input',
+            many,
+            '--output',
+            many.parent / 'out',
+            *more,
+        ]
+        return subprocess.Popen(
+            [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        )
+
+    @pytest.mark.parametrize('more', [['--test'], ['--crop-size', '48', '--step', '12']])
+    def test_killed_and_gone_on_with(self, many: Path, tmp_path: Path, more: list[str]) -> None:
+        journal = tmp_path / 'out' / ('.preparing_HR' if more == ['--test'] else '.preparing_DIV2K_train_HR_sub.lmdb')
+        process = self.start(many, *more, '--workers', '1')
+        while not (journal / 'done.jsonl').exists() or len((journal / 'done.jsonl').read_text().splitlines()) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept = (journal / 'done.jsonl').read_text()
+        (journal / 'done.jsonl').write_text(kept + '["10.png", [[')  # the line that was being written
+
+        process = self.start(many, *more)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert f'{len(kept.splitlines())} of 12 images were made before, going on' in out
+        assert not journal.exists()
+        if more == ['--test']:
+            undisturbed = prepare_test_data(many, tmp_path / 'undisturbed', [2])
+            for folder in undisturbed:
+                for path in folder.iterdir():
+                    assert (
+                        path.read_bytes()
+                        == (tmp_path / 'out' / path.relative_to(tmp_path / 'undisturbed')).read_bytes()
+                    )
+        else:
+            for path in prepare_training_data(many, tmp_path / 'undisturbed', crop_size=48, step=12):
+                found = tmp_path / 'out' / path.name
+                assert (found / 'meta_info.txt').read_text() == (path / 'meta_info.txt').read_text()
+                expected = read_lmdb(path)
+                assert read_lmdb(found).keys() == expected.keys()
+                assert all((image == expected[key]).all() for key, image in read_lmdb(found).items())
+
+    def test_other_settings_begin_anew(self, many: Path, tmp_path: Path) -> None:
+        workshop = tmp_path / 'out' / '.preparing_train_HR_sub.lmdb'
+        workshop.mkdir(parents=True)
+        (workshop / 'plan.json').write_text('[]')
+        (workshop / 'done.jsonl').write_text('["00.png", [[], []]]\n')
+        hr, _ = prepare_training_data(many, tmp_path / 'out', 'train', [2], crop_size=48, step=48)
+        assert '00_s001' in read_lmdb(hr)
+
+    def test_two_at_once(self, many: Path, tmp_path: Path) -> None:
+        workshop = tmp_path / 'out' / '.preparing_HR'
+        workshop.mkdir(parents=True)
+        with (workshop / 'lock').open('w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match=r'another process is writing to .*preparing_HR'):
+                prepare_test_data(many, tmp_path / 'out', [2])
+
+    def test_a_full_disk_is_named_and_what_was_made_is_kept(self, many: Path) -> None:
+        def limited() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+        process = self.start(many, '--crop-size', '48', '--step', '12', preexec_fn=limited)
+        _, err = process.communicate()
+        assert process.returncode == 1
+        assert 'Traceback' not in err
+        assert 'cannot write to' in err.splitlines()[-1]
+        assert 'what was made so far is kept' in err.splitlines()[-1]
+        process = self.start(many, '--crop-size', '48', '--step', '12')
+        out, _ = process.communicate()
+        assert process.returncode == 0
+        assert 'were made before, going on' in out
+
+
 @pytest.mark.parametrize(
     'prepare', [prepare_test_data, lambda s, o, scales: prepare_training_data(s, o, 'x', scales, 48, 24)]
 )
@@ -150,7 +306,7 @@ class TestWhatCannotBePrepared:
             prepare(tmp_path, tmp_path / 'out', [2])
 
     @pytest.mark.parametrize('content', [b'', b'not an image'])
-    def test_a_bad_image_is_named_and_leaves_nothing_behind(
+    def test_a_bad_image_is_named_and_nothing_is_made(
         self, tmp_path: Path, photographs: Path, prepare, content
     ) -> None:
         source = tmp_path / 'source'
@@ -159,7 +315,23 @@ class TestWhatCannotBePrepared:
         (source / 'b.png').write_bytes(content)
         with pytest.raises(UserError, match=r'b\.png does not read as an image'):
             prepare(source, tmp_path / 'out', [2])
-        assert list((tmp_path / 'out').iterdir()) == []
+        assert not (tmp_path / 'out').exists()
+
+    def test_all_faults_are_listed_at_once(self, tmp_path: Path, photographs: Path, prepare) -> None:
+        photograph = (photographs / 'coffee.png').read_bytes()
+        (tmp_path / 'a.png').write_bytes(photograph[: len(photograph) // 2])
+        (tmp_path / 'b.png').write_bytes(photograph)
+        (tmp_path / 'c.png').write_bytes(b'')
+        cv2.imwrite(str(tmp_path / 'd.png'), np.zeros((60, 60, 4), np.uint8))
+        jpeg = cv2.imencode('.jpg', cv2.imread(str(photographs / 'coffee.png')))[1].tobytes()
+        (tmp_path / 'e.jpg').write_bytes(jpeg[:-300])
+        with pytest.raises(UserError) as error:
+            prepare(tmp_path, tmp_path / 'out', [2])
+        first, *faults = str(error.value).splitlines()
+        assert first == '4 faults, nothing was made:'
+        for name, fault in zip('acde', faults):
+            assert f'{tmp_path / name}.' in fault
+        assert 'd.png has an alpha channel' in faults[2]
 
     def test_an_alpha_channel_and_16_bits_are_named(self, tmp_path: Path, prepare) -> None:
         path = tmp_path / 'a.png'
@@ -189,9 +361,26 @@ class TestWhatCannotBePrepared:
         with pytest.raises(UserError, match='several images named a'):
             prepare(tmp_path, tmp_path / 'out', [2])
 
-    def test_existing_data_are_not_touched(self, tmp_path: Path, photographs: Path, prepare) -> None:
-        prepare(photographs, tmp_path / 'out', [2])
-        before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')}
+    def test_existing_data_are_not_touched(self, tmp_path: Path, photographs: Path, prepare, capsys) -> None:
+        made = prepare(photographs, tmp_path / 'out', [2])
+        before = stamps(tmp_path / 'out')
+        assert prepare(photographs, tmp_path / 'out', [2]) == made
+        assert capsys.readouterr().out.count('is there already, made from the same images') == 2
+        assert stamps(tmp_path / 'out') == before
+
+        other = shutil.copytree(photographs, tmp_path / 'other')
+        (other / 'coffee.png').unlink()
+        with pytest.raises(UserError, match='exists already, and was made with other images: remove it'):
+            prepare(other, tmp_path / 'out', [2])
+        for path in made:
+            (path / '.prepared.json').unlink()
         with pytest.raises(UserError, match='exists already: remove it, or give another --output or --name'):
             prepare(photographs, tmp_path / 'out', [2])
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')} == before
+
+    def test_a_disk_without_room_is_refused_before_anything_is_written(
+        self, tmp_path: Path, photographs: Path, prepare, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=50_000))
+        with pytest.raises(UserError, match=r'has 0\.00 GB free, and about 0\.00 GB are needed'):
+            prepare(photographs, tmp_path / 'out', [2])
+        assert not any(path.read_text() for path in (tmp_path / 'out').rglob('done.jsonl'))

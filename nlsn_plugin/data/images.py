@@ -1,0 +1,145 @@
+"""Photographs on disk: found, checked to the last byte, read, reduced and enlarged as MATLAB does."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from basicsr.utils.matlab_functions import imresize
+from PIL import Image
+
+from nlsn_plugin.errors import DataError, UserError
+
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+SMALLEST_IMAGE = 24
+"""In pixels: below that, bicubic reduction by 4 finds no neighbours to mirror at the border."""
+PNG_COMPRESSION = 1
+"""Light: a training run decodes each sub-image many times."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a look at a whole image found.
+
+    Attributes:
+        height, width: in pixels.
+        digest: of the file's bytes.
+        png_share: bytes of a PNG of it, for each byte of its pixels.
+    """
+
+    height: int
+    width: int
+    digest: str
+    png_share: float
+
+
+def list_images(folders: Sequence[Path]) -> list[Path]:
+    """The images of folders, sorted by name.
+
+    Raises:
+        UserError: no folder, no images, or two of one name.
+    """
+    images = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f'there is no folder {folder}: give the folder that holds the HR images')
+        found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        if not found:
+            raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
+        images += found
+    images.sort(key=lambda path: path.name)
+    named: dict[str, Path] = {}
+    for path in images:
+        twin = named.setdefault(key_of(path), path)
+        if twin is not path:
+            raise UserError(
+                f'several images named {key_of(path)}, {twin} and {path}: names must differ, without their endings, '
+                'in letters and digits'
+            )
+    return images
+
+
+def key_of(path: Path) -> str:
+    """The image's name as a key of an LMDB: BasicSR cuts keys at the first dot and writes them as ASCII."""
+    return ''.join(letter if letter.isascii() and (letter.isalnum() or letter in '-_') else '_' for letter in path.stem)
+
+
+def look_at(path: Path) -> Sighting:
+    """Decode an image whole.
+
+    Raises:
+        DataError: it is truncated or damaged, not of 8 bits, or has an alpha channel.
+    """
+    content = path.read_bytes()
+    image = decode_whole(content, str(path))
+    height, width = image.shape[:2]
+    middle = image[height // 4 : height // 4 + 256, width // 4 : width // 4 + 256]
+    return Sighting(height, width, hashlib.sha256(content).hexdigest(), len(encode(middle, '.png')) / middle.size)
+
+
+def decode_whole(content: bytes, named: str) -> np.ndarray:
+    """Decode to the last byte: OpenCV alone decodes what there is of a truncated file, and Pillow shows 16 bits as 8.
+
+    Raises:
+        DataError: says `named`.
+    """
+    image = decode(content, named)
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f'{named} is truncated or damaged: {error}') from error
+    return image
+
+
+def read_image(path: Path, keep_gray: bool = False) -> np.ndarray:
+    """Read an 8-bit image, BGR [H, W, 3]; with keep_gray, a gray file as [H, W].
+
+    Raises:
+        DataError: it is none.
+    """
+    image = decode(path.read_bytes(), str(path))
+    return image if keep_gray or image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+
+
+def decode(content: bytes, named: str) -> np.ndarray:
+    """uint8 [H, W, 3], BGR, or [H, W]."""
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if image is None:
+        raise DataError(f'{named} does not read as an image: replace or remove it')
+    if image.dtype != np.uint8:
+        raise DataError(f'{named} has {image.dtype} pixels: 8-bit images are expected')
+    if image.ndim == 3 and image.shape[2] == 4:
+        raise DataError(f'{named} has an alpha channel: flatten it onto a background first')
+    return image
+
+
+def encode(image: np.ndarray, suffix: str) -> bytes:
+    """The bytes of a file: '.png', or '.bmp', whose pixels are as in memory."""
+    return cv2.imencode(suffix, image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])[1].tobytes()
+
+
+def reduce(image: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB-style antialiased bicubic reduction: uint8 [H, W(, C)] -> uint8 [H / scale, W / scale(, C)]."""
+    return resize_bicubic(image, 1 / scale)
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB-style bicubic enlargement: uint8 [H, W(, C)] -> uint8 [H * scale, W * scale(, C)]."""
+    return resize_bicubic(image, scale)
+
+
+def resize_bicubic(image: np.ndarray, factor: float) -> np.ndarray:
+    resized = imresize(image.astype(np.float32) / 255, factor)
+    return (resized * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def crop_to_multiple(image: np.ndarray, unit: int) -> np.ndarray:
+    """Cut off the bottom and the right so that height and width are multiples of `unit` pixels."""
+    height, width = image.shape[:2]
+    return image[: height - height % unit, : width - width % unit]

@@ -1,0 +1,198 @@
+"""Where data are made: beside their place, moved there when they are whole, and gone on with after a stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lmdb
+
+from nlsn_plugin.data.images import PNG_COMPRESSION
+from nlsn_plugin.errors import SaveError, UserError
+
+RECORD = '.prepared.json'
+"""In what was made: what it was made from. BasicSR's datasets pass over hidden files."""
+
+Settings = dict[str, Any]
+Entry = tuple[str, bytes, tuple[int, ...]]
+"""Name of an image, the bytes of its file, and its shape, [H, W, 3]."""
+Listed = tuple[str, tuple[int, ...]]
+"""Name and shape."""
+
+
+class Store(Protocol):
+    """A folder of images, or an LMDB, that is being written."""
+
+    def __init__(self, path: Path, largest: int) -> None: ...
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Write images; once more does no harm."""
+
+    def finish(self, listed: Sequence[Listed]) -> None:
+        """All images are there, by these names and of these shapes."""
+
+    def close(self) -> None:
+        """Nothing more is put."""
+
+
+class Folder:
+    """Images as files."""
+
+    def __init__(self, path: Path, largest: int) -> None:
+        self.path = path
+        path.mkdir(exist_ok=True)
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        for name, content, _ in entries:
+            (self.path / name).write_bytes(content)
+
+    def finish(self, listed: Sequence[Listed]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lmdb:
+    """An LMDB with meta_info.txt, as BasicSR's datasets read it.
+
+    BasicSR's LmdbMaker commits every 5000 images and takes no LMDB that was begun.
+    """
+
+    def __init__(self, path: Path, largest: int) -> None:
+        self.path = path
+        self.environment = lmdb.open(str(path), map_size=4 * largest + 2**26, lock=False)
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        with self.environment.begin(write=True) as transaction:
+            for key, content, _ in entries:
+                transaction.put(Path(key).stem.encode('ascii'), content)
+
+    def finish(self, listed: Sequence[Listed]) -> None:
+        lines = (f'{name} ({",".join(map(str, shape))}) {PNG_COMPRESSION}\n' for name, shape in listed)
+        (self.path / 'meta_info.txt').write_text(''.join(lines))
+
+    def close(self) -> None:
+        self.environment.close()
+
+
+def missing(targets: Mapping[Path, Settings]) -> list[Path]:
+    """Those that have to be made, the others having been made from the same images in the same way.
+
+    Raises:
+        UserError: one exists and was not.
+    """
+    wanted = []
+    for target, settings in targets.items():
+        if not target.exists():
+            wanted.append(target)
+            continue
+        advice = 'remove it, or give another --output or --name'
+        try:
+            found = json.loads((target / RECORD).read_text())
+        except (OSError, ValueError):
+            raise UserError(f'{target} exists already: {advice}') from None
+        other = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
+        if other:
+            raise UserError(f'{target} exists already, and was made with other {" and ".join(other)}: {advice}')
+    return wanted
+
+
+class Workshop:
+    """Makes targets, image by image. What was done before a stop is not done again.
+
+    Args:
+        targets: what is to be made, each with its settings.
+        kind: Folder or Lmdb.
+        largest: bytes of the pixels that go to one of them, at most.
+
+    Raises:
+        UserError: another process is making the same, or the place cannot be written to.
+    """
+
+    def __init__(self, targets: Mapping[Path, Settings], kind: type[Store], largest: int) -> None:
+        self.targets = targets
+        first = next(iter(targets))
+        self.path = first.parent / f'.preparing_{first.name}'
+        with contextlib.ExitStack() as opened, named(self.path.parent):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context((self.path / 'lock').open('w'))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f'another process is writing to {self.path}: wait for it') from None
+            self.done: dict[str, list[list[Listed]]] = dict(self.taken_over())
+            self.journal = opened.enter_context((self.path / 'done.jsonl').open('w'))
+            for image in self.done:
+                self.write_down(image)
+            self.stores = {target: kind(self.place(target), largest) for target in targets}
+            for store in self.stores.values():
+                opened.callback(store.close)
+            self.opened = opened.pop_all()
+
+    def taken_over(self) -> list[Any]:
+        """What was done before a stop; if it was for something else, it is dropped."""
+        plan = [[str(target), settings] for target, settings in self.targets.items()]
+        kept = self.path / 'plan.json'
+        if kept.exists() and json.loads(kept.read_text()) == plan:
+            return list(whole_lines(self.path / 'done.jsonl'))
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != 'lock':
+                path.unlink()
+        kept.write_text(json.dumps(plan))
+        return []
+
+    def place(self, target: Path) -> Path:
+        return self.path / f'{list(self.targets).index(target)}_{target.name}'
+
+    def put(self, image: str, entries: Mapping[Path, Sequence[Entry]]) -> None:
+        """Write what comes of one image to each target."""
+        with named(self.path):
+            for target, store in self.stores.items():
+                store.put(entries[target])
+            self.done[image] = [[(name, shape) for name, _, shape in entries[target]] for target in self.targets]
+            self.write_down(image)
+
+    def write_down(self, image: str) -> None:
+        print(json.dumps([image, self.done[image]]), file=self.journal, flush=True)
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Move all into place, unless something went wrong."""
+        with self.opened, named(self.path):
+            if kind is not None:
+                return
+            for number, (target, store) in enumerate(self.stores.items()):
+                store.finish([entry for image in sorted(self.done) for entry in self.done[image][number]])
+                store.close()
+                (self.place(target) / RECORD).write_text(json.dumps(self.targets[target], indent=1) + '\n')
+            for target in self.targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.place(target).rename(target)
+            shutil.rmtree(self.path)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say where writing failed: a full disk, no permission, a file where a folder should be."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise SaveError(f'cannot write to {path}: {reason}; what was made so far is kept') from error
+
+
+def whole_lines(path: Path) -> Iterator[Any]:
+    """The lines of JSON in a file; the last may have been cut short."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
