@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlsn_plugin import __version__, checks
+from nlsn_plugin.cli import benchmarks
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
@@ -64,8 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--test', action='store_true', help='option files for testing, rather than for training')
     command.add_argument('--json-schema', type=Path, help='write the schema here, for editors that complete from it')
     command.set_defaults(run=show_options)
-    text = 'time and memory of the attention in all its forms'
-    add_benchmark_arguments(commands.add_parser('benchmark-attention', help=text, description=text.capitalize() + '.'))
+    benchmarks.add(commands)
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
     command = commands.add_parser('install-basicsr', help=text, description=text.capitalize() + '.')
     command.set_defaults(run=lambda args: install_basicsr())
@@ -99,23 +98,6 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         '--check', type=Path, nargs='+', metavar='LMDB', help='check LMDBs, or folders of LMDBs, instead'
     )
     parser.set_defaults(run=prepare)
-
-
-def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    from nlsn_plugin.engine.attention_benchmark import DTYPES, FORMS, SUITES
-
-    parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
-    parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
-    parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
-    parser.add_argument('--tune', action='store_true', help='try tiles of the fused kernels on this GPU instead')
-    parser.add_argument('--form', nargs='+', choices=FORMS, help='what to compare (default: all)')
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--dtype', default='float32', choices=DTYPES)
-    parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
-    parser.add_argument('--budget', type=float, default=5.0, help='seconds for each case and pass (default: 5)')
-    parser.add_argument('--json', type=Path, help='write machine and figures here')
-    parser.add_argument('--plot', type=Path, help='draw time and memory over n here (with --suite n)')
-    parser.set_defaults(run=benchmark_attention)
 
 
 # The commands import what they run only once BasicSR is known to be there: those modules need it.
@@ -184,42 +166,3 @@ def refuse_options(given: Iterable[str], others: Iterable[str], advice: str) -> 
     for option in others:
         if option in given:
             raise UserError(f'--{option.replace("_", "-")} {advice}')
-
-
-def benchmark_attention(args: argparse.Namespace) -> None:
-    import torch
-    from tabulate import tabulate
-
-    from nlsn_plugin.engine import attention_benchmark as benchmark
-    from nlsn_plugin.engine import network_benchmark as network
-    from nlsn_plugin.engine import tile_search
-
-    if args.network and args.tune:
-        raise UserError('--network and --tune are two measurements: leave one out')
-    only_layer = {'--suite': args.suite, '--form': args.form, '--plot': args.plot}
-    if given := [option for option, value in only_layer.items() if value and (args.network or args.tune)]:
-        raise UserError(
-            f'{given[0]} is for the layer alone: leave it or {"--network" if args.network else "--tune"} out'
-        )
-    if args.compile and not args.network:
-        raise UserError('--compile is for the whole network: add --network H W')
-    if args.plot and 'n' not in (args.suite or []):
-        raise UserError('--plot draws the sweep over n: add --suite n')
-    if args.threads:
-        torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
-    if args.tune:
-        results = tile_search.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
-        print(tabulate(results['records'], 'keys', tablefmt='github'))
-    else:
-        if args.network:
-            results = network.run(tuple(args.network), args.device, args.budget, args.compile)
-        else:
-            suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
-            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget)
-        print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
-        print('', *benchmark.left_out(results['records']), sep='\n', end='')
-    print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
-    if args.json:
-        args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')
-    if args.plot:
-        benchmark.plot(results['records'], args.plot)

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.utils import get_root_logger
+from torch.utils.data import get_worker_info
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed all generators of the CPU for as long as the block runs."""
-    before = current()
+    """Seed all generators of the CPU for as long as the block runs; a loader's worker needs its own no more."""
+    before = None if get_worker_info() else current()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        restore(before)
+        if before:
+            restore(before)
 
 
 def current() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,11 +85,17 @@ class NLSNModel(SRModel):
 
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the average towards the weights, all in one kernel; buffers, which SRModel forgets, are copied."""
-        net, average = self.get_bare_model(self.net_g), self.net_g_ema
+        averages, weights, kept, buffers = self.averaged
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-            for kept, buffer in zip(average.buffers(), net.buffers()):
-                kept.copy_(buffer)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+            if kept:
+                torch._foreach_copy_(kept, buffers)
+
+    @cached_property
+    def averaged(self) -> tuple[list[Tensor], ...]:
+        """The average's weights and the network's, and the buffers of both: tensors that stay what they are."""
+        networks = self.net_g_ema, self.get_bare_model(self.net_g)
+        return (*(list(net.parameters()) for net in networks), *(list(net.buffers()) for net in networks))
 
     def feed_data(self, data: dict[str, Any]) -> None:
         memory_format = torch.channels_last if self.channels_last else torch.preserve_format

@@ -1,0 +1,136 @@
+"""Commands that measure: a table, the machine, and JSON to keep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from nlsn_plugin import checks
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Add the commands to a parser's."""
+    for name, add_arguments, text in (
+        ('benchmark-attention', add_attention_arguments, 'time and memory of the attention in all its forms'),
+        ('benchmark-training', add_training_arguments, "time of updates and of the moving average beside BasicSR's"),
+        ('benchmark-loading', add_loading_arguments, 'time to read a training sample, by the way it is stored'),
+    ):
+        parser = commands.add_parser(name, help=text, description=text.capitalize() + '.')
+        add_arguments(parser)
+        parser.add_argument('--json', type=Path, help='write machine and figures here')
+
+
+def add_attention_arguments(parser: argparse.ArgumentParser) -> None:
+    from nlsn_plugin.engine.attention_benchmark import DTYPES, FORMS, SUITES
+
+    parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
+    parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
+    parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
+    parser.add_argument('--tune', action='store_true', help='try tiles of the fused kernels on this GPU instead')
+    parser.add_argument('--form', nargs='+', choices=FORMS, help='what to compare (default: all)')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--dtype', default='float32', choices=DTYPES)
+    parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
+    parser.add_argument('--budget', type=float, default=5.0, help='seconds for each case and pass (default: 5)')
+    parser.add_argument('--plot', type=Path, help='draw time and memory over n here (with --suite n)')
+    parser.set_defaults(run=benchmark_attention)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-opt', required=True, help='option file, or the name of a shipped one')
+    parser.add_argument('--budget', type=float, default=60.0, help='seconds for each comparison (default: 60)')
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options')
+    parser.set_defaults(run=benchmark_training, launcher='none', auto_resume=False, debug=False)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--input', type=Path, required=True, help='folder of HR images')
+    parser.add_argument('--scale', type=int, default=2, choices=[2, 3, 4], help='of the LR images (default: 2)')
+    parser.add_argument('--gt-size', type=int, default=96, help='edge of an HR patch, pixels (default: 96)')
+    parser.add_argument('--crop-size', type=int, nargs='+', default=[480, 192], help='of sub-images (default: 480 192)')
+    parser.add_argument('--budget', type=float, default=60.0, help='seconds (default: 60)')
+    parser.set_defaults(run=benchmark_loading)
+
+
+def benchmark_attention(args: argparse.Namespace) -> None:
+    import torch
+    from tabulate import tabulate
+
+    from nlsn_plugin.engine import attention_benchmark as benchmark
+    from nlsn_plugin.engine import network_benchmark as network
+    from nlsn_plugin.engine import tile_search
+
+    if args.network and args.tune:
+        raise UserError('--network and --tune are two measurements: leave one out')
+    only_layer = {'--suite': args.suite, '--form': args.form, '--plot': args.plot}
+    if given := [option for option, value in only_layer.items() if value and (args.network or args.tune)]:
+        raise UserError(
+            f'{given[0]} is for the layer alone: leave it or {"--network" if args.network else "--tune"} out'
+        )
+    if args.compile and not args.network:
+        raise UserError('--compile is for the whole network: add --network H W')
+    if args.plot and 'n' not in (args.suite or []):
+        raise UserError('--plot draws the sweep over n: add --suite n')
+    if args.threads:
+        torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
+    if args.tune:
+        results = tile_search.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
+        print(tabulate(results['records'], 'keys', tablefmt='github'))
+    else:
+        if args.network:
+            results = network.run(tuple(args.network), args.device, args.budget, args.compile)
+        else:
+            suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
+            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget)
+        print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
+        print('', *benchmark.left_out(results['records']), sep='\n', end='')
+    conclude(args, results)
+    if args.plot:
+        benchmark.plot(results['records'], args.plot)
+
+
+def benchmark_training(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine import training_benchmark
+    from nlsn_plugin.engine.run import read
+
+    opt, _ = read(args, is_train=True)
+    if not opt['train']['ema_decay']:
+        raise UserError('there is no moving average to measure: add --force_yml train:ema_decay=0.999')
+    results = training_benchmark.run(opt, args.budget)
+    show(results, ('what', 'form', 'milliseconds', 'spread', 'speedup', 'runs'))
+    conclude(args, results)
+
+
+def benchmark_loading(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine import loading_benchmark
+
+    if min(args.crop_size) < args.gt_size:
+        raise UserError(f'--crop-size {min(args.crop_size)} is less than --gt-size {args.gt_size}')
+    results = loading_benchmark.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
+    show(results, ('what', 'milliseconds', 'spread', 'megabytes', 'runs'))
+    conclude(args, results)
+
+
+def show(results: dict[str, Any], columns: tuple[str, ...]) -> None:
+    from tabulate import tabulate
+
+    def cell(value: Any) -> str:
+        numbers = value if isinstance(value, list) else [value]
+        return ' .. '.join(f'{number:.4g}' if isinstance(number, float) else str(number) for number in numbers)
+
+    rows = [[cell(record[column]) for column in columns] for record in results['records']]
+    print(tabulate(rows, columns, tablefmt='github', disable_numparse=True))
+
+
+def conclude(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Say on which machine, and keep all as JSON."""
+    print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
+    if args.json:
+        args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')

@@ -1,0 +1,80 @@
+"""What reading a training sample costs, by the way the images are stored."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from nlsn_plugin.data.paired import SafePairedImageDataset
+from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
+from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
+
+SAMPLES = 20
+"""In one turn."""
+
+
+def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budget: float) -> dict[str, Any]:
+    """Store the photographs of a folder in every way, and read random patches of each, in one process.
+
+    Args:
+        source: folder of HR images.
+        scale: of the LR images, made by bicubic.
+        gt_size: edge of an HR patch, pixels.
+        crop_sizes: edges of the sub-images in LMDBs, pixels; half of it is their step.
+        budget: seconds for all of them together.
+
+    Returns:
+        The machine, and records: what, milliseconds of a sample (median), spread, megabytes on disk.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {'whole images, PNG': prepare_test_data(source, Path(scratch, 'whole'), [scale])}
+        for crop_size in crop_sizes:
+            for storage in ('png', 'raw'):
+                name = f'{storage}_{crop_size}'
+                made = prepare_training_data(
+                    source, Path(scratch), name, [scale], crop_size, crop_size // 2, storage=storage
+                )
+                folders[f'LMDB, {crop_size} pixels, {storage}'] = made
+        steps: dict[str, Step] = {}
+        for name, (gt, lq) in folders.items():
+            options = {
+                'dataroot_gt': str(gt),
+                'dataroot_lq': str(lq),
+                'filename_tmpl': '{}' if gt.suffix else f'{{}}x{scale}',
+                'scale': scale,
+                'gt_size': gt_size,
+                'phase': 'train',
+                'use_hflip': True,
+                'use_rot': True,
+            }
+            dataset = SafePairedImageDataset({**options, 'io_backend': {'type': 'lmdb' if gt.suffix else 'disk'}})
+            steps[name] = partial(read, dataset, random.Random(0))
+        times = interleaved(steps, 'cpu', budget)
+        megabytes = {name: sum(size(path) for path in paths) / 1e6 for name, paths in folders.items()}
+    records = [
+        {
+            'what': name,
+            'milliseconds': 1e3 * statistics.median(seconds) / SAMPLES,
+            'spread': [1e3 * min(seconds) / SAMPLES, 1e3 * max(seconds) / SAMPLES],
+            'runs': len(seconds),
+            'megabytes': megabytes[name],
+        }
+        for name, seconds in times.items()
+    ]
+    return {'machine': describe_machine('cpu'), 'records': records}
+
+
+def read(dataset: Dataset[Any], drawn: random.Random) -> None:
+    for _ in range(SAMPLES):
+        dataset[drawn.randrange(len(dataset))]  # type: ignore[arg-type]
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
