@@ -13,11 +13,13 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from nlsn_plugin.data.paired import SafePairedImageDataset
-from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
+from nlsn_plugin.data.prepare import STORAGE, prepare_training_data
 from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
 
 SAMPLES = 20
 """In one turn."""
+WHOLE = 2**14 * 12
+"""Pixels: a sub-image that no photograph is larger than."""
 
 
 def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budget: float) -> dict[str, Any]:
@@ -34,28 +36,27 @@ def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budge
         The machine, and records: what, milliseconds of a sample (median), spread, megabytes on disk.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {'whole images, PNG': prepare_test_data(source, Path(scratch, 'whole'), [scale])}
-        for crop_size in crop_sizes:
-            for storage in ('png', 'raw'):
-                name = f'{storage}_{crop_size}'
+        folders = {}
+        for crop_size in (WHOLE, *crop_sizes):
+            for storage in STORAGE:
+                name = f'{storage}, ' + ('whole images' if crop_size == WHOLE else f'sub-images of {crop_size} pixels')
                 made = prepare_training_data(
                     source, Path(scratch), name, [scale], crop_size, crop_size // 2, storage=storage
                 )
-                folders[f'LMDB, {crop_size} pixels, {storage}'] = made
+                folders[name] = made
         steps: dict[str, Step] = {}
         for name, (gt, lq) in folders.items():
             options = {
                 'dataroot_gt': str(gt),
                 'dataroot_lq': str(lq),
-                'filename_tmpl': '{}' if gt.suffix else f'{{}}x{scale}',
+                'io_backend': {'type': 'lmdb'},
                 'scale': scale,
                 'gt_size': gt_size,
                 'phase': 'train',
                 'use_hflip': True,
                 'use_rot': True,
             }
-            dataset = SafePairedImageDataset({**options, 'io_backend': {'type': 'lmdb' if gt.suffix else 'disk'}})
-            steps[name] = partial(read, dataset, random.Random(0))
+            steps[name] = partial(read, SafePairedImageDataset(options), random.Random(0))
         times = interleaved(steps, 'cpu', budget)
         megabytes = {name: sum(size(path) for path in paths) / 1e6 for name, paths in folders.items()}
     records = [

@@ -74,7 +74,7 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     Args:
         option_file: the file.
         args: the rest of the command line, as `nlsn train` parses it.
-        root: where experiments/ or results/ lie.
+        root: where experiments/ or results/ lie, unless --auto_resume finds the run elsewhere: see `home`.
 
     Returns:
         The options as BasicSR's own parser would give them, and defaults of the schema.
@@ -89,6 +89,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     distributed.start(args.launcher, **opt['dist_params'])
     opt['dist'] = args.launcher != 'none'
     opt['rank'], opt['world_size'] = get_dist_info()
+    if args.auto_resume:
+        root = home(opt, option_file, root)
     opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
     opt['archive'] = getattr(args, 'archive', False)
     if opt['manual_seed'] is None:
@@ -385,6 +387,14 @@ def complete_datasets(opt: Options) -> None:
                 dataset[key] = str(Path(dataset[key]).expanduser())
 
 
+def home(opt: Options, option_file: Path, root: Path) -> Path:
+    """Where the run lies that is to go on: in the working directory, or beside the option file or its folder."""
+    for folder in (root, option_file.parent, option_file.parent.parent):
+        if Path(folder, opt['path']['experiments_root'] or 'experiments', opt['name']).is_dir():
+            return folder
+    return root
+
+
 def complete_paths(opt: Options, root: Path) -> None:
     """Where BasicSR puts experiments and results."""
     paths = opt['path']
@@ -392,12 +402,12 @@ def complete_paths(opt: Options, root: Path) -> None:
         if path is not None and ('resume_state' in key or 'pretrain_network' in key):
             paths[key] = str(Path(path).expanduser())
     if opt['is_train']:
-        experiment = root / 'experiments' / opt['name']
+        experiment = root / Path(paths['experiments_root'] or 'experiments').expanduser() / opt['name']
         paths['experiments_root'] = paths['log'] = str(experiment)
         for key in ('models', 'training_states', 'visualization'):
             paths[key] = str(experiment / key)
     else:
-        results = root / 'results' / opt['name']
+        results = root / Path(paths['results_root'] or 'results').expanduser() / opt['name']
         paths['results_root'] = paths['log'] = str(results)
         paths['visualization'] = str(results / 'visualization')
 
@@ -417,3 +427,14 @@ def check_paths(opt: Options, option_file: Path) -> None:
     weights = opt['path'].get('pretrain_network_g')
     if weights is not None:
         check_file(weights)
+
+
+def check_scale(opt: Options, option_file: Path) -> None:
+    """Refuse a network that does not enlarge as the pairs of images ask for, as BasicSR's train_RCAN_x2.yml does.
+
+    Apart from the other mistakes in an option file: the file is one that BasicSR published.
+    """
+    upscale = opt['network_g'].get('upscale')
+    paired = any('PairedImageDataset' in dataset['type'] for dataset in opt['datasets'].values())
+    if paired and upscale not in (None, opt['scale']):
+        raise OptionError(f'{option_file}: network_g: upscale {upscale} is not scale {opt["scale"]}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch.distributed
@@ -14,7 +15,7 @@ from nlsn_plugin.data.sample import prepare_sample_data
 from nlsn_plugin.engine import training
 from nlsn_plugin.engine.comparison import compare_with_bicubic
 from nlsn_plugin.engine.log import start_log
-from nlsn_plugin.engine.options import Options, check_paths, find_option_file, read_options
+from nlsn_plugin.engine.options import Options, check_paths, check_scale, find_option_file, read_options
 from nlsn_plugin.engine.validation import validate
 
 
@@ -50,13 +51,15 @@ def test(args: argparse.Namespace) -> None:
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     """Find, read and check the option file, making the quickstart's data on first use."""
-    option_file = find_option_file(args.opt)
+    option_file = find_option_file(args.opt).resolve()
     opt = read_options(option_file, args, Path.cwd(), is_train)
+    os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began
     sample_data = opt['sample_data']
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
         prepare_sample_data(Path(sample_data), opt['scale'])
     if opt['dist']:
         torch.distributed.barrier()
+    check_scale(opt, option_file)
     check_paths(opt, option_file)
     return opt, option_file
 

@@ -133,6 +133,8 @@ class Path(Section):
     strict_load_g: Flag = Field(True, description='refuse weights that do not fit everywhere')
     resume_state: Text | None = Field(None, description='state to go on from')
     ignore_resume_networks: list[Text] | None = Field(None, description='networks not taken from the run resumed')
+    experiments_root: Text | None = Field(None, description="instead of the working directory's experiments/")
+    results_root: Text | None = Field(None, description="instead of the working directory's results/ (testing)")
     pretrain_network_d: Text | None = Field(None, description='weights of the discriminator')
     param_key_d: Text | None = Field('params', description='which of them')
     strict_load_d: Flag = Field(True, description='refuse weights of the discriminator that do not fit')

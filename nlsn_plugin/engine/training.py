@@ -174,6 +174,8 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
         found = checkpoints.newest_intact(opt, print if opt['rank'] == 0 else lambda message: None)
         path, state = found or (None, None)
         opt['path']['resume_state'] = str(path) if path else None
+        if not found and opt['rank'] == 0:
+            print(f'there is no state in {opt["path"]["training_states"]}: the run begins at 0')
     elif path is not None:
         state = checkpoints.load_state(opt, Path(path))
     if state:

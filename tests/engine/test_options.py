@@ -344,6 +344,28 @@ def test_nothing_in_an_option_file_is_executed(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / 'made').exists()
 
 
+def test_what_basicsr_must_be_told_has_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path / 'a.yml', {'num_gpu': ..., 'logger:use_tb_logger': ..., 'dist_params': ..., 'manual_seed': 7}
+    )
+    opt = checked(Document(Path(path)), is_train=True)
+    assert opt['num_gpu'] == 'auto'
+    assert opt['logger']['use_tb_logger'] is False
+    assert opt['dist_params'] == {'backend': 'nccl', 'port': 29500}
+
+
+@pytest.mark.parametrize('upscale', [4, 3])
+def test_a_network_of_another_scale_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], upscale: int
+) -> None:
+    """BasicSR's own train_RCAN_x2.yml has upscale: 4."""
+    (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', {'network_g:upscale': upscale})
+    assert f'network_g: upscale {upscale} is not scale 2' in error_of(['train', '-opt', path], capsys)
+    assert not (tmp_path / 'experiments').exists()
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     opt = {'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
     with pytest.raises(UserError, match=r'there is no file nowhere/net.pth \(there is no folder nowhere\)'):

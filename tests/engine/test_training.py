@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,17 @@ def test_a_damaged_state_is_passed_over_and_said(ran: Path, short: Path) -> None
     compare(result(experiment(place)), expected)
 
 
-def test_auto_resume_of_a_finished_run_begins_nothing_anew(ran: Path, short: Path) -> None:
-    again = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
+def test_auto_resume_of_a_finished_run_begins_nothing_anew_from_any_folder(
+    ran: Path, short: Path, tmp_path: Path
+) -> None:
+    (ran / 'options').mkdir()
+    option_file = shutil.copy(short, ran / 'options')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    again = run(TRAIN, '-opt', option_file, '--auto_resume', cwd=elsewhere)
     assert 'iter: 12.' in again.stderr
     assert [path.name for path in (ran / 'experiments').iterdir()] == ['NLSN_x2']
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_run_that_is_there_is_never_moved_unasked(ran: Path, short: Path) -> None:
@@ -206,6 +214,45 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_made(place: 
     assert not (place / 'experiments').exists()
 
 
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Two network namespaces joined by a cable: their names, and what the cable is called in each."""
+    if not shutil.which('ip'):
+        pytest.skip('two hosts need network namespaces: there is no command `ip`')
+    names = [f'nlsn_{os.getpid()}_{number}' for number in (1, 2)]
+    cable = [f'nlsn{os.getpid() % 10**6}{end}' for end in 'ab']
+
+    def ip(*words: str) -> None:
+        subprocess.run(['ip', *words], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            for name in names:
+                ip('netns', 'add', name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f'two hosts need network namespaces: {error.stderr.strip()}')
+        ip('link', 'add', cable[0], 'type', 'veth', 'peer', 'name', cable[1])
+        for number, (name, end) in enumerate(zip(names, cable), start=1):
+            ip('link', 'set', end, 'netns', name)
+            ip('-n', name, 'addr', 'add', f'10.77.0.{number}/24', 'dev', end)
+            ip('-n', name, 'link', 'set', end, 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        yield dict(zip(names, cable))
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'delete', name], check=False, capture_output=True)
+
+
+@pytest.fixture(scope='session')
+def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the short run ends with in two processes."""
+    folder = tmp_path_factory.mktemp('of_two')
+    (folder / 'datasets').symlink_to(workplace / 'datasets')
+    options = write_options(folder / 'short.yml', 'train_NLSN_x2', make_short)
+    run(*TORCHRUN, 2, TRAIN, '-opt', options, '--launcher', 'pytorch', cwd=folder)
+    return result(experiment(folder))
+
+
 class TestSeveralProcesses:
     def test_validation_gives_exactly_what_one_process_finds(
         self, finished: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,12 +269,54 @@ class TestSeveralProcesses:
         assert found[1] == found[2] == found[3]
         assert found[1][0]['psnr'] > 0
 
-    def test_a_run_of_two_goes_on_exactly(self, place: Path, short: Path) -> None:
+    def test_a_run_of_two_goes_on_exactly(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
         words = [*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch']
-        run(*words, '--force_yml', 'name=whole', cwd=place)
         run(*words, '--force_yml', 'train:total_iter=8', cwd=place)
         run(*words, '--auto_resume', cwd=place)
-        compare(result(experiment(place)), result(experiment(place, 'whole')))
+        compare(result(experiment(place)), of_two)
+
+    def test_two_started_by_slurm_do_the_same(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
+        """With the variables that srun sets, and a stand-in for the command that lists the nodes."""
+        scontrol = place / 'scontrol'
+        scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\n127.0.0.2\\n"\n')
+        scontrol.chmod(0o755)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(TRAIN), '-opt', str(short), '--launcher', 'slurm'],
+                cwd=place,
+                env={
+                    **os.environ,
+                    'PATH': f'{place}:{os.environ["PATH"]}',
+                    'OMP_NUM_THREADS': '1',
+                    'SLURM_PROCID': str(rank),
+                    'SLURM_NTASKS': '2',
+                    'SLURM_LOCALID': '0',
+                    'SLURM_NODELIST': 'node[1-2]',
+                },
+            )
+            for rank in range(2)
+        ]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        compare(result(experiment(place)), of_two)
+
+    def test_two_hosts_do_the_same(
+        self, of_two: dict[str, Any], place: Path, short: Path, hosts: dict[str, str]
+    ) -> None:
+        processes = [
+            subprocess.Popen(
+                [
+                    *('ip', 'netns', 'exec', host, sys.executable, '-m', 'torch.distributed.run'),
+                    *('--nnodes', '2', '--node_rank', str(rank), '--nproc_per_node', '1'),
+                    *('--master_addr', '10.77.0.1', '--master_port', '29500'),
+                    *(str(TRAIN), '-opt', str(short), '--launcher', 'pytorch'),
+                ],
+                cwd=place,
+                env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': interface},
+            )
+            for rank, (host, interface) in enumerate(hosts.items())
+        ]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        compare(result(experiment(place)), of_two)
 
     def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
         words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import run, write_options
+
+from nlsn_plugin import NLSN
+from nlsn_plugin.engine.validation import mean
+
+
+def test_an_image_that_equals_its_truth_does_not_make_the_mean_infinite(tmp_path: Path, photographs: Path) -> None:
+    """A network of zeros gives its mean colour everywhere; one of two photographs is of that colour."""
+    hr, lr = tmp_path / 'HR', tmp_path / 'LR'
+    for folder in (hr, lr):
+        folder.mkdir()
+    colour = np.round(255 * np.array([0.4040, 0.4371, 0.4488])).astype(np.uint8)
+    truths = {
+        'plain': np.tile(colour, (48, 48, 1)),
+        'photograph': cv2.imread(str(photographs / 'coffee.png'))[:48, :48],
+    }
+    for name, truth in truths.items():
+        cv2.imwrite(str(hr / f'{name}.png'), truth)
+        cv2.imwrite(str(lr / f'{name}.png'), truth[::2, ::2])
+
+    def change(options: dict) -> None:
+        dataset = {**options['datasets']['test_1'], 'dataroot_gt': 'HR', 'dataroot_lq': 'LR', 'filename_tmpl': '{}'}
+        options['datasets'] = {'test_1': {**dataset, 'name': 'pair'}}
+        options['path']['pretrain_network_g'] = 'zeros.pth'
+
+    options = write_options(tmp_path / 'test.yml', 'test_NLSN_x2', change)
+    network = NLSN(num_feat=8, num_block=8, n_hashes=2, chunk_size=64)
+    zeros = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    torch.save({'params': {**network.state_dict(), **zeros}}, tmp_path / 'zeros.pth')
+    said = run('-m', 'nlsn_plugin', 'test', '-opt', options, cwd=tmp_path).stderr
+    psnr = float(re.search(r'# psnr: (\S+)', said)[1])
+    difference = truths['photograph'][2:-2, 2:-2].astype(float) - colour
+    luma = difference @ [24.966, 128.553, 65.481] / 255
+    assert psnr == pytest.approx(20 * np.log10(255 / np.sqrt((luma**2).mean())), abs=1e-3)
+    assert 'pair: 1 images equal theirs, and are left out of the mean PSNR' in said
+
+
+def test_means_do_not_depend_on_the_order() -> None:
+    values = [1e16, 1.0, -1e16, 3.0]
+    assert mean(values) == mean(values[::-1]) == 1.0
+    assert mean([float('inf'), 3.0]) == 3.0
+    assert mean([float('inf')]) == float('inf')
