@@ -37,7 +37,7 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['hypothesis>=6.100', 'pytest>=8.0'],
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5'],
         'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,12 +23,19 @@ if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
 import nlsn_plugin  # noqa: F401  (makes basicsr importable)
 
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+if workers > 1:  # each with its share of the cores, in the processes that it starts too
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault('OMP_NUM_THREADS', str(threads))
+    torch.set_num_threads(threads)
+
 settings.register_profile('any machine', deadline=None)  # a busy core is not a failure
 settings.load_profile('any machine')
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / 'tools' / 'train.py'
 GOLDEN = Path(__file__).parent / 'golden'
 OPTION_FILES = sorted((ROOT / 'options').glob('*.yml'))
 GOLDEN_LAYERS = sorted(path.stem for path in GOLDEN.glob('nlsa_*.npz'))
@@ -127,3 +135,36 @@ def write_options(path: Path, name: str, change: Callable[[dict[str, Any]], obje
 def small_options(tmp_path: Path) -> Callable[..., Path]:
     """Writes such a copy into the test's own folder."""
     return lambda name, *change: write_options(tmp_path / f'{name}.yml', name, *change)
+
+
+def make_short(options: dict[str, Any]) -> None:
+    """A run of 12 updates that saves every 4."""
+    options['train'].update(total_iter=12, ema_decay=0.9)
+    options['datasets']['train']['num_worker_per_gpu'] = 2
+    options['val']['val_freq'] = 6
+    options['logger'].update(print_freq=1, save_checkpoint_freq=4, use_tb_logger=False)
+
+
+@pytest.fixture
+def short(small_options: Callable[..., Path]) -> Path:
+    return small_options('train_NLSN_x2', make_short)
+
+
+@pytest.fixture(scope='session')
+def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which NLSN_x2 ran its 12 updates; tests copy it."""
+    folder = tmp_path_factory.mktemp('finished')
+    (folder / 'datasets').symlink_to(workplace / 'datasets')
+    run(TRAIN, '-opt', write_options(folder / 'short.yml', 'train_NLSN_x2', make_short), cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def ran(finished: Path, place: Path) -> Path:
+    """A fresh working directory with that run in it."""
+    shutil.copytree(finished / 'experiments', place / 'experiments')
+    return place
+
+
+def experiment(place: Path, name: str = 'NLSN_x2') -> Path:
+    return place / 'experiments' / name

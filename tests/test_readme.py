@@ -58,7 +58,8 @@ def test_data_preparation_makes_what_the_option_files_name(
     monkeypatch.chdir(tmp_path)
     for words in commands():
         if words[:2] == ['nlsn', 'prepare']:
-            shutil.copytree(photographs, words[words.index('--input') + 1])
+            for option in {'--input', '--validation'} & set(words):
+                shutil.copytree(photographs, words[words.index(option) + 1])
             main(words[1:])
     for scale in (2, 3, 4):
         text = (ROOT / 'options' / f'train_NLSN_x{scale}.yml').read_text()

@@ -88,6 +88,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, help='folder to write to')
     parser.add_argument('--scale', type=int, nargs='+', choices=[2, 3, 4], help='reductions (default: 2)')
     parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
+    parser.add_argument(
+        '--validation', type=Path, nargs='+', help='folders to validate on, such as Set5/HR: made beside, in benchmark/'
+    )
     parser.add_argument('--lr', help='folder of given LR images, such as DIV2K_train_LR_bicubic/X{scale}')
     parser.add_argument('--name', help='what the LMDBs are called (default: DIV2K_train)')
     parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
@@ -142,7 +145,7 @@ def prepare(args: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(args).items() if value not in (None, False)}
     workers = checks.whole('--workers', args.workers, least=1) if args.workers is not None else None
     if args.check:
-        others = ('input', 'output', 'scale', 'test', 'lr', 'name', 'crop_size', 'step', 'storage')
+        others = ('input', 'output', 'scale', 'test', 'validation', 'lr', 'name', 'crop_size', 'step', 'storage')
         refuse_options(given, others, 'is for making data: leave it or --check out')
         from nlsn_plugin.data.lmdb_check import check
 
@@ -153,11 +156,15 @@ def prepare(args: argparse.Namespace) -> None:
             raise UserError(f'--{option} is missing: nlsn prepare --input FOLDER --output FOLDER')
     scales = args.scale or [2]
     if args.test:
-        refuse_options(given, ('name', 'crop_size', 'step', 'storage'), 'is for training data: leave it or --test out')
+        others = ('validation', 'name', 'crop_size', 'step', 'storage')
+        refuse_options(given, others, 'is for training data: leave it or --test out')
         made = prepare_test_data(args.input, args.output, scales, args.lr, workers)
     else:
         chosen = {key: given[key] for key in ('name', 'crop_size', 'step', 'storage', 'lr') if key in given}
         made = prepare_training_data(args.input, args.output, scales=scales, workers=workers, **chosen)
+        for folder in map(Path.resolve, args.validation or []):
+            name = folder.parent.name if folder.name == 'HR' else folder.name
+            made += prepare_test_data(folder, args.output.parent / 'benchmark' / name, scales, workers=workers)
     print('ready: ' + '\n       '.join(map(str, made)))
 
 

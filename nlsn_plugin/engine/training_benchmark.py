@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -22,8 +22,6 @@ from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
 from nlsn_plugin.engine.training import order_of
 from nlsn_plugin.models.nlsn_model import NLSNModel
 
-UPDATES = 10
-"""In one turn, so that neither loop's workers read ahead all that it needs while the other has its turn."""
 MODELS = {'BasicSR': SRModel, 'nlsn_plugin': NLSNModel}
 
 
@@ -40,9 +38,8 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
     get_root_logger().setLevel(logging.WARNING)
     loops = {'BasicSR': updates_of_basicsr, 'nlsn_plugin': our_updates}
     updates = {name: loop(deepcopy(opt)) for name, loop in loops.items()}
-    steps: dict[str, Step] = {name: partial(take, loop, UPDATES) for name, loop in updates.items()}
-    name = f'{UPDATES} updates of {opt["name"]}'
-    records = rows(name, interleaved(steps, 'cpu', budget))
+    steps: dict[str, Step] = {name: partial(next, loop) for name, loop in updates.items()}
+    records = rows(f'update, {opt["name"]}', interleaved(steps, 'cpu', budget))
     for loop in updates.values():
         loop.close()
     paper = {**deepcopy(opt), 'network_g': {'type': 'NLSN', 'upscale': opt['scale']}}
@@ -54,11 +51,6 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
         decay = opt['train']['ema_decay']
         records += rows(title, interleaved({n: partial(m.model_ema, decay) for n, m in models.items()}, 'cpu', budget))
     return {'machine': describe_machine('cpu'), 'records': records}
-
-
-def take(loop: Iterator[None], number: int) -> None:
-    for _ in range(number):
-        next(loop)
 
 
 def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from nlsn_plugin.cli import main
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
 from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data, starts
 from nlsn_plugin.errors import ArgumentError, UserError
@@ -180,6 +181,19 @@ def test_raw_pixels_are_larger_and_the_same(photographs: Path, tmp_path: Path) -
     assert (raw / 'data.mdb').stat().st_size > 1.2 * (png / 'data.mdb').stat().st_size
     images = read_lmdb(png)
     assert all((image == images[key]).all() for key, image in read_lmdb(raw).items())
+
+
+def test_one_command_makes_what_to_train_on_and_what_to_validate_on(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photographs, 'Set5/HR')
+    shutil.copytree(photographs, 'mine')
+    words = ['--input', str(photographs), '--output', 'datasets/DIV2K', '--crop-size', '48', '--step', '48']
+    main(['prepare', *words, '--validation', 'Set5/HR', 'mine'])
+    made = sorted(str(path.parent.parent) for path in Path().rglob('datasets/**/X2/coffeex2.png'))
+    assert made == ['datasets/benchmark/Set5/LR_bicubic', 'datasets/benchmark/mine/LR_bicubic']
+    assert Path('datasets/DIV2K/DIV2K_train_HR_sub.lmdb/data.mdb').exists()
 
 
 def test_images_of_several_folders_come_together_and_names_become_keys(photographs: Path, tmp_path: Path) -> None:

@@ -1,64 +1,26 @@
-"""Runs killed, interrupted, starved of disk, fed with damaged data, shared out: in processes of their own."""
+"""Runs killed, interrupted, starved of disk, fed with damaged data: in processes of their own."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run, write_options
+from conftest import TRAIN, experiment, make_short, run, write_options
 
 from nlsn_plugin.engine.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
 
-TRAIN = ROOT / 'tools' / 'train.py'
 LONGER = ['train:total_iter=100', 'val:val_freq=50', 'logger:save_checkpoint_freq=10']
 """Updates for some seconds, rather than a fraction of one."""
-
-TORCHRUN = ['-m', 'torch.distributed.run', '--master_port', 29613, '--nproc_per_node']
-
-
-def make_short(options: dict[str, Any]) -> None:
-    """A run of 12 updates that saves every 4."""
-    options['train'].update(total_iter=12, ema_decay=0.9)
-    options['datasets']['train']['num_worker_per_gpu'] = 2
-    options['val']['val_freq'] = 6
-    options['logger'].update(print_freq=1, save_checkpoint_freq=4, use_tb_logger=False)
-
-
-@pytest.fixture
-def short(small_options: Callable[..., Path]) -> Path:
-    return small_options('train_NLSN_x2', make_short)
-
-
-@pytest.fixture(scope='session')
-def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which NLSN_x2 ran its 12 updates; tests copy it."""
-    folder = tmp_path_factory.mktemp('finished')
-    (folder / 'datasets').symlink_to(workplace / 'datasets')
-    run(TRAIN, '-opt', write_options(folder / 'short.yml', 'train_NLSN_x2', make_short), cwd=folder)
-    return folder
-
-
-@pytest.fixture
-def ran(finished: Path, place: Path) -> Path:
-    """A fresh working directory with that run in it."""
-    shutil.copytree(finished / 'experiments', place / 'experiments')
-    return place
-
-
-def experiment(place: Path, name: str = 'NLSN_x2') -> Path:
-    return place / 'experiments' / name
 
 
 def said(process: subprocess.CompletedProcess[str]) -> str:
@@ -212,126 +174,6 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_made(place: 
     assert refused.returncode == 1
     assert 'batch_size_per_gpu 1000 in 1 process is more than the ' in said(refused)
     assert not (place / 'experiments').exists()
-
-
-@pytest.fixture
-def hosts() -> Iterator[dict[str, str]]:
-    """Two network namespaces joined by a cable: their names, and what the cable is called in each."""
-    if not shutil.which('ip'):
-        pytest.skip('two hosts need network namespaces: there is no command `ip`')
-    names = [f'nlsn_{os.getpid()}_{number}' for number in (1, 2)]
-    cable = [f'nlsn{os.getpid() % 10**6}{end}' for end in 'ab']
-
-    def ip(*words: str) -> None:
-        subprocess.run(['ip', *words], check=True, capture_output=True, text=True)
-
-    try:
-        try:
-            for name in names:
-                ip('netns', 'add', name)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f'two hosts need network namespaces: {error.stderr.strip()}')
-        ip('link', 'add', cable[0], 'type', 'veth', 'peer', 'name', cable[1])
-        for number, (name, end) in enumerate(zip(names, cable), start=1):
-            ip('link', 'set', end, 'netns', name)
-            ip('-n', name, 'addr', 'add', f'10.77.0.{number}/24', 'dev', end)
-            ip('-n', name, 'link', 'set', end, 'up')
-            ip('-n', name, 'link', 'set', 'lo', 'up')
-        yield dict(zip(names, cable))
-    finally:
-        for name in names:
-            subprocess.run(['ip', 'netns', 'delete', name], check=False, capture_output=True)
-
-
-@pytest.fixture(scope='session')
-def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the short run ends with in two processes."""
-    folder = tmp_path_factory.mktemp('of_two')
-    (folder / 'datasets').symlink_to(workplace / 'datasets')
-    options = write_options(folder / 'short.yml', 'train_NLSN_x2', make_short)
-    run(*TORCHRUN, 2, TRAIN, '-opt', options, '--launcher', 'pytorch', cwd=folder)
-    return result(experiment(folder))
-
-
-class TestSeveralProcesses:
-    def test_validation_gives_exactly_what_one_process_finds(
-        self, finished: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as torchrun sets it for several
-        weights = experiment(finished) / 'models' / 'net_g_12.pth'
-        overrides = [f'path:pretrain_network_g={weights}', 'train:total_iter=1', 'train:optim_g:lr=0.0']
-        found = {}
-        for count in (1, 2, 3):
-            words = [*TORCHRUN, count, TRAIN, '-opt', short, '--launcher', 'pytorch']
-            run(*words, '--force_yml', *overrides, f'name=of_{count}', cwd=place)
-            log = (experiment(place, f'of_{count}') / 'log.jsonl').read_text().splitlines()
-            found[count] = [json.loads(line) for line in log if 'validation' in line]
-        assert found[1] == found[2] == found[3]
-        assert found[1][0]['psnr'] > 0
-
-    def test_a_run_of_two_goes_on_exactly(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
-        words = [*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch']
-        run(*words, '--force_yml', 'train:total_iter=8', cwd=place)
-        run(*words, '--auto_resume', cwd=place)
-        compare(result(experiment(place)), of_two)
-
-    def test_two_started_by_slurm_do_the_same(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
-        """With the variables that srun sets, and a stand-in for the command that lists the nodes."""
-        scontrol = place / 'scontrol'
-        scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\n127.0.0.2\\n"\n')
-        scontrol.chmod(0o755)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(TRAIN), '-opt', str(short), '--launcher', 'slurm'],
-                cwd=place,
-                env={
-                    **os.environ,
-                    'PATH': f'{place}:{os.environ["PATH"]}',
-                    'OMP_NUM_THREADS': '1',
-                    'SLURM_PROCID': str(rank),
-                    'SLURM_NTASKS': '2',
-                    'SLURM_LOCALID': '0',
-                    'SLURM_NODELIST': 'node[1-2]',
-                },
-            )
-            for rank in range(2)
-        ]
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-        compare(result(experiment(place)), of_two)
-
-    def test_two_hosts_do_the_same(
-        self, of_two: dict[str, Any], place: Path, short: Path, hosts: dict[str, str]
-    ) -> None:
-        processes = [
-            subprocess.Popen(
-                [
-                    *('ip', 'netns', 'exec', host, sys.executable, '-m', 'torch.distributed.run'),
-                    *('--nnodes', '2', '--node_rank', str(rank), '--nproc_per_node', '1'),
-                    *('--master_addr', '10.77.0.1', '--master_port', '29500'),
-                    *(str(TRAIN), '-opt', str(short), '--launcher', 'pytorch'),
-                ],
-                cwd=place,
-                env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': interface},
-            )
-            for rank, (host, interface) in enumerate(hosts.items())
-        ]
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-        compare(result(experiment(place)), of_two)
-
-    def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
-        words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']
-        words += ['--force_yml', 'train:total_iter=100000']
-        process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        log = experiment(place) / 'log.jsonl'
-        while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
-            time.sleep(0.05)
-        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-        subprocess.run(['kill', '-9', children[-1]], check=True)
-        began = time.monotonic()
-        stderr = process.communicate(timeout=60)[1]
-        assert process.returncode != 0
-        assert time.monotonic() - began < 60
-        assert 'SIGKILL' in stderr or 'exitcode  : -9' in stderr
 
 
 def test_what_is_saved_loads_without_executing_anything(ran: Path) -> None:

@@ -195,6 +195,7 @@ def test_what_the_guard_counted_and_the_scaler_found_comes_back() -> None:
 def test_the_average_follows_weights_and_copies_buffers() -> None:
     model = training({'ema_decay': 0.75})
     model.net_g, model.net_g_ema = (torch.nn.BatchNorm1d(2) for _ in range(2))
+    del model.averaged  # of the networks that it was made with
     with torch.no_grad():
         model.net_g.weight.fill_(5.0)
     model.net_g(torch.randn(8, 2))
