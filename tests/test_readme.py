@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.cli.main import build_parser
-from nlsn_plugin.engine.options import find_option_file
+from nlsn_plugin.engine.documents import find_option_file
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 

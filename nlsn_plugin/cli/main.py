@@ -144,6 +144,7 @@ def prepare(args: argparse.Namespace) -> None:
 
     given = {key: value for key, value in vars(args).items() if value not in (None, False)}
     workers = checks.whole('--workers', args.workers, least=1) if args.workers is not None else None
+    others: tuple[str, ...]
     if args.check:
         others = ('input', 'output', 'scale', 'test', 'validation', 'lr', 'name', 'crop_size', 'step', 'storage')
         refuse_options(given, others, 'is for making data: leave it or --check out')

@@ -1,9 +1,8 @@
-"""Option files: found, read without executing anything, compared with the schema, completed as by BasicSR."""
+"""Options: compared with the schema and with each other, completed as by BasicSR."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import random
 from collections.abc import Iterable, Iterator
@@ -11,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
-import nlsn_plugin
 from nlsn_plugin.engine import distributed
+from nlsn_plugin.engine.documents import Document, Keys, nearest
 from nlsn_plugin.engine.schema import TestOptions, Train, TrainingOptions, Validation
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file
 
 Options = dict[str, Any]
-Keys = tuple[str, ...]
-"""Where something stands in an option file: ('train', 'optim_g', 'lr')."""
-
 EXPECTED = {
     'model_type': 'a section is expected',
     'dict_type': 'a section is expected',
@@ -38,34 +33,6 @@ EXPECTED = {
     'int_from_float': 'a whole number is expected',
 }
 """Words for pydantic's kinds of mistakes; the others have its own."""
-
-
-def shipped_options() -> Path:
-    """The folder of the option files that come with the plugin: inside an installed package, beside it in a clone."""
-    package = Path(nlsn_plugin.__file__).parent
-    inside = package / 'options'
-    return inside if inside.is_dir() else package.parent / 'options'
-
-
-def find_option_file(name: str) -> Path:
-    """The option file of this path, or else the shipped one of this name (`options/` and `.yml` may be left out)."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f'{name} is a folder: name the option file in it')
-    shipped = {path.name: path for path in sorted(shipped_options().glob('*.yml'))}
-    wanted = path.name.removesuffix('.yml') + '.yml'
-    if wanted in shipped and str(path.parent) in ('.', 'options'):
-        return shipped[wanted]
-    raise UserError(f'there is no option file {name}{nearest(wanted, shipped)}')
-
-
-def nearest(name: str, among: Iterable[str]) -> str:
-    """A hint at the name that may have been meant."""
-    known = sorted(among)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f': did you mean {close[0]}?' if close else f': there are {", ".join(known)}'
 
 
 def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:
@@ -106,70 +73,6 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
         if opt.get('val'):
             opt['val']['val_freq'] = 8
     return opt
-
-
-class Document:
-    """An option file with the lines that its keys stand on.
-
-    Raises:
-        OptionError: it is no YAML of keys and values, or a key stands in it twice.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: dict[Keys, str] = {}
-        try:
-            node = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
-            self.note_lines(node, ())
-            self.options = yaml.safe_load(path.read_text(encoding='utf-8'))
-        except UnicodeDecodeError as error:
-            raise OptionError(f'{path} is not UTF-8 text: {error.reason} at byte {error.start}') from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, 'problem_mark', None)
-            line = f', line {mark.line + 1}' if mark else ''
-            reason = getattr(error, 'problem', None) or ' '.join(str(error).split())
-            raise OptionError(f'{path}{line}: {reason}') from error
-        if not isinstance(self.options, dict):
-            raise OptionError(f'{path} holds {type(self.options).__name__}: keys and values are expected')
-
-    def note_lines(self, node: yaml.Node | None, above: Keys) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
-        for key, value in node.value:
-            place = *above, str(key.value)
-            line = f'line {key.start_mark.line + 1}'
-            if place in self.lines:
-                raise OptionError(f'{self.path}, {line}: {": ".join(place)} stands on {self.lines[place]} already')
-            self.lines[place] = line
-            self.note_lines(value, place)
-
-    def override(self, entry: str) -> None:
-        """Set what `--force_yml KEY:KEY=VALUE` says."""
-        name, _, text = entry.partition('=')
-        keys = tuple(key.strip() for key in name.split(':'))
-        if not all(keys) or not text.strip():
-            raise OptionError(f'--force_yml {entry}: KEY=VALUE is expected, such as train:total_iter=100')
-        try:
-            value = None if text.strip().lower() == 'none' else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise OptionError(f'--force_yml {entry}: {text} is no value') from error
-        section = self.options
-        for number, key in enumerate(keys[:-1]):
-            section = section.setdefault(key, {})
-            self.lines.setdefault(keys[: number + 1], f'--force_yml {entry}')
-            if not isinstance(section, dict):
-                raise OptionError(f'--force_yml {entry}: {": ".join(keys[: number + 1])} is no section')
-        section[keys[-1]] = value
-        self.lines[keys] = f'--force_yml {entry}'
-
-    def where(self, keys: Keys) -> str:
-        """The line of a key, or of the section that lacks it."""
-        while keys and keys not in self.lines:
-            keys = keys[:-1]
-        if not keys:
-            return str(self.path)
-        line = self.lines[keys]
-        return line if line.startswith('--force_yml') else f'{self.path}, {line}'
 
 
 def checked(document: Document, is_train: bool) -> Options:

@@ -14,8 +14,9 @@ from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
 from nlsn_plugin.engine import training
 from nlsn_plugin.engine.comparison import compare_with_bicubic
+from nlsn_plugin.engine.documents import find_option_file
 from nlsn_plugin.engine.log import start_log
-from nlsn_plugin.engine.options import Options, check_paths, check_scale, find_option_file, read_options
+from nlsn_plugin.engine.options import Options, check_paths, check_scale, read_options
 from nlsn_plugin.engine.validation import validate
 
 

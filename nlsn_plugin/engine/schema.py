@@ -219,6 +219,9 @@ class Distributed(Section):
 
 
 class Common(Section):
+    base: Text | None = Field(
+        None, alias='_base_', exclude=True, description='option file whose keys this one changes and adds to'
+    )
     name: Text = Field(description='of the experiment, and of its folder')
     model_type: Text = Field(description="NLSNModel, or any of BasicSR's registry")
     scale: Positive = Field(description='of the low-resolution images')
@@ -254,7 +257,7 @@ def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:
     for name, field in model.model_fields.items():
         sections = [kind for kind in kinds(field.annotation) if issubclass(kind, BaseModel)]
         default = '' if field.is_required() else f' [{shown(field.default)}]'
-        yield f'{indent}{name}:{default}  # {field.description}'
+        yield f'{indent}{field.alias or name}:{default}  # {field.description}'
         for section in sections[:1]:
             yield from documented(section, indent + '  ')
     extra = model.__annotations__.get('__pydantic_extra__')

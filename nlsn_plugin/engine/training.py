@@ -13,13 +13,13 @@ from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.train import init_tb_loggers
 from basicsr.utils import AvgTimer, check_resume, get_root_logger, get_time_str
-from basicsr.utils.options import copy_opt_file
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine import checkpoints, randomness
 from nlsn_plugin.engine.batches import Order, endless
+from nlsn_plugin.engine.documents import keep_copy
 from nlsn_plugin.engine.interruption import interruptible
 from nlsn_plugin.engine.journal import Journal
 from nlsn_plugin.engine.log import start_log
@@ -48,7 +48,7 @@ def train(opt: Options, option_file: Path) -> None:
     make_folders(opt, state is not None)
     logger = start_log(opt, 'train')
     if opt['rank'] == 0:
-        copy_opt_file(str(option_file), opt['path']['experiments_root'])
+        keep_copy(option_file, Path(opt['path']['experiments_root']))
     tb_logger = init_tb_loggers(opt)
     model = build_model(opt)
     if state:

@@ -10,7 +10,8 @@ import yaml
 from conftest import OPTION_FILES, ROOT, error_of
 
 from nlsn_plugin.cli import main
-from nlsn_plugin.engine.options import Document, check_paths, checked, find_option_file, fit_to_machine, shipped_options
+from nlsn_plugin.engine.documents import Document, find_option_file, keep_copy, shipped_options
+from nlsn_plugin.engine.options import check_paths, checked, fit_to_machine
 from nlsn_plugin.errors import UserError
 
 PAPER_PSNR = {  # Table 1, NLSN: Set5, Set14, B100, Urban100, Manga109
@@ -330,6 +331,48 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
     title, *lines = capsys.readouterr().err.splitlines()
     assert title == f'nlsn: {path} has 3 mistakes:'
     assert len(lines) == 3
+
+
+class TestBase:
+    def test_a_file_changes_and_adds_to_its_base(self, tmp_path: Path) -> None:
+        write(tmp_path / 'base.yml', {})
+        (tmp_path / 'sub').mkdir()
+        (tmp_path / 'sub' / 'middle.yml').write_text('_base_: ../base.yml\ntrain: {total_iter: 7}\n')
+        (tmp_path / 'a.yml').write_text('_base_: sub/middle.yml\nname: mine\nnetwork_g:\n  num_block: 16\n')
+        base, opt = (checked(Document(tmp_path / name), is_train=True) for name in ('base.yml', 'a.yml'))
+        assert opt.pop('name') == 'mine'
+        assert opt['train'].pop('total_iter') == 7
+        assert opt['network_g'].pop('num_block') == 16
+        del base['name'], base['train']['total_iter'], base['network_g']['num_block']
+        assert opt == base
+
+    def test_a_mistake_is_told_where_it_stands(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write(tmp_path / 'base.yml', {'train:gradclip': 1})
+        (tmp_path / 'a.yml').write_text('_base_: base.yml\nname: mine\nscale: two\n')
+        with pytest.raises(SystemExit):
+            main(['train', '-opt', str(tmp_path / 'a.yml')])
+        said = capsys.readouterr().err
+        assert "a.yml, line 3: scale is 'two'" in said
+        assert re.search(r'base\.yml, line \d+: train: gradclip is unknown', said)
+
+    @pytest.mark.parametrize(
+        ('text', 'message'),
+        [
+            ('_base_: none.yml', 'a.yml, line 1: _base_: there is no file '),
+            ('_base_: a.yml', 'a.yml, line 1: _base_: '),
+        ],
+    )
+    def test_no_such_base(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+        (tmp_path / 'a.yml').write_text(text)
+        assert message in error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys)
+
+    def test_what_a_run_keeps_is_whole(self, tmp_path: Path) -> None:
+        write(tmp_path / 'base.yml', {})
+        (tmp_path / 'a.yml').write_text('_base_: base.yml\nname: mine\n')
+        (tmp_path / 'kept').mkdir()
+        keep_copy(tmp_path / 'a.yml', tmp_path / 'kept')
+        assert Document(tmp_path / 'kept' / 'a.yml').options == Document(tmp_path / 'a.yml').options
+        assert (tmp_path / 'kept' / 'a.yml').read_text().startswith('# GENERATE TIME: ')
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

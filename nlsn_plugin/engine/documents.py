@@ -1,0 +1,147 @@
+"""Option files: found, and read without executing anything."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from basicsr.utils.options import copy_opt_file
+
+import nlsn_plugin
+from nlsn_plugin.errors import OptionError, UserError
+
+Options = dict[str, Any]
+Keys = tuple[str, ...]
+"""Where something stands in an option file: ('train', 'optim_g', 'lr')."""
+BASE = '_base_'
+
+
+def shipped_options() -> Path:
+    """The folder of the option files that come with the plugin: inside an installed package, beside it in a clone."""
+    package = Path(nlsn_plugin.__file__).parent
+    inside = package / 'options'
+    return inside if inside.is_dir() else package.parent / 'options'
+
+
+def find_option_file(name: str) -> Path:
+    """The option file of this path, or else the shipped one of this name (`options/` and `.yml` may be left out)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f'{name} is a folder: name the option file in it')
+    folder = shipped_options()
+    shipped = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*.yml'))}
+    wanted = name.removesuffix('.yml').removeprefix('options/') + '.yml'
+    if wanted in shipped:
+        return shipped[wanted]
+    raise UserError(f'there is no option file {name}{nearest(path.name.removesuffix(".yml") + ".yml", shipped)}')
+
+
+def nearest(name: str, among: Iterable[str]) -> str:
+    """A hint at the name that may have been meant."""
+    known = sorted(among)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f': did you mean {close[0]}?' if close else f': there are {", ".join(known)}'
+
+
+class Document:
+    """An option file with the lines that its keys stand on.
+
+    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it.
+
+    Raises:
+        OptionError: it is no YAML of keys and values, a key stands in it twice, or its base is not there.
+    """
+
+    def __init__(self, path: Path, above: tuple[Path, ...] = ()) -> None:
+        self.path = path
+        self.lines: dict[Keys, str] = {}
+        """Where each key stands, as a message names it."""
+        try:
+            node = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+            self.note_lines(node, ())
+            self.options = yaml.safe_load(path.read_text(encoding='utf-8'))
+        except UnicodeDecodeError as error:
+            raise OptionError(f'{path} is not UTF-8 text: {error.reason} at byte {error.start}') from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, 'problem_mark', None)
+            line = f', line {mark.line + 1}' if mark else ''
+            reason = getattr(error, 'problem', None) or ' '.join(str(error).split())
+            raise OptionError(f'{path}{line}: {reason}') from error
+        if not isinstance(self.options, dict):
+            raise OptionError(f'{path} holds {type(self.options).__name__}: keys and values are expected')
+        self.is_based = BASE in self.options
+        if self.is_based:
+            self.take_over(self.options.pop(BASE), (*above, path.resolve()))
+
+    def take_over(self, name: Any, above: tuple[Path, ...]) -> None:
+        """Add what this file does not say and its base says."""
+        where = self.where((BASE,))
+        base = self.path.parent / str(name)
+        if not base.is_file():
+            raise OptionError(f'{where}: {BASE}: there is no file {base}')
+        if base.resolve() in above:
+            raise OptionError(f'{where}: {BASE}: {base} is based on this file itself')
+        document = Document(base, above)
+        self.options = merged(document.options, self.options)
+        self.lines = {**document.lines, **self.lines}
+
+    def note_lines(self, node: yaml.Node | None, above: Keys) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            place = *above, str(key.value)
+            where = f'{self.path}, line {key.start_mark.line + 1}'
+            if place in self.lines:
+                line = self.lines[place].removeprefix(f'{self.path}, ')
+                raise OptionError(f'{where}: {": ".join(place)} stands on {line} already')
+            self.lines[place] = where
+            self.note_lines(value, place)
+
+    def override(self, entry: str) -> None:
+        """Set what `--force_yml KEY:KEY=VALUE` says."""
+        name, _, text = entry.partition('=')
+        keys = tuple(key.strip() for key in name.split(':'))
+        if not all(keys) or not text.strip():
+            raise OptionError(f'--force_yml {entry}: KEY=VALUE is expected, such as train:total_iter=100')
+        try:
+            value = None if text.strip().lower() == 'none' else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise OptionError(f'--force_yml {entry}: {text} is no value') from error
+        section = self.options
+        for number, key in enumerate(keys[:-1]):
+            section = section.setdefault(key, {})
+            self.lines.setdefault(keys[: number + 1], f'--force_yml {entry}')
+            if not isinstance(section, dict):
+                raise OptionError(f'--force_yml {entry}: {": ".join(keys[: number + 1])} is no section')
+        section[keys[-1]] = value
+        self.lines[keys] = f'--force_yml {entry}'
+
+    def where(self, keys: Keys) -> str:
+        """The line of a key, or of the section that lacks it."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return self.lines[keys] if keys else str(self.path)
+
+
+def merged(base: Options, changes: Options) -> Options:
+    """Options with some set anew; sections are merged in their turn, lists are not."""
+    together = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        together[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return together
+
+
+def keep_copy(option_file: Path, folder: Path) -> None:
+    """Copy an option file as BasicSR does, with the command line above; one that has a base, merged with it."""
+    copy_opt_file(str(option_file), str(folder))
+    document = Document(option_file)
+    if document.is_based:
+        copy = folder / option_file.name
+        header = [line for line in copy.read_text().splitlines()[:3] if line.startswith('#')]
+        copy.write_text('\n'.join([*header, '', yaml.safe_dump(document.options, sort_keys=False)]))
