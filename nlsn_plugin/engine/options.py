@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import random
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from pydantic import BaseModel, ValidationError
 
 import nlsn_plugin
+from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.schema import TestOptions, Train, TrainingOptions, Validation
 from nlsn_plugin.errors import OptionError, UserError
@@ -59,13 +59,6 @@ def find_option_file(name: str) -> Path:
     if wanted in shipped and str(path.parent) in ('.', 'options'):
         return shipped[wanted]
     raise UserError(f'there is no option file {name}{nearest(wanted, shipped)}')
-
-
-def nearest(name: str, among: Iterable[str]) -> str:
-    """A hint at the name that may have been meant."""
-    known = sorted(among)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f': did you mean {close[0]}?' if close else f': there are {", ".join(known)}'
 
 
 def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:

@@ -9,23 +9,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.layers.residual import ResidualAttention
 
 PARTITIONS = ('lsh', 'random')
 
 
-class NonLocalSparseAttention(nn.Module):
+class NonLocalSparseAttention(ResidualAttention):
     """Global attention at linear cost: pixels attend to those that hash alike, over several rounds.
 
     x -> x + res_scale * NLSA(x), on images of any height and width.
 
     Args:
         channels: C, of the input and the output.
-        n_hashes: r, independent rounds of hashing, or of random orders. May be set anew at any time: rounds may differ between training
-            and test (Table 3).
+        n_hashes: r, independent rounds of hashing, or of random orders. May be set anew at any time: rounds may differ
+            between training and test (Table 3).
         chunk_size: k, pixels per chunk of the sorted order.
         reduction: queries and keys have C / reduction channels; must divide C.
         res_scale: weight of the attention beside the identity.
@@ -59,16 +60,11 @@ class NonLocalSparseAttention(nn.Module):
         partition: str = 'lsh',
         neighbours: str = 'both',
     ) -> None:
-        super().__init__()
-        self.channels = checks.whole('channels', channels, least=1)
+        super().__init__(channels, reduction, res_scale)
         self.chunk_size = checks.whole('chunk_size', chunk_size, least=1)
-        self.reduction = checks.divisor('reduction', reduction, 'channels', self.channels)
-        self.res_scale = checks.real('res_scale', res_scale)
         self.backend = checks.one_of('backend', backend, ops.BACKENDS)
         self.partition = checks.one_of('partition', partition, PARTITIONS)
         self.neighbours = checks.one_of('neighbours', neighbours, tuple(ops.NEIGHBOURS))
-        self.conv_match = nn.Sequential(nn.Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
-        self.conv_assembly = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1))
         self.register_buffer('rotation_bank', None, persistent=False)
         self._n_hashes = checks.whole('n_hashes', n_hashes, least=1)
         self.eval_seed = eval_seed
@@ -104,18 +100,17 @@ class NonLocalSparseAttention(nn.Module):
         Returns:
             [N, C, H, W].
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
-        height, width = x.shape[-2:]
+        rows = self._as_rows(x)
+        length = x.shape[2] * x.shape[3]
         if self.partition == 'lsh':
-            rotations = self._rotations_for(height * width, rotations)
+            rotations = self._rotations_for(length, rotations)
         elif rotations is not None:
             raise ArgumentError(f'rotations are not allowed: partition={self.partition!r} hashes nothing')
-        attended = self._attend(x.contiguous(memory_format=torch.channels_last), rotations)
+        attended = self._attend(rows, rotations)
         return torch.add(x, attended, alpha=self.res_scale)
 
-    def _attend(self, x: Tensor, rotations: Tensor | None) -> Tensor:
-        """NLSA(x), [N, C, H, W]; with channels last, so that pixels are rows of memory all the way."""
+    def _attend(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
+        """NLSA(x), [N, C, H, W]; without rotations in a random order."""
         match = self.conv_match(x).flatten(2).transpose(1, 2)  # [N, L, C / reduction]
         value = self.conv_assembly(x).flatten(2).transpose(1, 2)  # [N, L, C]
         settings = self.chunk_size, self.backend, self.neighbours
