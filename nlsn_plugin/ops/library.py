@@ -18,6 +18,15 @@ from nlsn_plugin.ops import lsh, reference
 
 Attention = Callable[[Tensor, Tensor, Tensor, int, str], Tensor]
 
+FORWARD = """(
+    Tensor match, Tensor value, Tensor order, SymInt chunk_size, bool differentiable, str neighbours="both"
+) -> (Tensor, Tensor, Tensor)"""
+BACKWARD = """(
+    Tensor grad, Tensor match, Tensor value, Tensor kept, Tensor mass, Tensor order, SymInt chunk_size,
+    str neighbours="both"
+) -> (Tensor, Tensor)"""
+"""The operators' schemas, written out since PyTorch 2.4 reads no defaults that are words."""
+
 
 @torch.library.custom_op('nlsn_plugin::pixel_order', mutates_args=())
 def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ def operator(
         match [N, L, c], value [N, L, C], order [N, r, L], k, neighbours -> y [N, L, C].
     """
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=())
+    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=(), schema=FORWARD)
     def attend(
         match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +131,7 @@ def operator(
         shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
         return value.new_empty(value.shape), mass, value.new_empty(shift)
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=())
+    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=(), schema=BACKWARD)
     def attend_backward(
         grad: Tensor,
         match: Tensor,
