@@ -174,7 +174,8 @@ class TestAnyAttention:
 
     def test_is_one_graph(self, attention: str, options: dict[str, object]) -> None:
         torch.compiler.reset()
-        net = small(num_block=1, attention_at=[0], attention=attention, attention_options=options).eval()
+        arguments = {'attention': attention, 'attention_options': options, 'backend': 'streamed'}
+        net = small(num_block=1, attention_at=[0], **arguments).eval()
         x = torch.rand(1, 3, 9, 10)
         torch.testing.assert_close(torch.compile(net, fullgraph=True, backend='aot_eager')(x), net(x))
 
