@@ -1,14 +1,15 @@
 """Non-Local Sparse Attention and the Non-Local Sparse Network (Mei, Fan, Zhou, CVPR 2021) for BasicSR and mmengine.
 
-Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `NLSA` and `NLSNModel` in
-every toolbox that is installed. It has to be this module that does so: data-loading workers import it anew.
+Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `NLSA`, the attentions
+that the paper compares it with and `NLSNModel` in every toolbox that is installed. It has to be this module that does
+so: data-loading workers import it anew.
 """
 
 from typing import Any
 
 from nlsn_plugin.archs import NLSN
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.layers import LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention
 from nlsn_plugin.registry import register_all
 
 __version__ = '0.1.0'
@@ -16,7 +17,14 @@ __version__ = '0.1.0'
 toolbox_problems = register_all()
 """Why a toolbox could not be registered into, by its name; empty when all is well."""
 
-__all__ = ['NLSN', 'NonLocalSparseAttention', '__version__', 'toolbox_problems']
+__all__ = [
+    'NLSN',
+    'LocalWindowAttention',
+    'NonLocalAttention',
+    'NonLocalSparseAttention',
+    '__version__',
+    'toolbox_problems',
+]
 if 'basicsr' not in toolbox_problems:
     __all__ += ['NLSNModel']  # a subclass of BasicSR's SRModel
 

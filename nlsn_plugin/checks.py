@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -58,3 +59,19 @@ def sequence(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise ArgumentError(f'{name}={value!r} is not allowed: a list is expected')
     return value
+
+
+def mapping(name: str, value: Any) -> dict[Any, Any]:
+    """Return `value` if it is a dict."""
+    if not isinstance(value, dict):
+        raise ArgumentError(f'{name}={value!r} is not allowed: names and values are expected')
+    return value
+
+
+def nearest(name: str, among: Iterable[str]) -> str:
+    """A hint at the name that may have been meant."""
+    known = sorted(among)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f': did you mean {close[0]}?'
+    return f': there are {", ".join(known)}' if known else ''

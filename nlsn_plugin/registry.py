@@ -9,9 +9,14 @@ from typing import Any
 from nlsn_plugin.archs import NLSN
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import MissingToolboxError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.layers import LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention
 
-NETWORKS: dict[str, type] = {'NLSN': NLSN, 'NLSA': NonLocalSparseAttention}
+NETWORKS: dict[str, type] = {
+    'NLSN': NLSN,
+    'NLSA': NonLocalSparseAttention,
+    'NLA': NonLocalAttention,
+    'LocalWindowAttention': LocalWindowAttention,
+}
 SUFFIX = '_nlsn_plugin'
 
 

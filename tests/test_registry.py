@@ -5,7 +5,7 @@ import torch
 from conftest import python
 
 import nlsn_plugin
-from nlsn_plugin import NLSN, NonLocalSparseAttention, registry
+from nlsn_plugin import NLSN, LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention, registry
 
 
 def test_basicsr_builds_the_network_and_the_layer() -> None:
@@ -14,6 +14,8 @@ def test_basicsr_builds_the_network_and_the_layer() -> None:
     net = build_network({'type': 'NLSN', 'num_feat': 8, 'num_block': 1, 'upscale': 3})
     assert isinstance(net, NLSN)
     assert isinstance(build_network({'type': 'NLSA', 'channels': 8}), NonLocalSparseAttention)
+    assert isinstance(build_network({'type': 'NLA', 'channels': 8, 'window': 5}), NonLocalAttention)
+    assert isinstance(build_network({'type': 'LocalWindowAttention', 'channels': 8}), LocalWindowAttention)
 
 
 def test_basicsr_has_the_model() -> None:

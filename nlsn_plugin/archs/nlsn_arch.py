@@ -6,7 +6,9 @@ State-dict keys are those of the authors' released code, so that their weights l
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.ops import without_autocast
 
 BLOCKS_PER_ATTENTION = 8
@@ -29,19 +31,24 @@ class NLSN(nn.Module):
         num_feat: channels of the features, 256 in the paper.
         num_block: residual blocks, 32 in the paper.
         upscale: 2, 3, 4, or any power of 2; 1 keeps the size.
-        n_hashes, chunk_size, reduction, eval_seed, backend: of the attentions, see NonLocalSparseAttention. The i-th
-            attention takes eval_seed + i.
+        n_hashes, chunk_size, reduction, eval_seed, backend: of the attentions, see NonLocalSparseAttention; others take
+            of these what they know. The i-th attention takes eval_seed + i.
         res_scale: weight of each residual block and each attention beside the identity, 0.1 in the paper.
         img_range: largest value inside the network; the image itself is always in [0, 1].
         rgb_mean: mean of the training images in [0, 1], taken off the input and put back onto the output.
-        attention: 'nlsa'.
+        attention: 'nlsa'; or to compare with it 'nla' (NonLocalAttention), 'local' (LocalWindowAttention), 'random'
+            (NonLocalSparseAttention with partition='random') or 'none', the paper's baseline.
+        attention_options: further arguments of the attentions, by name: {'window': 15, 'shared': False} for 'nla'.
         checkpointing: keep only what lies between the modules of the body for the backward pass and compute the rest
             again: training on large patches in a fraction of the memory, for about a third more time.
         attention_at: the numbers of residual blocks before each attention; None is the released placing, before the
             first and after every eighth. [8] with num_block=16 is the paper's ablation network (Section 4.4).
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range.
+        ArgumentError (a ValueError): an argument out of range, or an attention option that does not exist.
+
+    State dict: the released code's, `body` counting blocks and attentions through. With attention='none' there are no
+    attentions to count: the keys are those of attention_at=[] whatever attention_at says.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class NLSN(nn.Module):
         attention: str = 'nlsa',
         attention_at: Sequence[int] | None = None,
         checkpointing: bool = False,
+        attention_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         rgb_mean = [checks.real('rgb_mean', mean) for mean in checks.sequence('rgb_mean', rgb_mean)]
@@ -74,18 +82,28 @@ class NLSN(nn.Module):
         num_block = checks.whole('num_block', num_block, least=1)
         res_scale = checks.real('res_scale', res_scale)
         eval_seed = None if eval_seed is None else checks.whole('eval_seed', eval_seed, least=0)
-        checks.one_of('attention', attention, ('nlsa',))
         self.checkpointing = checks.boolean('checkpointing', checkpointing)
         self.num_in_ch = num_in_ch
         self.img_range = img_range
         self.upscale = checks.whole('upscale', upscale, least=1)
         tail = Upsampler(self.upscale, num_feat)
 
-        def new_attention(index: int) -> nn.Module:
-            seed = None if eval_seed is None else eval_seed + index
-            return NonLocalSparseAttention(num_feat, n_hashes, chunk_size, reduction, res_scale, seed, backend)
+        shared = {
+            'n_hashes': n_hashes,
+            'chunk_size': chunk_size,
+            'reduction': reduction,
+            'res_scale': res_scale,
+            'eval_seed': eval_seed,
+            'backend': backend,
+        }
+        arguments = attention_arguments(attention, shared, {} if attention_options is None else attention_options)
 
-        places = attention_places(num_block, attention_at)
+        def new_attention(index: int) -> nn.Module:
+            if eval_seed is not None and 'eval_seed' in arguments:
+                arguments['eval_seed'] = eval_seed + index
+            return ATTENTIONS[attention][0](num_feat, **arguments)
+
+        places = attention_places(num_block, attention_at) if attention != 'none' else []
         body: list[nn.Module] = []
         for done in range(num_block + 1):
             if done:
@@ -117,6 +135,21 @@ class NLSN(nn.Module):
         for module in self.body:
             features = checkpoint(module, features, use_reentrant=False)
         return features
+
+
+def attention_arguments(attention: str, shared: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the attentions besides their channels: what they know of `shared`, and the options."""
+    known: list[str] = []
+    fixed: dict[str, Any] = {}
+    if checks.one_of('attention', attention, (*ATTENTIONS, 'none')) != 'none':
+        layer, fixed = ATTENTIONS[attention]
+        known = list(inspect.signature(layer).parameters)
+    further = [name for name in known if name not in {'channels', *shared, *fixed}]
+    for name in checks.mapping('attention_options', options):
+        if name not in further:
+            hint = checks.nearest(str(name), further)
+            raise ArgumentError(f'attention_options: attention={attention!r} takes no {name}{hint}')
+    return {**{name: value for name, value in shared.items() if name in known}, **fixed, **options}
 
 
 def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import yaml
 from basicsr.utils.options import copy_opt_file
 
 import nlsn_plugin
+from nlsn_plugin.checks import nearest
 from nlsn_plugin.errors import OptionError, UserError
 
 Options = dict[str, Any]
@@ -39,13 +38,6 @@ def find_option_file(name: str) -> Path:
     if wanted in shipped:
         return shipped[wanted]
     raise UserError(f'there is no option file {name}{nearest(path.name.removesuffix(".yml") + ".yml", shipped)}')
-
-
-def nearest(name: str, among: Iterable[str]) -> str:
-    """A hint at the name that may have been meant."""
-    known = sorted(among)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f': did you mean {close[0]}?' if close else f': there are {", ".join(known)}'
 
 
 class Document:

@@ -15,8 +15,9 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
+from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.documents import Document, Keys, nearest
+from nlsn_plugin.engine.documents import Document, Keys
 from nlsn_plugin.engine.schema import TestOptions, Train, TrainingOptions, Validation
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file

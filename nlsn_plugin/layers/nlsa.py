@@ -9,31 +9,38 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.layers.residual import ResidualAttention
+
+PARTITIONS = ('lsh', 'random')
 
 
-class NonLocalSparseAttention(nn.Module):
+class NonLocalSparseAttention(ResidualAttention):
     """Global attention at linear cost: pixels attend to those that hash alike, over several rounds.
 
     x -> x + res_scale * NLSA(x), on images of any height and width.
 
     Args:
         channels: C, of the input and the output.
-        n_hashes: r, independent rounds of hashing. May be set anew at any time: rounds may differ between training
-            and test (Table 3).
-        chunk_size: k, pixels per chunk of the sorted order; each attends to its own chunk and both neighbours.
+        n_hashes: r, independent rounds of hashing, or of random orders. May be set anew at any time: rounds may differ
+            between training and test (Table 3).
+        chunk_size: k, pixels per chunk of the sorted order.
         reduction: queries and keys have C / reduction channels; must divide C.
         res_scale: weight of the attention beside the identity.
-        eval_seed: seed of the rotations used in eval mode, so that an image's output depends on nothing but the image
-            and the weights. None draws them from the global generator in eval mode too, as the released code does.
-            In training mode they always come from the global generator, drawn on the CPU for any device.
+        eval_seed: seed of the rotations or orders used in eval mode, so that an image's output depends on nothing but
+            the image and the weights. None draws them from the global generator in eval mode too, as the released code
+            does. In training mode they always come from the global generator, drawn on the CPU for any device.
         backend: 'auto', or one form of `nlsn_plugin.ops` by name.
+        partition: 'lsh', or 'random' for the comparison of Table 2: the pixels are cut into chunks in a random order,
+            drawn anew for each round and shared by the images of a batch, rather than sorted by hash code.
+        neighbours: the chunks, circularly, that a chunk attends to besides itself: 'both', as in the released code,
+            'previous' or 'none'.
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape.
+        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape or for no hashing.
 
     State dict: `conv_match.0.{weight,bias}` (3x3, C -> C / reduction; theta = phi), `conv_assembly.0.{weight,bias}`
     (1x1, C -> C; g): the released code's.
@@ -50,15 +57,14 @@ class NonLocalSparseAttention(nn.Module):
         res_scale: float = 1.0,
         eval_seed: int | None = 0,
         backend: str = 'auto',
+        partition: str = 'lsh',
+        neighbours: str = 'both',
     ) -> None:
-        super().__init__()
-        self.channels = checks.whole('channels', channels, least=1)
+        super().__init__(channels, reduction, res_scale)
         self.chunk_size = checks.whole('chunk_size', chunk_size, least=1)
-        self.reduction = checks.divisor('reduction', reduction, 'channels', self.channels)
-        self.res_scale = checks.real('res_scale', res_scale)
         self.backend = checks.one_of('backend', backend, ops.BACKENDS)
-        self.conv_match = nn.Sequential(nn.Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
-        self.conv_assembly = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1))
+        self.partition = checks.one_of('partition', partition, PARTITIONS)
+        self.neighbours = checks.one_of('neighbours', neighbours, tuple(ops.NEIGHBOURS))
         self.register_buffer('rotation_bank', None, persistent=False)
         self._n_hashes = checks.whole('n_hashes', n_hashes, least=1)
         self.eval_seed = eval_seed
@@ -94,28 +100,31 @@ class NonLocalSparseAttention(nn.Module):
         Returns:
             [N, C, H, W].
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
-        height, width = x.shape[-2:]
-        rotations = self._rotations_for(height * width, rotations)
-        attended = self._attend(x.contiguous(memory_format=torch.channels_last), rotations)
+        rows = self._as_rows(x)
+        length = x.shape[2] * x.shape[3]
+        if self.partition == 'lsh':
+            rotations = self._rotations_for(length, rotations)
+        elif rotations is not None:
+            raise ArgumentError(f'rotations are not allowed: partition={self.partition!r} hashes nothing')
+        attended = self._attend(rows, rotations)
         return torch.add(x, attended, alpha=self.res_scale)
 
-    def _attend(self, x: Tensor, rotations: Tensor) -> Tensor:
-        """NLSA(x), [N, C, H, W]; with channels last, so that pixels are rows of memory all the way."""
-        attended = ops.attend(
-            self.conv_match(x).flatten(2).transpose(1, 2),  # [N, L, C / reduction]
-            self.conv_assembly(x).flatten(2).transpose(1, 2),  # [N, L, C]
-            rotations,
-            self.chunk_size,
-            self.backend,
-        )
+    def _attend(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
+        """NLSA(x), [N, C, H, W]; without rotations in a random order."""
+        match = self.conv_match(x).flatten(2).transpose(1, 2)  # [N, L, C / reduction]
+        value = self.conv_assembly(x).flatten(2).transpose(1, 2)  # [N, L, C]
+        settings = self.chunk_size, self.backend, self.neighbours
+        if rotations is None:
+            attended = ops.attend_in_order(match, value, self._random_order(match), *settings)
+        else:
+            attended = ops.attend(match, value, rotations, *settings)
         return attended.transpose(1, 2).view(x.shape)
 
     def extra_repr(self) -> str:
         return (
             f'{self.channels}, n_hashes={self.n_hashes}, chunk_size={self.chunk_size}, reduction={self.reduction}, '
-            f'res_scale={self.res_scale}, eval_seed={self.eval_seed}, backend={self.backend!r}'
+            f'res_scale={self.res_scale}, eval_seed={self.eval_seed}, backend={self.backend!r}, '
+            f'partition={self.partition!r}, neighbours={self.neighbours!r}'
         )
 
     def _rotations_for(self, length: int, given: Tensor | None) -> Tensor:
@@ -136,6 +145,17 @@ class NonLocalSparseAttention(nn.Module):
         if half == 0:
             return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
         return ops.draw_rotations(*shape)
+
+    def _random_order(self, match: Tensor) -> Tensor | None:
+        """A random order of the pixels for each round, the same for all images, [N, r, L]; None if one chunk has all.
+
+        In eval mode round h depends on eval_seed and L alone.
+        """
+        images, length, _ = match.shape
+        if length < self.chunk_size:
+            return None
+        orders = ops.draw_orders(length, self.n_hashes, None if self.training else self.eval_seed)
+        return orders.to(match.device).expand(images, -1, -1)
 
     def _fill_rotation_bank(self) -> None:
         """Draw the eval-mode rotations, [C / reduction, r, 64], round by round from a generator of this layer's own.

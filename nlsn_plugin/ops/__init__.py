@@ -1,4 +1,7 @@
-"""The mathematics of non-local sparse attention: no modules, no toolbox. `attend` is the only way in."""
+"""The mathematics of non-local sparse attention: no modules, no toolbox.
+
+`attend` is the way in, `attend_in_order` that for pixels sorted otherwise than by their hash codes.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,19 @@ from torch import Tensor
 from nlsn_plugin import checks
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import library, reference, streamed
-from nlsn_plugin.ops.library import draw_rotations
+from nlsn_plugin.ops.library import draw_orders, draw_rotations
 from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
+from nlsn_plugin.ops.reference import NEIGHBOURS
 
 __all__ = [
     'BACKENDS',
     'MAX_BUCKETS',
+    'NEIGHBOURS',
     'attend',
+    'attend_in_order',
     'bucket_order',
     'count_buckets',
+    'draw_orders',
     'draw_rotations',
     'hash_codes',
     'without_autocast',
@@ -33,10 +40,17 @@ BACKEND_VARIABLE = 'NLSN_BACKEND'
 """Environment variable: the backend to take wherever 'auto' is asked for."""
 
 SMALL = 4_000_000
-"""Multiply-adds in a third of all windows below which 'reference' is the faster: there the number of steps decides."""
+"""Multiply-adds in all pixels' own chunks below which 'reference' is the faster: there the number of steps decides."""
 
 
-def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, backend: str = 'auto') -> Tensor:
+def attend(
+    match: Tensor,
+    value: Tensor,
+    rotations: Tensor,
+    chunk_size: int,
+    backend: str = 'auto',
+    neighbours: str = 'both',
+) -> Tensor:
     """Non-local sparse attention over pixels (Eqs. 7 to 11 of the paper).
 
     Args:
@@ -46,26 +60,44 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, bac
         chunk_size: pixels per chunk, k >= 1.
         backend: 'reference', 'streamed' or 'fused', which give the same numbers; or 'auto', the fastest that can run
             here, unless the environment variable NLSN_BACKEND names another.
+        neighbours: the chunks that a chunk attends to besides itself: 'both', 'previous' or 'none'.
 
     Returns:
         y, [N, L, C], in the dtype of `value`.
 
     Raises:
-        ArgumentError (a ValueError): no such backend.
+        ArgumentError (a ValueError): no such backend, or no such neighbours.
         BackendError (a RuntimeError): the backend asked for by name cannot run on these tensors.
     """
+    order = library.pixel_order(match.detach(), rotations) if match.shape[1] >= chunk_size else None
+    return attend_in_order(match, value, order, chunk_size, backend, neighbours)
+
+
+def attend_in_order(
+    match: Tensor,
+    value: Tensor,
+    order: Tensor | None,
+    chunk_size: int,
+    backend: str = 'auto',
+    neighbours: str = 'both',
+) -> Tensor:
+    """`attend`, with chunks cut from an order that is given.
+
+    order: the pixels, r times, [N, r, L]; None if there are fewer than a chunk holds, which all attend to one another.
+    """
+    checks.one_of('neighbours', neighbours, tuple(NEIGHBOURS))
     if checks.one_of('backend', backend, BACKENDS) == 'auto':
         backend = checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
     if match.dtype != value.dtype:
         wider = torch.promote_types(match.dtype, value.dtype)
-        return attend(match.to(wider), value.to(wider), rotations, chunk_size, backend).to(value.dtype)
-    if match.shape[1] < chunk_size:
+        return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
+    if order is None:
         return reference.attend_densely(match, value)
     if backend == 'auto':
-        backend = fastest(match, value, rotations.shape[1], chunk_size)
+        backend = fastest(match, value, order.shape[1], chunk_size)
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):
         raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
-    return FORMS[backend](match, value, library.pixel_order(match.detach(), rotations), chunk_size)
+    return FORMS[backend](match, value, order, chunk_size, neighbours)
 
 
 def fastest(match: Tensor, value: Tensor, n_hashes: int, chunk_size: int) -> str:

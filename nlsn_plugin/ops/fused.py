@@ -37,13 +37,14 @@ def forward(
     order: Tensor,
     chunk_size: int,
     differentiable: bool,
+    neighbours: str = 'both',
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`streamed.forward` on a GPU; tiles: how to cut the work, if not as this device likes it."""
     match, value = match.contiguous(), value.contiguous()
     images, rounds, pixels = order.shape
     tiles = tiles or default_tiles(match, value)[0]
-    settings = kernel_settings(match, value, chunk_size, tiles)
+    settings = kernel_settings(match, value, chunk_size, neighbours, tiles)
     tile_count = triton.cdiv(pixels, chunk_size) * triton.cdiv(chunk_size, tiles.block_m)  # if chunks are cut singly
     grid = tile_count, images, triton.cdiv(value.shape[-1], settings['BLOCK_C'])
     length, all_finite = lengths(match), value.sum(dtype=torch.float32).isfinite()
@@ -70,6 +71,7 @@ def backward(
     mass: Tensor,
     order: Tensor,
     chunk_size: int,
+    neighbours: str = 'both',
     tiles: tuple[Tiles, Tiles] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `match` and `value`, from that of y and what `forward` took and returned.
@@ -81,8 +83,8 @@ def backward(
     query_tiles, key_tiles = tiles or default_tiles(match, value)[1:]
     query_grid, key_grid = ((triton.cdiv(pixels, cut.block_m), images) for cut in (query_tiles, key_tiles))
     width = {'WIDTH': padded(value.shape[-1])}
-    query_settings = kernel_settings(match, value, chunk_size, query_tiles) | width
-    key_settings = kernel_settings(match, value, chunk_size, key_tiles) | width
+    query_settings = kernel_settings(match, value, chunk_size, neighbours, query_tiles) | width
+    key_settings = kernel_settings(match, value, chunk_size, neighbours, key_tiles) | width
     length, mean = lengths(match), torch.empty_like(mass)
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
     found, found_value = accumulator(grad_match), grad_value if rounds == 1 else accumulator(grad_value)

@@ -2,13 +2,13 @@
 
 Letters as in `lsh.py` and `reference.py`. Pixels are counted through the batch, so that tensors are [N L, *]. A place
 is one in the sorted order, [0, L). A slot is one in the filled order as walked round the circle of chunks, between
--k and (n + 1) k: the window of chunk u is the slots from (u - 1) k to (u + 2) k, and where chunks coincide their slots
-do not.
+-k and (n + 1) k: the window of chunk u is SPAN chunks of slots from (u - BEFORE) k on, and where chunks coincide their
+slots do not.
 """
 
 # Triton's language has no types; in it upper case, besides the letters L and C, is what the compiler knows.
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator, no-untyped-def, no-untyped-call"
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -74,15 +74,16 @@ def wrap(slot, L, k):
 
 
 @triton.jit
-def window(place, k):
-    """The first slot of the window of a place; the keys there meet its query, the queries there its key."""
-    return (place // k - 1) * k
+def window(place, k, BEFORE: tl.constexpr):
+    """The first slot of the window of a place; the keys there meet its query. The queries that meet its key lie in the
+    window that begins as many chunks before as the other ends behind."""
+    return (place // k - BEFORE) * k
 
 
 @triton.jit
-def within(slot, window_start, k):
-    """Whether slots lie in windows, [1, slots], [windows, 1] -> [windows, slots]."""
-    return (slot >= window_start) & (slot < window_start + 3 * k)
+def within(slot, window_start, k, SPAN: tl.constexpr):
+    """Whether slots lie in windows of SPAN chunks, [1, slots], [windows, 1] -> [windows, slots]."""
+    return (slot >= window_start) & (slot < window_start + SPAN * k)
 
 
 @triton.jit
@@ -109,7 +110,7 @@ def weigh(score, scale, bound, inside):
 def forward_kernel(
     match, value, length, order, all_finite, found, found_mass, result, result_mass, shift,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-    FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
+    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What BLOCK_M queries find in one round: numerators for BLOCK_C channels, and mass.
@@ -133,15 +134,15 @@ def forward_kernel(
     query = tl.load(order + place, mask=exists, other=0)
     x = load_rows(match, query, exists, c, BLOCK_K)
     bound = tl.load(length + query)
-    window_start = window(place, k)
+    window_start = window(place, k, BEFORE)
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     mass = tl.zeros([BLOCK_M], tl.float32)
-    slots_end = window(tl.minimum(first + BLOCK_M, end) - 1, k) + 3 * k
-    for start in range(window(first, k), slots_end, BLOCK_N):
+    slots_end = window(tl.minimum(first + BLOCK_M, end) - 1, k, BEFORE) + SPAN * k
+    for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key, is_key = load_keys(order, slot, slots_end, L, k)
-        inside = within(slot[None, :], window_start[:, None], k)
+        inside = within(slot[None, :], window_start[:, None], k, SPAN)
         score = dot(x, tl.trans(load_rows(match, key, is_key, c, BLOCK_K)), PRECISION)
         weight = weigh(score, load_scale(length, key)[None, :], bound[:, None], inside)
         values = load_rows(value, key, is_key, C, BLOCK_C, channel)
@@ -165,7 +166,8 @@ def forward_kernel(
 @triton.jit
 def query_kernel(
     grad, match, value, kept, length, mass, order, mean, found,
-    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr,
+    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it and `mean`.
@@ -179,7 +181,7 @@ def query_kernel(
     query = tl.load(order + place, mask=exists, other=0)
     x = load_rows(match, query, exists, c, BLOCK_K)
     bound = tl.load(length + query)
-    window_start = window(place, k)
+    window_start = window(place, k, BEFORE)
     if FIRST:
         dy = load_rows(grad, query, exists, C, WIDTH).to(tl.float32)
         y = load_rows(kept, query, exists, C, WIDTH).to(tl.float32)
@@ -191,11 +193,11 @@ def query_kernel(
         mean_dy = tl.load(mean + query)
 
     total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    slots_end = window(tl.minimum(first + BLOCK_M, L) - 1, k) + 3 * k
-    for start in range(window(first, k), slots_end, BLOCK_N):
+    slots_end = window(tl.minimum(first + BLOCK_M, L) - 1, k, BEFORE) + SPAN * k
+    for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key, is_key = load_keys(order, slot, slots_end, L, k)
-        inside = within(slot[None, :], window_start[:, None], k)
+        inside = within(slot[None, :], window_start[:, None], k, SPAN)
         features = load_rows(match, key, is_key, c, BLOCK_K)
         scale = load_scale(length, key)
         weight = weigh(dot(x, tl.trans(features), PRECISION), scale[None, :], bound[:, None], inside)
@@ -213,7 +215,8 @@ def query_kernel(
 @triton.jit
 def key_kernel(
     grad, match, value, length, mass, order, mean, found, found_value, result, result_value,
-    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr,
+    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The gradient of BLOCK_M features as keys, and of their values, in one round.
@@ -231,20 +234,21 @@ def key_kernel(
     scale = load_scale(length, key)
 
     # The last pixels of the order stand once more at the end of the last chunk: more queries meet them, some twice.
-    window_start = window(place, k)
+    BEHIND: tl.constexpr = SPAN - 1 - BEFORE
+    window_start = window(place, k, BEHIND)
     doubled_from = 2 * L - fill(L, k)
     is_doubled = (place >= doubled_from) & exists
-    last_window_start = fill(L, k) - 2 * k
+    last_window_start = window(fill(L, k) - 1, k, BEHIND)
     total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     total_value = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    slots_end = tl.where(last >= doubled_from, last_window_start, window(last, k)) + 3 * k
-    for start in range(window(first, k), slots_end, BLOCK_N):
+    slots_end = tl.where(last >= doubled_from, last_window_start, window(last, k, BEHIND)) + SPAN * k
+    for start in range(window(first, k, BEHIND), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         query_place = wrap(slot, L, k)
         is_query = (slot < slots_end) & (query_place < L)  # second copies are none
         query = tl.load(order + query_place, mask=is_query, other=0)
-        once = within(slot[None, :], window_start[:, None], k)
-        again = within(slot[None, :], last_window_start, k) & is_doubled[:, None]
+        once = within(slot[None, :], window_start[:, None], k, SPAN)
+        again = within(slot[None, :], last_window_start, k, SPAN) & is_doubled[:, None]
         times = tl.where(is_query[None, :], once.to(tl.float32) + again.to(tl.float32), 0.0)
         x = load_rows(match, query, is_query, c, BLOCK_K)
         dy = load_rows(grad, query, is_query, C, WIDTH)

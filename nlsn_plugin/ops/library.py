@@ -16,7 +16,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from nlsn_plugin.ops import lsh, reference
 
-Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, int, str], Tensor]
+
+FORWARD = """(
+    Tensor match, Tensor value, Tensor order, SymInt chunk_size, bool differentiable, str neighbours="both"
+) -> (Tensor, Tensor, Tensor)"""
+BACKWARD = """(
+    Tensor grad, Tensor match, Tensor value, Tensor kept, Tensor mass, Tensor order, SymInt chunk_size,
+    str neighbours="both"
+) -> (Tensor, Tensor)"""
+"""The operators' schemas, written out since PyTorch 2.4 reads no defaults that are words."""
 
 
 @torch.library.custom_op('nlsn_plugin::pixel_order', mutates_args=())
@@ -69,72 +78,126 @@ torch.library.register_fake(
 )
 
 
+torch.library.define(
+    'nlsn_plugin::draw_orders',
+    '(SymInt length, SymInt n_hashes, SymInt? seed) -> Tensor',
+    tags=[torch.Tag.nondeterministic_seeded],
+)
+
+
+def draw_orders(length: int, n_hashes: int, seed: int | None) -> Tensor:
+    """Random orders of the pixels [r, L], drawn on the CPU round by round: from the global generator, or from `seed`.
+
+    An operator for the same reason.
+    """
+    return torch.ops.nlsn_plugin.draw_orders(length, n_hashes, seed)
+
+
+def draw_orders_eagerly(length: int, n_hashes: int, seed: int | None) -> Tensor:
+    generator = torch.default_generator if seed is None else torch.Generator('cpu').manual_seed(seed)
+    return torch.stack([torch.randperm(length, generator=generator, device='cpu') for _ in range(n_hashes)])
+
+
+torch.library.impl('nlsn_plugin::draw_orders', 'CompositeExplicitAutograd', draw_orders_eagerly)
+torch.library.register_fake(
+    'nlsn_plugin::draw_orders',
+    lambda length, n_hashes, seed: torch.empty(n_hashes, length, dtype=torch.int64, device='cpu'),
+)
+
+
 def operator(
     name: str,
-    forward: Callable[[Tensor, Tensor, Tensor, int, bool], tuple[Tensor, Tensor, Tensor]],
-    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor, Tensor, Tensor, int, bool, str], tuple[Tensor, Tensor, Tensor]],
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, str], tuple[Tensor, Tensor]],
 ) -> Attention:
     """Register `forward` and `backward`, as in `streamed.py`, as the operators `name` and `name_backward`.
 
     Returns:
-        match [N, L, c], value [N, L, C], order [N, r, L], k -> y [N, L, C].
+        match [N, L, c], value [N, L, C], order [N, r, L], k, neighbours -> y [N, L, C].
     """
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=())
+    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=(), schema=FORWARD)
     def attend(
-        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
     ) -> tuple[Tensor, Tensor, Tensor]:
         with lsh.without_autocast(match.device):
-            return forward(match, value, order, chunk_size, differentiable)
+            return forward(match, value, order, chunk_size, differentiable, neighbours)
 
     @attend.register_fake
     def _(
-        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
     ) -> tuple[Tensor, Tensor, Tensor]:
         mass = match.new_empty(match.shape[:2], dtype=torch.promote_types(match.dtype, torch.float32))
         shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
         return value.new_empty(value.shape), mass, value.new_empty(shift)
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=())
+    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=(), schema=BACKWARD)
     def attend_backward(
-        grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+        grad: Tensor,
+        match: Tensor,
+        value: Tensor,
+        kept: Tensor,
+        mass: Tensor,
+        order: Tensor,
+        chunk_size: int,
+        neighbours: str = 'both',
     ) -> tuple[Tensor, Tensor]:
         with lsh.without_autocast(match.device):
-            return backward(grad, match, value, kept, mass, order, chunk_size)
+            return backward(grad, match, value, kept, mass, order, chunk_size, neighbours)
 
     @attend_backward.register_fake
     def _(
-        grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+        grad: Tensor,
+        match: Tensor,
+        value: Tensor,
+        kept: Tensor,
+        mass: Tensor,
+        order: Tensor,
+        chunk_size: int,
+        neighbours: str = 'both',
     ) -> tuple[Tensor, Tensor]:
         return match.new_empty(match.shape), value.new_empty(value.shape)
 
-    def keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, bool], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        match, value, order, ctx.chunk_size, _ = inputs
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        match, value, order, ctx.chunk_size, _, ctx.neighbours = inputs
         out, mass, shift = output
         ctx.save_for_backward(match, value, shift if value.dtype in reference.HALF else out, mass, order)
 
     def differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size), None, None, None
+        gradients = attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size, ctx.neighbours)
+        return *gradients, None, None, None, None
 
     attend.register_autograd(differentiate, setup_context=keep)
 
-    def multiply_adds(order: torch.Size, chunk_size: int) -> int:
+    def multiply_adds(order: torch.Size, chunk_size: int, neighbours: str) -> int:
         """One for each score and channel."""
         images, rounds, length = order
-        return images * rounds * -(-length // chunk_size) * 3 * chunk_size**2
+        span = 1 + sum(reference.NEIGHBOURS[neighbours])
+        return images * rounds * -(-length // chunk_size) * span * chunk_size**2
 
     @register_flop_formula(getattr(torch.ops.nlsn_plugin, name))
-    def _(match: torch.Size, value: torch.Size, order: torch.Size, chunk_size: int, *_: Any, **__: Any) -> int:
-        return 2 * multiply_adds(order, chunk_size) * (match[-1] + value[-1])
+    def _(
+        match: torch.Size, value: torch.Size, order: torch.Size, k: int, _: bool, neighbours: str = 'both', **__: Any
+    ) -> int:
+        return 2 * multiply_adds(order, k, neighbours) * (match[-1] + value[-1])
 
     @register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))
     def _(
-        grad: Any, match: torch.Size, value: torch.Size, kept: Any, mass: Any, order: torch.Size, k: int, **_: Any
+        grad: Any,
+        match: torch.Size,
+        value: torch.Size,
+        kept: Any,
+        mass: Any,
+        order: torch.Size,
+        k: int,
+        neighbours: str = 'both',
+        **_: Any,
     ) -> int:
-        return 2 * multiply_adds(order, k) * (3 * match[-1] + 2 * value[-1])  # the scores anew, then both products' two
+        # The scores anew, then both products' two.
+        return 2 * multiply_adds(order, k, neighbours) * (3 * match[-1] + 2 * value[-1])
 
-    def run(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tensor:
+    def run(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str) -> Tensor:
         differentiable = torch.is_grad_enabled() and (match.requires_grad or value.requires_grad)
-        return attend(match.contiguous(), value.contiguous(), order, chunk_size, differentiable)[0]
+        return attend(match.contiguous(), value.contiguous(), order, chunk_size, differentiable, neighbours)[0]
 
     return run

@@ -5,7 +5,8 @@ Paper: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention",
 The letters are those of `lsh.py`; besides, C value channels and n = ceil(L / k) chunks. Where the paper leaves a
 choice, this does what the authors' released code computes, so that their weights give their numbers:
 
-* a chunk attends to itself, the previous and the next chunk, circularly; where these coincide their keys count again;
+* a chunk attends to itself, the previous and the next chunk (or to fewer, by NEIGHBOURS), circularly; where these
+  coincide their keys count again;
 * if k does not divide L, the last pixels of the sorted order stand twice: as keys they count twice, their second
   output is dropped;
 * keys have unit length and queries keep theirs; there is no 1 / sqrt(c);
@@ -23,8 +24,11 @@ KEY_EPS = 5e-5
 
 HALF = (torch.float16, torch.bfloat16)
 
+NEIGHBOURS = {'both': (1, 1), 'previous': (1, 0), 'none': (0, 0)}
+"""How many chunks before it, and how many behind it, a chunk attends to besides itself."""
 
-def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tensor:
+
+def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str = 'both') -> Tensor:
     """Attend sparsely over hash buckets (Eqs. 8 to 11).
 
     Args:
@@ -32,13 +36,14 @@ def attend(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Tens
         value: g(x), [N, L, C].
         order: pi, the pixels sorted by hash code, [N, r, L]; of lsh.py (Eq. 7).
         chunk_size: k <= L.
+        neighbours: of NEIGHBOURS; the shapes below are those of 'both'.
 
     Returns:
         y, [N, L, C], in the dtype of `value`.
     """
     query = into_chunks(take_pixels(match, order), chunk_size)  # C_j of Eq. 8, [N, r, n, k, c]
-    key = with_neighbours(normalise(query))  # [N, r, n, 3k, c]
-    chunk_value = with_neighbours(into_chunks(take_pixels(value, order), chunk_size))  # [N, r, n, 3k, C]
+    key = with_neighbours(normalise(query), neighbours)  # [N, r, n, 3k, c]
+    chunk_value = with_neighbours(into_chunks(take_pixels(value, order), chunk_size), neighbours)  # [N, r, n, 3k, C]
 
     score = wide(query @ key.transpose(-1, -2))  # log f(x_i, x_j) for j in delta_i, [N, r, n, k, 3k]
     log_mass = score.logsumexp(dim=-1, keepdim=True)  # log of the sum of f over delta_i, [N, r, n, k, 1]
@@ -82,9 +87,10 @@ def into_chunks(x: Tensor, chunk_size: int) -> Tensor:
     return filled.reshape(images, rounds, chunks, chunk_size, channels)
 
 
-def with_neighbours(x: Tensor) -> Tensor:
+def with_neighbours(x: Tensor, neighbours: str) -> Tensor:
     """Let each chunk see [itself, the previous, the next], circularly: [N, r, n, k, D] -> [N, r, n, 3k, D]."""
-    return torch.cat([x, x.roll(1, dims=2), x.roll(-1, dims=2)], dim=3)
+    before, behind = NEIGHBOURS[neighbours]
+    return torch.cat([x] + [x.roll(1, dims=2)] * before + [x.roll(-1, dims=2)] * behind, dim=3)
 
 
 def into_raster(x: Tensor, order: Tensor) -> Tensor:

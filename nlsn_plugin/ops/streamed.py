@@ -9,7 +9,8 @@ its largest logarithm is known beforehand: keys have unit length and a pixel is 
 with no maximum to look for and nothing to rescale. A few chunks at a time pass through the cache; nothing of the size
 of the scores is ever stored. On the way back the weights are computed again.
 
-Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group. In here pixels of all images lie in one row.
+Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, and s chunks in a window: 3, unless
+`neighbours` says fewer. In here pixels of all images lie in one row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nlsn_plugin.ops.cpu_matmul import onednn_multiplies
-from nlsn_plugin.ops.reference import HALF, KEY_EPS, wide
+from nlsn_plugin.ops.reference import HALF, KEY_EPS, NEIGHBOURS, wide
 
 LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
@@ -34,7 +35,7 @@ NUMBERS_AT_ONCE_ON_A_DEVICE = 24_000_000
 
 
 def forward(
-    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool
+    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend.
 
@@ -44,6 +45,7 @@ def forward(
         order: the pixels sorted by hash code, [N, r, L].
         chunk_size: k <= L.
         differentiable: whether a backward pass is to follow.
+        neighbours: of reference.NEIGHBOURS.
 
     Returns:
         y, [N, L, C] in the dtype of `value`;
@@ -55,8 +57,8 @@ def forward(
     values = value.flatten(0, 1)  # [N L, C]
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
     dtype = found.dtype if differentiable else value.dtype  # of the products: shift is rounded at the end alone
-    for group in groups(match, value, order, chunk_size):
-        weight = group.weights()  # [G, k, 3k]
+    for group in groups(match, value, order, chunk_size, neighbours):
+        weight = group.weights()  # [G, k, s k]
         rounded = group.cast('rounded', weight, dtype)
         group.add(found, group.product('found', rounded, group.windows(values, dtype)))
         group.add(mass, weight.copy_(rounded).sum(dim=-1))  # of what the values were weighted with
@@ -67,7 +69,14 @@ def forward(
 
 
 def backward(
-    grad: Tensor, match: Tensor, value: Tensor, kept: Tensor, mass: Tensor, order: Tensor, chunk_size: int
+    grad: Tensor,
+    match: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    mass: Tensor,
+    order: Tensor,
+    chunk_size: int,
+    neighbours: str = 'both',
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `match` and `value`, from that of y and what `forward` took and returned.
 
@@ -78,13 +87,13 @@ def backward(
     mean = dot(grad, kept.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]: dy_i . y_i
     if value.dtype in HALF:
         mean += dot(grad, values)
-    for group in groups(match, value, order, chunk_size):
-        attention = group.weights().div_(group.own('mass', mass))  # softmax over all rounds, [G, k, 3k]
+    for group in groups(match, value, order, chunk_size, neighbours):
+        attention = group.weights().div_(group.own('mass', mass))  # softmax over all rounds, [G, k, s k]
         group.by_ring(attention)[:, group.queries :] = 0  # the second copies are no queries
         grad_own = group.own('grad', grad)  # [G, k, C]
         # In half precision too this product is wide: where one key has all the weight, it and `mean` all but cancel.
         wide_grad = group.cast('wide_grad', grad_own, for_value.dtype)
-        grad_score = group.product('grad_score', wide_grad, group.windows(values, for_value.dtype).mT)  # [G, k, 3k]
+        grad_score = group.product('grad_score', wide_grad, group.windows(values, for_value.dtype).mT)  # [G, k, s k]
         grad_score.sub_(group.own('mean', mean)).mul_(attention)
         group.add(for_query, group.product('for_query', grad_score, group.key_windows))
         group.add_to_keys(for_key, grad_score, group.query)
@@ -93,16 +102,18 @@ def backward(
     return for_match.to(match.dtype).view(match.shape), for_value.to(value.dtype).view(value.shape)
 
 
-def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Iterator[Group]:
+def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str) -> Iterator[Group]:
     """All chunks of all rounds and images, a few at a time: part of a ring of chunks, or as many rings as fit."""
     k = chunk_size
+    before, behind = NEIGHBOURS[neighbours]
+    window = (before + 1 + behind) * k
     _, rounds, length = order.shape
     chunks = -(-length // k)
     features = wide(match).flatten(0, 1)
     lengths = features.norm(dim=-1, keepdim=True)
     on_cpu = match.device.type == 'cpu'
     numbers = NUMBERS_AT_ONCE * min(torch.get_num_threads(), 16) if on_cpu else NUMBERS_AT_ONCE_ON_A_DEVICE
-    chunks_at_once = max(1, numbers // (3 * k + match.shape[-1] + value.shape[-1]) // k)
+    chunks_at_once = max(1, numbers // (window + match.shape[-1] + value.shape[-1]) // k)
     rings_at_once = max(1, chunks_at_once // chunks)
     scratch = Scratch(match.device)
     orders = order.flatten(0, 1)
@@ -111,11 +122,13 @@ def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int) -> Iter
         image = torch.arange(ring, ring + len(pixels), device=order.device)[:, None] // rounds
         pixels = pixels + length * image  # of all images, [0, N L)
         filled = torch.cat([pixels, pixels[:, length - -length % k :]], dim=1)  # [b, n k]
-        circle = torch.cat([filled[:, -k:], filled, filled[:, :k]], dim=1)  # [b, (n + 2) k]
+        ends = filled[:, (chunks - before) * k :], filled[:, : behind * k]
+        circle = torch.cat([ends[0], filled, ends[1]], dim=1)  # [b, (n + s - 1) k]
         for first in range(0, chunks, chunks_at_once):
             last = min(first + chunks_at_once, chunks)
             queries = min(last * k, length) - first * k
-            yield Group(features, lengths, circle[:, first * k : (last + 2) * k], queries, k, scratch)
+            around = circle[:, first * k : (last + before + behind) * k]
+            yield Group(features, lengths, around, queries, k, before, behind, scratch)
 
 
 class Scratch:
@@ -139,24 +152,34 @@ class Group:
 
     Args:
         features, lengths: x and |x| of all images, [N L, c] and [N L, 1].
-        pixels: those of the chunks and, in each ring, of the chunk before and the chunk behind, [b, (G / b + 2) k].
+        pixels: those of the chunks and, in each ring, of the chunks before and behind, [b, (G / b + s - 1) k].
         queries: how many of the G k / b pixels in a ring are queries; the rest are second copies at its end.
         chunk_size: k.
+        before, behind: chunks of a window before and behind its own, s - 1 together.
         scratch: where results lie; each is overwritten by that of the next group.
     """
 
     def __init__(
-        self, features: Tensor, lengths: Tensor, pixels: Tensor, queries: int, chunk_size: int, scratch: Scratch
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        pixels: Tensor,
+        queries: int,
+        chunk_size: int,
+        before: int,
+        behind: int,
+        scratch: Scratch,
     ) -> None:
-        self.chunk_size, self.queries, self.scratch = chunk_size, queries, scratch
-        self.pixels, self.own_pixels = pixels, pixels[:, chunk_size:-chunk_size]
+        self.chunk_size, self.span, self.queries, self.scratch = chunk_size, before + 1 + behind, queries, scratch
+        self.pixels = pixels
+        self.own_pixels = pixels[:, before * chunk_size : pixels.shape[1] - behind * chunk_size]
         self.query = self.own('query', features)  # [G, k, c]
         self.bound = self.own('bound', lengths)  # [G, k, 1]
         key = self.gather('key', features, pixels).div_(self.gather('length', lengths, pixels).clamp_min_(KEY_EPS))
-        self.key_windows = self.in_windows('key_windows', key)  # [G, 3k, c]
+        self.key_windows = self.in_windows('key_windows', key)  # [G, s k, c]
 
     def weights(self) -> Tensor:
-        """w of every query for its 3 k keys, [G, k, 3k]."""
+        """w of every query for its s k keys, [G, k, s k]."""
         score = self.product('score', self.query * LOG2E, self.key_windows.mT)
         return score.sub_(self.bound * LOG2E).exp2_()
 
@@ -165,15 +188,15 @@ class Group:
         return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
 
     def windows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of each chunk with both neighbours, [N L, D] -> [G, 3k, D]."""
+        """Of each chunk with its neighbours, [N L, D] -> [G, s k, D]."""
         return self.in_windows('windows', self.cast('window', self.gather('window', x, self.pixels), dtype))
 
     def in_windows(self, name: str, rows: Tensor) -> Tensor:
-        """[b (G / b + 2) k, D] -> [G, 3k, D], overlapping in memory if they may."""
+        """[b (G / b + s - 1) k, D] -> [G, s k, D], overlapping in memory if they may."""
         k, channels = self.chunk_size, rows.shape[1]
         rings, length = self.pixels.shape
         strides = (length * channels, k * channels, channels, 1)
-        windows = rows.as_strided((rings, length // k - 2, 3 * k, channels), strides)
+        windows = rows.as_strided((rings, length // k - self.span + 1, self.span * k, channels), strides)
         if onednn_multiplies(rows):  # which else copies them itself, to fresh memory each time
             windows = self.scratch.take(name, tuple(windows.shape), rows.dtype).copy_(windows)
         return windows.flatten(0, 1)
@@ -202,11 +225,11 @@ class Group:
         total.index_add_(0, self.own_pixels[:, : self.queries].flatten(), self.cast('terms', terms, total.dtype))
 
     def add_to_keys(self, total: Tensor, weight: Tensor, terms: Tensor) -> None:
-        """Add the terms of the queries, [G, k, D], each by its weight, [G, k, 3k], to their keys' pixels, [N L, D]."""
+        """Add the terms of the queries, [G, k, D], each by its weight, [G, k, s k], to their keys' pixels, [N L, D]."""
         k, channels = self.chunk_size, terms.shape[-1]
         summed = self.scratch.take('summed', (*self.pixels.shape, channels), terms.dtype).zero_()
-        for part in range(3):  # each query's chunk before, its own, the one behind
-            keys = summed[:, part * k : summed.shape[1] - (2 - part) * k]
+        for part in range(self.span):  # each query's chunk before, its own, the one behind
+            keys = summed[:, part * k : summed.shape[1] - (self.span - 1 - part) * k]
             of_part = weight[:, :, part * k : (part + 1) * k].mT
             if len(summed) == 1:
                 keys.view(-1, k, channels).baddbmm_(of_part, terms)

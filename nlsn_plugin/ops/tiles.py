@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from nlsn_plugin.ops.kernels import INTERPRETED
+from nlsn_plugin.ops.reference import NEIGHBOURS
 
 
 class Tiles(NamedTuple):
@@ -81,7 +82,7 @@ def precision(match: Tensor) -> str:
     return 'tf32' if tf32 else 'tf32x3'
 
 
-def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, tiles: Tiles) -> dict[str, Any]:
+def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: str, tiles: Tiles) -> dict[str, Any]:
     """What the attention kernels are told besides tensors."""
     c, C = match.shape[-1], value.shape[-1]
     return {
@@ -90,6 +91,8 @@ def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, tiles: Tiles)
         'c': c,
         'C': C,
         'PRECISION': precision(match),
+        'BEFORE': NEIGHBOURS[neighbours][0],
+        'SPAN': 1 + sum(NEIGHBOURS[neighbours]),
         'BLOCK_M': tiles.block_m,
         'BLOCK_N': tiles.block_n,
         'BLOCK_K': padded(c),

@@ -6,6 +6,7 @@ import yaml
 from conftest import DEVICE, GOLDEN, GOLDEN_NETWORKS, OPTION_FILES, golden, relative_error
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention
+from nlsn_plugin.layers import ATTENTIONS
 
 
 def small(**arguments: object) -> NLSN:
@@ -116,7 +117,21 @@ def test_under_autocast_the_image_itself_stays_in_float32() -> None:
         ({'num_feat': 6}, 'reduction=4 does not divide channels=6'),
         ({'num_block': 0}, 'num_block=0 is not allowed'),
         ({'num_in_ch': 1}, 'num_in_ch=1 does not fit rgb_mean'),
-        ({'attention': 'nla'}, "attention='nla' is not allowed: choose one of 'nlsa'"),
+        (
+            {'attention': 'nonlocal'},
+            "attention='nonlocal' is not allowed: choose one of 'nlsa', 'nla', 'local', 'random',",
+        ),
+        ({'attention_options': []}, r'attention_options=\[\] is not allowed: names and values'),
+        ({'attention_options': {'neighbors': 'none'}}, "attention='nlsa' takes no neighbors: did you mean neighbours"),
+        ({'attention_options': {'neighbours': 'no'}}, "neighbours='no' is not allowed: choose one of 'both'"),
+        ({'attention_options': {'n_hashes': 2}}, "attention='nlsa' takes no n_hashes: there are neighbours$"),
+        (
+            {'attention': 'nla', 'attention_options': {'windw': 5}},
+            "attention='nla' takes no windw: did you mean window",
+        ),
+        ({'attention': 'local', 'attention_options': {'window': 0}}, 'window=0 is not allowed'),
+        ({'attention': 'random', 'attention_options': {'partition': 'lsh'}}, "attention='random' takes no partition"),
+        ({'attention': 'none', 'attention_options': {'window': 5}}, "attention='none' takes no window$"),
         ({'attention_at': [9]}, r'attention_at=\[9\] is not allowed: different numbers from 0 to num_block=8'),
         ({'attention_at': [1, 1]}, r'attention_at=\[1, 1\] is not allowed'),
         ({'attention_at': 8}, 'attention_at=8 is not allowed: a list'),
@@ -135,6 +150,52 @@ def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         small(**arguments)
+
+
+OPTIONS = [
+    pytest.param('nlsa', {'neighbours': 'previous'}, id='nlsa'),
+    pytest.param('nla', {}, id='nla'),
+    pytest.param('nla', {'window': 5, 'shared': False}, id='nla-in-windows'),
+    pytest.param('local', {'window': 5}, id='local'),
+    pytest.param('random', {'neighbours': 'none'}, id='random'),
+    pytest.param('none', {}, id='none'),
+]
+
+
+@pytest.mark.parametrize(('attention', 'options'), OPTIONS)
+class TestAnyAttention:
+    def test_trains_and_is_the_same_again_in_eval_mode(self, attention: str, options: dict[str, object]) -> None:
+        net = small(attention=attention, attention_options=options)
+        x = torch.rand(2, 3, 7, 11)
+        net(x).mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+        net.eval()
+        assert net(x).equal(net(x))
+
+    def test_is_one_graph(self, attention: str, options: dict[str, object]) -> None:
+        torch.compiler.reset()
+        arguments = {'attention': attention, 'attention_options': options, 'backend': 'streamed'}
+        net = small(num_block=1, attention_at=[0], **arguments).eval()
+        x = torch.rand(1, 3, 9, 10)
+        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend='aot_eager')(x), net(x))
+
+
+def test_attentions_get_the_arguments_of_the_network_that_they_know_and_the_options() -> None:
+    arguments = {'n_hashes': 2, 'reduction': 2, 'res_scale': 0.2, 'eval_seed': 5, 'backend': 'streamed'}
+    for name, (layer, fixed) in ATTENTIONS.items():
+        body = small(attention=name, **arguments).body
+        own = [module for module in body if isinstance(module, layer)]
+        assert [body[0], body[9]] == own
+        for i, module in enumerate(own):
+            expected = {**arguments, 'chunk_size': 16, 'eval_seed': 5 + i, **fixed}
+            assert all(getattr(module, key) == value for key, value in expected.items() if hasattr(module, key))
+    assert small(attention='nla', attention_options={'window': 7}).body[0].window == 7
+
+
+@pytest.mark.parametrize('attention_at', [None, [4], []])
+def test_without_attention_the_keys_are_those_of_no_places(attention_at: list[int] | None) -> None:
+    baseline = small(attention='none', attention_at=attention_at)
+    assert list(baseline.state_dict()) == list(small(attention_at=[]).state_dict())
 
 
 @pytest.mark.parametrize('path', OPTION_FILES, ids=lambda path: path.stem)

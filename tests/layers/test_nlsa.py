@@ -166,6 +166,62 @@ def test_in_training_mode_rotations_are_drawn_on_the_cpu_from_the_global_generat
     assert drawn.equal(layer(x, rotations=rotations))
 
 
+@pytest.mark.parametrize('neighbours', ['previous', 'none'])
+def test_chunks_attend_to_the_neighbours_asked_for(neighbours: str) -> None:
+    layer, x = layer_and_image(neighbours=neighbours)
+    layer.eval()
+    match, value = (conv(x).flatten(2).mT for conv in (layer.conv_match, layer.conv_assembly))
+    attended = ops.attend(match, value, layer.rotation_bank[..., :4], 16, 'reference', neighbours)
+    torch.testing.assert_close(layer(x), x + attended.mT.view(x.shape))
+
+
+class TestRandomPartition:
+    @pytest.mark.parametrize('backend', ['reference', 'streamed'])
+    def test_is_the_attention_of_chunks_in_a_random_order_shared_by_the_batch(self, backend: str) -> None:
+        layer, x = layer_and_image(partition='random', n_hashes=2, backend=backend)
+        x = torch.cat([x, x.flip(2)])
+        torch.manual_seed(5)
+        drawn = layer(x)
+        after = torch.get_rng_state()
+        torch.manual_seed(5)
+        order = torch.stack([torch.randperm(120) for _ in range(2)])
+        assert torch.get_rng_state().equal(after)
+        match, value = (conv(x).flatten(2).mT for conv in (layer.conv_match, layer.conv_assembly))
+        attended = ops.attend_in_order(match, value, order.expand(2, -1, -1), 16, 'reference')
+        torch.testing.assert_close(drawn, x + attended.mT.view(x.shape))
+        drawn.sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
+
+    def test_in_eval_mode_depends_on_seed_and_size_alone(self) -> None:
+        layer, x = layer_and_image(partition='random', eval_seed=3)
+        layer.eval()
+        before = torch.get_rng_state()
+        first = layer(x)
+        layer(x[:, :, :5])
+        assert layer(x).equal(first)
+        assert layer(torch.cat([x, x]))[1:].allclose(first, atol=1e-6)
+        assert torch.get_rng_state().equal(before)
+        layer.eval_seed = 4
+        assert not layer(x).equal(first)
+        layer.eval_seed = None
+        layer(x)
+        assert not torch.get_rng_state().equal(before)
+
+    def test_takes_no_rotations(self) -> None:
+        layer, x = layer_and_image(partition='random')
+        with pytest.raises(ArgumentError, match="rotations are not allowed: partition='random' hashes nothing"):
+            layer(x, rotations=torch.randn(2, 4, 4))
+
+    def test_an_image_smaller_than_a_chunk_draws_nothing(self) -> None:
+        layer, x = layer_and_image(partition='random')
+        before = torch.get_rng_state()
+        layer.partition = 'lsh'
+        expected = layer(x[:, :, :1])
+        layer.partition = 'random'
+        assert layer(x[:, :, :1]).equal(expected)
+        assert torch.get_rng_state().equal(before)
+
+
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('eval_seed', [0, None])
 def test_an_image_smaller_than_a_chunk_draws_nothing_and_takes_empty_rotations(
@@ -215,6 +271,8 @@ class TestHalfPrecision:
         ({'eval_seed': 1.5}, 'eval_seed=1.5 is not allowed'),
         ({'chunk_size': 0}, 'chunk_size=0 is not allowed: a whole number of at least 1'),
         ({'backend': 'fast'}, "backend='fast' is not allowed: choose one of 'auto', 'reference'"),
+        ({'partition': 'none'}, "partition='none' is not allowed: choose one of 'lsh', 'random'"),
+        ({'neighbours': 2}, "neighbours=2 is not allowed: choose one of 'both', 'previous', 'none'"),
     ],
 )
 def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(

@@ -9,12 +9,14 @@ import numpy as np
 KEY_EPS = 5e-5
 
 
-def attend(match: np.ndarray, value: np.ndarray, rotations: np.ndarray, chunk_size: int) -> np.ndarray:
+def attend(
+    match: np.ndarray, value: np.ndarray, rotations: np.ndarray, chunk_size: int, neighbours: str = 'both'
+) -> np.ndarray:
     """[L, c], [L, C], [c, r, m/2] -> [L, C]."""
     length = len(match)
     keys = [x / max(math.sqrt(x @ x), KEY_EPS) for x in match]
     out = np.empty((length, value.shape[1]))
-    buckets = attention_buckets(match, rotations, chunk_size)
+    buckets = attention_buckets(match, rotations, chunk_size, neighbours)
     for i in range(length):
         masses, results = [], []
         for delta in buckets[i]:
@@ -25,7 +27,9 @@ def attend(match: np.ndarray, value: np.ndarray, rotations: np.ndarray, chunk_si
     return out
 
 
-def attention_buckets(match: np.ndarray, rotations: np.ndarray, chunk_size: int) -> list[list[list[int]]]:
+def attention_buckets(
+    match: np.ndarray, rotations: np.ndarray, chunk_size: int, neighbours: str
+) -> list[list[list[int]]]:
     """delta_{r,i} for every pixel i and round r (Eqs. 7 to 9, adjacent chunks included), repetitions and all."""
     length, rounds = len(match), rotations.shape[1]
     if length < chunk_size:
@@ -37,7 +41,12 @@ def attention_buckets(match: np.ndarray, rotations: np.ndarray, chunk_size: int)
         chunks = [filled[start : start + chunk_size] for start in range(0, len(filled), chunk_size)]
         for place, i in enumerate(order):
             own = place // chunk_size
-            deltas[i].append(chunks[own] + chunks[own - 1] + chunks[(own + 1) % len(chunks)])
+            delta = chunks[own]
+            if neighbours in ('previous', 'both'):
+                delta = delta + chunks[own - 1]
+            if neighbours == 'both':
+                delta = delta + chunks[(own + 1) % len(chunks)]
+            deltas[i].append(delta)
     return deltas
 
 

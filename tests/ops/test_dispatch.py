@@ -49,6 +49,11 @@ def test_an_unknown_backend_in_the_environment_is_refused(monkeypatch: pytest.Mo
         ops.attend(*draw(1, 30, 1, 8), 8)
 
 
+def test_unknown_neighbours_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"neighbours='next' is not allowed: choose one of 'both', 'previous'"):
+        ops.attend(*draw(1, 30, 1, 8), 8, neighbours='next')
+
+
 def test_a_backend_that_cannot_run_says_why() -> None:
     with pytest.raises(BackendError, match=r"backend='fused' cannot run here: .*float64"):
         ops.attend(*draw(1, 30, 1, 8), 8, 'fused')
@@ -86,18 +91,40 @@ def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     torch.library.opcheck(ops.library.pixel_order, (match, rotations))
     arguments = (match.requires_grad_(requires_grad), value.requires_grad_(requires_grad), order, 8, requires_grad)
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, arguments)
+    torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, (*arguments, 'previous'))
 
 
 @pytest.mark.skipif(torch.__version__.startswith('2.4.'), reason='PyTorch 2.4 does not count operators of others')
-def test_multiply_adds_are_counted() -> None:
+@pytest.mark.parametrize(('neighbours', 'chunks'), [('both', 3), ('previous', 2), ('none', 1)])
+def test_multiply_adds_are_counted(neighbours: str, chunks: int) -> None:
     match, value, rotations = draw(2, 30, 3, 8, channels=(5, 7))
     match.requires_grad_()
     value.requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        ops.attend(match, value, rotations, 8, 'streamed').sum().backward()
-    scores = 2 * 3 * 4 * 8 * 24  # images, rounds, chunks, queries, keys
+        ops.attend(match, value, rotations, 8, 'streamed', neighbours).sum().backward()
+    scores = 2 * 3 * 4 * 8 * chunks * 8  # images, rounds, chunks, queries, keys
     hashes = 2 * 30 * 5 * 3 * 2  # images, pixels, channels, rounds, half the buckets
     assert counter.get_total_flops() == 2 * (hashes + scores * (5 + 7) + scores * (3 * 5 + 2 * 7))
+
+
+class TestRandomOrders:
+    def test_each_round_has_every_pixel_once(self) -> None:
+        orders = ops.draw_orders(31, 3, None)
+        assert orders.sort(dim=-1).values.equal(torch.arange(31).expand(3, -1))
+        assert not orders[0].equal(orders[1])
+
+    def test_a_seed_decides_alone_and_round_by_round(self) -> None:
+        before = torch.get_rng_state()
+        orders = ops.draw_orders(31, 3, 7)
+        assert torch.get_rng_state().equal(before)
+        assert ops.draw_orders(31, 5, 7)[:3].equal(orders)
+        assert not ops.draw_orders(31, 3, 8).equal(orders)
+
+    def test_without_a_seed_they_come_from_the_global_generator(self) -> None:
+        torch.manual_seed(3)
+        orders = ops.draw_orders(31, 2, None)
+        torch.manual_seed(3)
+        assert orders.equal(torch.stack([torch.randperm(31), torch.randperm(31)]))
 
 
 class TestCompiled:

@@ -22,6 +22,7 @@ class Problem(NamedTuple):
     order: Tensor
     chunk_size: int
     grad: Tensor
+    neighbours: str = 'both'
 
     def to(self, dtype: torch.dtype) -> Problem:
         match, value, grad = (x.to(dtype) for x in (self.match, self.value, self.grad))
@@ -48,16 +49,16 @@ def draw(
 
 def by_fused(problem: Problem, tiles: Any = None) -> Answer:
     """By the kernels; tiles for all three of them."""
-    match, value, order, chunk_size, grad = problem
-    out, mass, shift = fused.forward(match, value, order, chunk_size, True, tiles=tiles)
+    match, value, order, chunk_size, grad, neighbours = problem
+    out, mass, shift = fused.forward(match, value, order, chunk_size, True, neighbours, tiles=tiles)
     both = tiles and (tiles, tiles)
     kept = out if value.dtype == torch.float32 else shift
-    return Answer(out, *fused.backward(grad, match, value, kept, mass, order, chunk_size, tiles=both))
+    return Answer(out, *fused.backward(grad, match, value, kept, mass, order, chunk_size, neighbours, tiles=both))
 
 
 def by_reference(problem: Problem) -> Answer:
     match, value = problem.match.clone().requires_grad_(), problem.value.clone().requires_grad_()
-    out = reference.attend(match, value, problem.order, problem.chunk_size)
+    out = reference.attend(match, value, problem.order, problem.chunk_size, problem.neighbours)
     return Answer(out.detach(), *torch.autograd.grad(out, (match, value), problem.grad))
 
 
@@ -83,6 +84,13 @@ def assert_exact(answer: Answer, problem: Problem) -> None:
 )
 def test_equals_the_reference(length: int, chunk_size: int) -> None:
     problem = draw(length, chunk_size)
+    assert_exact(by_fused(problem, SMALL), problem)
+
+
+@pytest.mark.parametrize('neighbours', ['previous', 'none'])
+@pytest.mark.parametrize(('length', 'chunk_size'), [(5, 5), (9, 5), (10, 5), (11, 5), (50, 24), (7, 2)])
+def test_equals_the_reference_in_smaller_windows(length: int, chunk_size: int, neighbours: str) -> None:
+    problem = draw(length, chunk_size)._replace(neighbours=neighbours)
     assert_exact(by_fused(problem, SMALL), problem)
 
 

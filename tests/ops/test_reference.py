@@ -45,6 +45,30 @@ def test_equals_the_equations_pixel_by_pixel(length: int, chunk_size: int, round
         np.testing.assert_allclose(result[n].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+@pytest.mark.parametrize('neighbours', ['previous', 'none'])
+@pytest.mark.parametrize(('length', 'chunk_size'), [(3, 4), (4, 4), (7, 4), (13, 4), (24, 4), (9, 1)])
+def test_smaller_windows_equal_the_equations_pixel_by_pixel(
+    length: int, chunk_size: int, neighbours: str, backend: str
+) -> None:
+    match, value, rotations = draw(2, length, 2, chunk_size)
+    result = ops.attend(match, value, rotations, chunk_size, backend, neighbours)
+    for n in range(2):
+        expected = pixel_loop.attend(match[n].numpy(), value[n].numpy(), rotations.numpy(), chunk_size, neighbours)
+        np.testing.assert_allclose(result[n].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_order_that_is_given_is_cut_into_chunks() -> None:
+    match, value, _ = draw(1, 12, 2, 4)
+    order = ops.draw_orders(12, 2, 0)
+    result = ops.attend_in_order(match, value, order[None], 4, 'reference', 'none')[0]
+    keys = torch.nn.functional.normalize(match[0], dim=-1)
+    for i in range(12):
+        window = torch.cat([chunk for pixels in order for chunk in pixels.split(4) if i in chunk])
+        weight = (keys[window] @ match[0, i]).softmax(-1)
+        torch.testing.assert_close(result[i], weight @ value[0, window])
+
+
 @pytest.mark.parametrize(('length', 'chunk_size'), [(3, 4), (4, 4), (11, 4)])
 def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int) -> None:
     match, value, rotations = draw(1, length, 2, chunk_size, channels=(3, 2))

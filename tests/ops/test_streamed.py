@@ -14,10 +14,12 @@ from nlsn_plugin.ops import streamed
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def attend_and_differentiate(inputs: Inputs, chunk_size: int, backend: str, dtype: torch.dtype) -> list[Tensor]:
+def attend_and_differentiate(
+    inputs: Inputs, chunk_size: int, backend: str, dtype: torch.dtype, neighbours: str = 'both'
+) -> list[Tensor]:
     """The output, and the gradients of match and value for a fixed gradient of it."""
     match, value = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in inputs[:2])
-    out = ops.attend(match, value, inputs[2].to(DEVICE), chunk_size, backend)
+    out = ops.attend(match, value, inputs[2].to(DEVICE), chunk_size, backend, neighbours)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, (match, value), upstream)]
 
@@ -64,6 +66,20 @@ def test_equals_the_reference_at_any_size(length: int, chunk_size: int, rounds: 
     results = attend_and_differentiate(inputs, chunk_size, 'streamed', torch.float64)
     for result, expected in zip(results, attend_and_differentiate(inputs, chunk_size, 'reference', torch.float64)):
         torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('neighbours', ['previous', 'none'])
+@pytest.mark.parametrize('numbers_at_once', [1, 200, streamed.NUMBERS_AT_ONCE])
+@pytest.mark.parametrize(('length', 'chunk_size'), [(4, 4), (7, 4), (8, 4), (13, 4), (9, 1), (301, 40)])
+def test_equals_the_reference_in_smaller_windows(
+    length: int, chunk_size: int, numbers_at_once: int, neighbours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamed, 'NUMBERS_AT_ONCE', numbers_at_once)
+    inputs = draw(3, length, 2, chunk_size)
+    results = attend_and_differentiate(inputs, chunk_size, 'streamed', torch.float64, neighbours)
+    expected = attend_and_differentiate(inputs, chunk_size, 'reference', torch.float64, neighbours)
+    for result, truth in zip(results, expected):
+        torch.testing.assert_close(result, truth, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize('magnitude', [0.0, 1e-7, 1e-4, 30.0, 1e3])

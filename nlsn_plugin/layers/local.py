@@ -1,0 +1,48 @@
+"""Attention inside of fixed windows of the image: the local window strategy that NLSA is compared with.
+
+Paper: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention", CVPR 2021, Section 4.4, Table 2.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nlsn_plugin import checks
+from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.ops.dense import attend_in_windows
+
+
+class LocalWindowAttention(ResidualAttention):
+    """Pixels attend to one another inside of windows that do not overlap.
+
+    x -> x + res_scale * attention(x), on images of any height and width.
+
+    Of this strategy the paper says that 'elements are gathered purely depending on locations' and that the windows
+    have q x q = 12 x 12 pixels, 'which equals to the attention range (k = 144)'. The rest is chosen so that in Table 2,
+    which compares partitions, the partition alone differs from NLSA: windows part the image as buckets do, from its
+    upper left corner on and smaller at the other borders, where every key still counts once; inside, queries keep their
+    length and keys have unit length; a window attends to itself alone, since its neighbours would be beyond the range;
+    and there is one round, since all would be alike.
+
+    Args:
+        channels: C, of the input and the output.
+        window: q, the edge of a window in pixels.
+        reduction: queries and keys have C / reduction channels; must divide C.
+        res_scale: weight of the attention beside the identity.
+
+    Raises:
+        ArgumentError (a ValueError): an argument out of range.
+
+    State dict: that of NonLocalSparseAttention.
+    """
+
+    def __init__(self, channels: int, window: int = 12, reduction: int = 4, res_scale: float = 1.0) -> None:
+        super().__init__(channels, reduction, res_scale)
+        self.window = checks.whole('window', window, least=1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        match, value = as_image(self.conv_match(x)), as_image(self.conv_assembly(x))  # [N, H, W, *]
+        return attend_in_windows(match, value, self.window).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        return f'{self.channels}, window={self.window}, reduction={self.reduction}, res_scale={self.res_scale}'

@@ -1,0 +1,51 @@
+"""What the attention layers have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.errors import ArgumentError
+
+
+class ResidualAttention(nn.Module):
+    """x -> x + res_scale * attention(x), [N, C, H, W] -> [N, C, H, W], of any height and width.
+
+    Args:
+        channels: C.
+        reduction: queries and keys have C / reduction channels; must divide C.
+        res_scale: weight of the attention beside the identity.
+    """
+
+    def __init__(self, channels: int, reduction: int, res_scale: float) -> None:
+        super().__init__()
+        self.channels = checks.whole('channels', channels, least=1)
+        self.reduction = checks.divisor('reduction', reduction, 'channels', self.channels)
+        self.res_scale = checks.real('res_scale', res_scale)
+        self.conv_match = self._new_conv_match()
+        self.conv_assembly = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        attended = self._attend(self._as_rows(x))
+        return torch.add(x, attended, alpha=self.res_scale)
+
+    def _new_conv_match(self) -> nn.Sequential:
+        """theta or phi: C -> C / reduction."""
+        return nn.Sequential(nn.Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
+
+    def _as_rows(self, x: Tensor) -> Tensor:
+        """`x`, if it has the right shape, with channels last, so that pixels are rows of memory all the way."""
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """attention(x), [N, C, H, W]."""
+        raise NotImplementedError
+
+
+def as_image(features: Tensor) -> Tensor:
+    """[N, D, H, W] -> [N, H, W, D], without a copy if channels are last."""
+    return features.permute(0, 2, 3, 1).contiguous()
