@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.layers.residual import ResidualAttention
+from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.ops.dense import in_windows
 
 PARTITIONS = ('lsh', 'random')
 
@@ -38,9 +39,11 @@ class NonLocalSparseAttention(ResidualAttention):
             drawn anew for each round and shared by the images of a batch, rather than sorted by hash code.
         neighbours: the chunks, circularly, that a chunk attends to besides itself: 'both', as in the released code,
             'previous' or 'none'.
+        window: edge of square windows, in pixels, none of which sees another (the receptive fields of Figure 6);
+            smaller at the right and lower border. None for the whole image.
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape or for no hashing.
+        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape or where none are taken.
 
     State dict: `conv_match.0.{weight,bias}` (3x3, C -> C / reduction; theta = phi), `conv_assembly.0.{weight,bias}`
     (1x1, C -> C; g): the released code's.
@@ -59,12 +62,14 @@ class NonLocalSparseAttention(ResidualAttention):
         backend: str = 'auto',
         partition: str = 'lsh',
         neighbours: str = 'both',
+        window: int | None = None,
     ) -> None:
         super().__init__(channels, reduction, res_scale)
         self.chunk_size = checks.whole('chunk_size', chunk_size, least=1)
         self.backend = checks.one_of('backend', backend, ops.BACKENDS)
         self.partition = checks.one_of('partition', partition, PARTITIONS)
         self.neighbours = checks.one_of('neighbours', neighbours, tuple(ops.NEIGHBOURS))
+        self.window = None if window is None else checks.whole('window', window, least=1)
         self.register_buffer('rotation_bank', None, persistent=False)
         self._n_hashes = checks.whole('n_hashes', n_hashes, least=1)
         self.eval_seed = eval_seed
@@ -101,30 +106,40 @@ class NonLocalSparseAttention(ResidualAttention):
             [N, C, H, W].
         """
         rows = self._as_rows(x)
-        length = x.shape[2] * x.shape[3]
-        if self.partition == 'lsh':
-            rotations = self._rotations_for(length, rotations)
-        elif rotations is not None:
-            raise ArgumentError(f'rotations are not allowed: partition={self.partition!r} hashes nothing')
+        if rotations is not None and (self.partition != 'lsh' or self.window is not None):
+            raise ArgumentError(
+                f'rotations are not allowed with partition={self.partition!r}, window={self.window}: they are for '
+                "partition='lsh' on the whole image"
+            )
         attended = self._attend(rows, rotations)
         return torch.add(x, attended, alpha=self.res_scale)
 
     def _attend(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
-        """NLSA(x), [N, C, H, W]; without rotations in a random order."""
-        match = self.conv_match(x).flatten(2).transpose(1, 2)  # [N, L, C / reduction]
-        value = self.conv_assembly(x).flatten(2).transpose(1, 2)  # [N, L, C]
-        settings = self.chunk_size, self.backend, self.neighbours
-        if rotations is None:
-            attended = ops.attend_in_order(match, value, self._random_order(match), *settings)
+        """NLSA(x), [N, C, H, W]."""
+        match, value = as_image(self.conv_match(x)), as_image(self.conv_assembly(x))  # [N, H, W, *]
+        if self.window is None:
+            attended = self._attend_pixels(match.flatten(1, 2), value.flatten(1, 2), rotations).view(value.shape)
         else:
-            attended = ops.attend(match, value, rotations, *settings)
-        return attended.transpose(1, 2).view(x.shape)
+            attended = in_windows(self._attend_in_each, self.window, match, value)
+        return attended.permute(0, 3, 1, 2)
+
+    def _attend_in_each(self, match: Tensor, value: Tensor) -> Tensor:
+        """Windows as images of their own, [N, windows, P, *]."""
+        return self._attend_pixels(match.flatten(0, 1), value.flatten(0, 1), None).view(value.shape)
+
+    def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
+        """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
+        settings = self.chunk_size, self.backend, self.neighbours
+        if self.partition == 'lsh':
+            return ops.attend(match, value, self._rotations_for(match.shape[1], rotations), *settings)
+        return ops.attend_in_order(match, value, self._random_order(match), *settings)
 
     def extra_repr(self) -> str:
         return (
             f'{self.channels}, n_hashes={self.n_hashes}, chunk_size={self.chunk_size}, reduction={self.reduction}, '
             f'res_scale={self.res_scale}, eval_seed={self.eval_seed}, backend={self.backend!r}, '
-            f'partition={self.partition!r}, neighbours={self.neighbours!r}'
+            f'partition={self.partition!r}, neighbours={self.neighbours!r}, '
+            f'window={self.window}'
         )
 
     def _rotations_for(self, length: int, given: Tensor | None) -> Tensor:

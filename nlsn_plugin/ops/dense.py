@@ -6,6 +6,8 @@ C value channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,15 +117,27 @@ def attend_in_windows(match: Tensor, value: Tensor, window: int) -> Tensor:
     Returns:
         y, [N, H, W, C].
     """
-    key = normalise(match)
+    return in_windows(softmax_attention, window, match, normalise(match), value)
+
+
+def in_windows(attend: Callable[..., Tensor], window: int, *tensors: Tensor) -> Tensor:
+    """`attend` in each window of an image.
+
+    Args:
+        attend: tensors of [N, windows, pixels of one, *] -> [N, windows, pixels of one, C].
+        window: edge of the windows, which start in the upper left corner; the last of a row or column are as small as
+            what is left.
+        tensors: its arguments, [N, H, W, *]; the last one has C channels.
+    """
+    shape = tensors[-1].shape
     bands = []
-    for rows in whole_and_rest(value.shape[1], window):
+    for rows in whole_and_rest(shape[1], window):
         parts = []
-        for columns in whole_and_rest(value.shape[2], window):
-            query, keys, values = (x[:, rows, columns] for x in (match, key, value))
-            size = min(window, query.shape[1]), min(window, query.shape[2])
-            attended = softmax_attention(*(into_windows(x, *size) for x in (query, keys, values)))
-            parts.append(from_windows(attended, values.shape, *size))
+        for columns in whole_and_rest(shape[2], window):
+            part = [x[:, rows, columns] for x in tensors]
+            size = min(window, part[0].shape[1]), min(window, part[0].shape[2])
+            attended = attend(*(into_windows(x, *size) for x in part))
+            parts.append(from_windows(attended, part[-1].shape, *size))
         bands.append(torch.cat(parts, dim=2))
     return torch.cat(bands, dim=1)
 

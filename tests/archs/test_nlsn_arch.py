@@ -124,7 +124,7 @@ def test_under_autocast_the_image_itself_stays_in_float32() -> None:
         ({'attention_options': []}, r'attention_options=\[\] is not allowed: names and values'),
         ({'attention_options': {'neighbors': 'none'}}, "attention='nlsa' takes no neighbors: did you mean neighbours"),
         ({'attention_options': {'neighbours': 'no'}}, "neighbours='no' is not allowed: choose one of 'both'"),
-        ({'attention_options': {'n_hashes': 2}}, "attention='nlsa' takes no n_hashes: there are neighbours$"),
+        ({'attention_options': {'n_hashes': 2}}, "attention='nlsa' takes no n_hashes: there are neighbours, window$"),
         (
             {'attention': 'nla', 'attention_options': {'windw': 5}},
             "attention='nla' takes no windw: did you mean window",
