@@ -24,7 +24,12 @@ def add(commands: Any) -> None:
         'res_scale=0.1 --sets Set5 Set14 --scale 2',
     )
     networks = parser.add_argument_group('networks')
-    networks.add_argument('-opt', nargs='+', help='option files for testing, or names of shipped ones: their networks')
+    networks.add_argument(
+        '-opt',
+        dest='option_files',
+        nargs='+',
+        help='option files for testing, or names of shipped ones: their networks',
+    )
     networks.add_argument(
         '--net',
         nargs='+',
@@ -64,16 +69,19 @@ def benchmark(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     import torch
 
-    from nlsn_plugin.data.benchmark_sets import find_sets, open_set
+    from nlsn_plugin.data.benchmark_sets import STANDARD, find_sets, open_set
     from nlsn_plugin.engine import evaluation, gallery, reports
     from nlsn_plugin.engine.contestants import Contestant, Inference
     from nlsn_plugin.engine.measuring import check_device
     from nlsn_plugin.metrics.protocols import find_protocol
     from nlsn_plugin.paper import table1
 
-    recipes, scales = named_networks(args)
     refuse_what_does_nothing(args)
+    protocol = find_protocol(args.protocol, args.gray)
+    recipes, scales = named_networks(args)
     folders = find_sets(args.sets, args.data)
+    if absent := [name for name in STANDARD if args.sets is None and name not in folders]:
+        print(f'not there, and left out: {", ".join(absent)}')
     if args.compare_with_paper:
         table1.check(args.compare_with_paper, scales, folders)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -81,7 +89,7 @@ def benchmark(args: argparse.Namespace) -> None:
     contestants = [Contestant(recipe, device) for recipe in recipes]
     refuse_without_hashing(args, any(contestant.attentions for contestant in contestants))
     settings = evaluation.Settings(
-        find_protocol(args.protocol, args.gray),
+        protocol,
         args.border,
         Inference(args.tile, overlap(args), args.self_ensemble),
         args.n_hashes or [None],
@@ -100,18 +108,25 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:
     """The recipes of all networks, and the scales that are measured."""
+    from nlsn_plugin.data.benchmark_sets import BICUBIC
     from nlsn_plugin.engine.contestants import from_option_file, from_words
 
     scales = list(dict.fromkeys(args.scale or [2]))
     if args.net and len(scales) > 1:
         raise UserError('--net is of one scale: name one by --scale, or upscale=... in each --net')
-    recipes = [from_option_file(name) for name in args.opt or []]
+    recipes = [from_option_file(name) for name in args.option_files or []]
     recipes += [from_words(words, scales[0]) for words in args.net or []]
-    if args.scale and args.opt and not args.net:
+    if args.scale and args.option_files and not args.net:
         raise UserError('--scale is said by the option files: leave it out')
+    if args.scale and recipes and not any(recipe.scale in scales for recipe in recipes):
+        raise UserError(f'--scale {scales[0]} is that of no network: leave it out')
     named = [(recipe.label, recipe.scale) for recipe in recipes]
     for number, (label, scale) in enumerate(named):
-        if (label, scale) in named[:number] or label == 'bicubic':
+        if label == BICUBIC:
+            raise UserError(
+                f'a network cannot be called {BICUBIC}, as the first row is: name it by label=... in its --net'
+            )
+        if (label, scale) in named[:number]:
             raise UserError(
                 f'two networks are called {label} at x{scale}: name one otherwise, by label=... in its --net'
             )
@@ -134,7 +149,7 @@ def refuse_what_does_nothing(args: argparse.Namespace) -> None:
         raise UserError(f'--tile {args.tile} is not more than --tile-overlap {overlap(args)}')
     if args.no_cost and args.cost_size:
         raise UserError('--cost-size and --no-cost: leave one out')
-    if args.net or args.opt:
+    if args.net or args.option_files:
         return
     of_networks = ('n_hashes', 'seeds', 'tile', 'self_ensemble', 'device', 'cost_size', 'no_cost')
     for option in of_networks:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nlsn_plugin.data.images import crop_to_multiple, read_image, reduce
 from nlsn_plugin.data.prepare import checked
-from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.errors import UserError
 
 STANDARD = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 BICUBIC = 'bicubic'
@@ -35,8 +35,6 @@ class Photograph:
         """
         truth = crop_to_multiple(read_image(self.hr, keep_gray=True), scale)
         lr = read_image(self.lr, keep_gray=True) if self.lr else reduce(truth, scale)
-        if lr.ndim != truth.ndim:
-            raise DataError(f'{self.hr} and {self.lr} are a gray and a colour image: both of one kind are expected')
         return truth, lr
 
 
@@ -73,9 +71,9 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
     for word in wanted:
         name, is_named, path = word.partition('=')
         folder = Path(path) if is_named else base / word
-        if not is_named and not folder.is_dir():
-            folder = Path(word)
-            name = folder.resolve().name
+        if not is_named:
+            folder = folder if folder.is_dir() else Path(word)
+            name = folder.name or folder.resolve().name
         if not folder.is_dir():
             raise UserError(f'there is no set {word}{hint(word, base)}')
         if name in found:

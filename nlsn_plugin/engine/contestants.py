@@ -18,6 +18,7 @@ from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from nlsn_plugin import checks
 from nlsn_plugin.engine.options import (
     Document,
     Options,
@@ -94,7 +95,8 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     mistakes = list(misfit_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network(options))
     if mistakes:
         raise UserError(f'{shown}: {mistakes[0][1]}')
-    return Recipe(str(label), kind, arguments, arguments.get('upscale', scale), weights, key)
+    factor = checks.whole('upscale', arguments.get('upscale', scale), least=1)
+    return Recipe(str(label), kind, arguments, factor, weights, key)
 
 
 def from_option_file(name: str) -> Recipe:
@@ -166,16 +168,10 @@ class Contestant:
         """8-bit BGR [h * scale, w * scale, 3] from 8-bit BGR [h, w, 3] or gray [h, w].
 
         Raises:
-            UserError: the network fails on an image of this size, or enlarges by another factor.
+            UserError: see `upscale`.
         """
         x = img2tensor(in_colour(lr).astype(np.float32) / 255)[None]
         y = upscale(self.net, x.to(next(self.net.parameters()).device), self.recipe, inference)
-        expected = [3, *(self.recipe.scale * size for size in lr.shape[:2])]
-        if list(y.shape[1:]) != expected:
-            raise UserError(
-                f'{self.recipe.label} made {list(y.shape[1:])} of an image of {list(lr.shape[:2])}: {expected} is '
-                f'expected at x{self.recipe.scale}; say its scale by --scale'
-            )
         return np.ascontiguousarray(tensor2img(y))
 
 
@@ -193,22 +189,29 @@ def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> 
     """Enlarge [1, 3, h, w]; networks with windows see the image mirrored up to a multiple, as by BasicSR's SwinIRModel.
 
     Raises:
-        UserError: the network fails on it.
+        UserError: the network fails on it, or enlarges by another factor.
     """
     unit = recipe.arguments.get('window_size', 1)
 
     def whole_windows(x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         padded = F.pad(x, (0, -width % unit, 0, -height % unit), 'reflect')
-        return net(padded)[..., : height * recipe.scale, : width * recipe.scale]
+        y = net(padded)
+        expected = [1, 3, *(recipe.scale * size for size in padded.shape[-2:])]
+        if list(y.shape) != expected:
+            raise UserError(
+                f'{recipe.label} made {list(y.shape)} of {list(padded.shape)}: {expected} is expected at '
+                f'x{recipe.scale}; say its scale by --scale'
+            )
+        return y[..., : height * recipe.scale, : width * recipe.scale]
 
     try:
         with torch.no_grad():
             return enlarged(whole_windows, x, recipe.scale, **asdict(inference))
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(f'{recipe.label} has too little memory for {list(x.shape)}: try --tile 256') from error
+    except UserError:
+        raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'{recipe.label} fails on an input of shape {list(x.shape)}: {reason}') from error

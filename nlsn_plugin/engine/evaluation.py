@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import statistics
 import time
@@ -18,16 +16,15 @@ from tqdm import tqdm
 
 import nlsn_plugin
 from nlsn_plugin.data.benchmark_sets import BICUBIC, BenchmarkSet, Photograph
-from nlsn_plugin.data.images import encode, enlarge
-from nlsn_plugin.data.workshop import named, whole_lines
+from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.engine import costs
 from nlsn_plugin.engine.contestants import Contestant, Inference
 from nlsn_plugin.engine.measuring import describe_machine, synchronise
+from nlsn_plugin.engine.records import Record, Records, digest, plain, write_image
 from nlsn_plugin.engine.validation import mean
 from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, planes, score
 
-Record = dict[str, Any]
 Results = dict[str, Any]
 
 
@@ -62,29 +59,6 @@ class Entry(NamedTuple):
     contestant: Contestant | None
     n_hashes: int | None
     seeds: Sequence[int | None]
-
-
-class Records:
-    """Lines of JSON, by keys of all that they depend on.
-
-    Args:
-        path: the file, which may exist; a line that was cut short is dropped.
-
-    Raises:
-        SaveError: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[str, Record] = {record['key']: record for record in whole_lines(path)}
-        with named(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(''.join(json.dumps(record) + '\n' for record in self.found.values()))
-
-    def add(self, key: str, record: Record) -> None:
-        self.found[key] = {'key': key, **record}
-        with named(self.path), self.path.open('a') as file:
-            file.write(json.dumps(self.found[key]) + '\n')
 
 
 def run(
@@ -213,10 +187,6 @@ def what_decides(entry: Entry, seed: int | None, photograph: Photograph, setting
     }
 
 
-def digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def measure(entry: Entry, seed: int | None, photograph: Photograph, settings: Settings) -> tuple[np.ndarray, Record]:
     """The enlarged image, and its figures; the PSNR of equal images is null."""
     truth, lr = photograph.read(entry.scale)
@@ -239,20 +209,6 @@ def measure(entry: Entry, seed: int | None, photograph: Photograph, settings: Se
     except DataError as error:
         raise DataError(f'{photograph.hr}: {error}') from error
     return image, {**{name: None if math.isinf(value) else value for name, value in scores.items()}, 'seconds': seconds}
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """A PNG, whole or not at all."""
-    with named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix('.part')
-        part.write_bytes(encode(image, '.png'))
-        part.replace(path)
-
-
-def plain(label: str) -> str:
-    """A label as a part of a file's name."""
-    return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in label)
 
 
 def figures(images: Sequence[Record]) -> Iterator[Record]:

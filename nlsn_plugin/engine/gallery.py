@@ -16,8 +16,8 @@ from nlsn_plugin.data.benchmark_sets import BICUBIC
 from nlsn_plugin.data.images import crop_to_multiple, read_image
 from nlsn_plugin.data.workshop import named
 from nlsn_plugin.engine.comparison import DETAIL, largest_detail
-from nlsn_plugin.engine.evaluation import Record, Results, plain, write_image
-from nlsn_plugin.engine.reports import Table
+from nlsn_plugin.engine.records import Record, plain, write_image
+from nlsn_plugin.engine.reports import Results, Table
 
 BRIGHTEST = 48
 """The error in levels of Y from which on a map is brightest."""

@@ -5,6 +5,7 @@ All shave a border, take PSNR and SSIM by BasicSR's functions on Y of BT.601 and
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -61,7 +62,9 @@ def find_protocol(name: str, gray: Literal['rgb', 'raw'] | None = None) -> Proto
         UserError: there is none of this name.
     """
     if name not in PROTOCOLS:
-        raise UserError(f'--protocol {name}: there is none; there are {", ".join(PROTOCOLS)}')
+        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(PROTOCOLS)}'
+        raise UserError(f'--protocol {name}: there is none; {hint}')
     protocol = PROTOCOLS[name]
     if gray in (None, protocol.gray):
         return protocol
