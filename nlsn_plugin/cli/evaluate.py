@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         '-opt',
         dest='option_files',
         nargs='+',
-        help='option files for testing, or names of shipped ones: their networks',
+        help='option files, or names of shipped ones: their networks, of those for training as last saved',
     )
     networks.add_argument(
         '--net',

@@ -22,8 +22,11 @@ from nlsn_plugin import checks
 from nlsn_plugin.engine.options import (
     Document,
     Options,
+    check_scale,
     checked,
+    complete_paths,
     find_option_file,
+    home,
     misfit_of_class,
     misfits_of_network,
 )
@@ -100,25 +103,27 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
 
 
 def from_option_file(name: str) -> Recipe:
-    """The recipe of an option file for testing: its network_g and pretrain_network_g.
+    """The recipe of an option file: its network_g, and pretrain_network_g or, of one for training, what came of it.
 
     Raises:
-        UserError: there is no such file, it is for training, or names no weights.
+        UserError: there is no such file, or it names no weights.
     """
     path = find_option_file(name)
     document = Document(path)
-    if 'train' in document.options:
-        raise UserError(f'{path} is for training: give one for testing, or --net TYPE WEIGHTS')
-    opt: Options = checked(document, is_train=False)
-    arguments = dict(opt['network_g'])
-    kind, scale = arguments.pop('type'), opt['scale']
-    if arguments.get('upscale', scale) != scale:
-        raise UserError(f'{path}: network_g: upscale {arguments["upscale"]} is not scale {scale}')
-    weights = opt['path'].get('pretrain_network_g')
+    is_train = 'train' in document.options
+    opt: Options = {**checked(document, is_train), 'is_train': is_train}
+    check_scale(opt, path)
+    complete_paths(opt, home(opt, path, Path.cwd()))
+    if is_train:
+        weights, key = str(Path(opt['path']['models'], 'net_g_latest.pth')), 'params_ema'
+    else:
+        weights, key = opt['path'].get('pretrain_network_g'), opt['path'].get('param_key_g')
     if weights is None:
         raise UserError(f'{path} names no weights: set path: pretrain_network_g')
+    arguments = dict(opt['network_g'])
+    kind, scale = arguments.pop('type'), opt['scale']
     label = opt['name'].removeprefix('test_').removesuffix(f'_x{scale}')
-    return Recipe(label, kind, arguments, scale, str(Path(weights).expanduser()), opt['path'].get('param_key_g'))
+    return Recipe(label, kind, arguments, scale, weights, key)
 
 
 def build(recipe: Recipe) -> nn.Module:

@@ -21,6 +21,8 @@ from nlsn_plugin.engine.reports import Results, Table
 
 BRIGHTEST = 48
 """The error in levels of Y from which on a map is brightest."""
+EDGE = 8
+"""Pixels along the edges that do not count in the choice of a detail."""
 
 
 def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int) -> Path:
@@ -75,7 +77,10 @@ def where_they_differ(images: Sequence[Record], folder: Path) -> tuple[int, int,
     found = pixels(images, folder)
     networks = [image for name, image in found.items() if name not in ('', BICUBIC)]
     compared = networks if len(networks) > 1 else [*networks, found[BICUBIC], found['']][:2]
-    return largest_detail(np.stack(compared).astype(np.float64).var(axis=0).sum(axis=-1))
+    amount = np.stack([to_y_channel(image)[..., 0] for image in compared]).astype(np.float64).var(axis=0)
+    inner = np.zeros_like(amount)  # along the edges networks differ without meaning
+    inner[EDGE:-EDGE, EDGE:-EDGE] = amount[EDGE:-EDGE, EDGE:-EDGE]
+    return largest_detail(inner)
 
 
 def draw(images: Sequence[Record], top: int, left: int, folder: Path) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ class Table(NamedTuple):
 def tables(results: Results, method: str | None = None) -> list[Table]:
     """All tables of an evaluation; beside Table 1, with the differences to one of its methods, if that is given."""
     found = [figures_on(plane, results) for plane in PLANES]
+    found[0] = found[0]._replace(notes=list(notes(results)))
     if any(network['cost'] for network in results['networks']):
         found.append(costs(results))
     if method:
@@ -47,14 +49,15 @@ def figures_on(plane: str, results: Results) -> Table:
         psnr, ssim = (spread(figure[f'{metric}_{plane}'], digits) for metric, digits in (('psnr', 2), ('ssim', 4)))
         cells.setdefault((figure['scale'], figure['network']), {})[figure['set']] = f'{psnr} / {ssim}'
     rows = [[f'x{scale}', network, *(row.get(name, '') for name in sets)] for (scale, network), row in cells.items()]
-    return Table(f'PSNR (dB) / SSIM on {PLANES[plane]}', ['scale', 'network', *sets], rows, list(notes(results)))
+    title = f'PSNR (dB) / SSIM on {PLANES[plane]}, protocol {results["protocol"]["name"]}'
+    return Table(title, ['scale', 'network', *sets], rows)
 
 
 def spread(figure: dict[str, Any], digits: int) -> str:
     """A mean, with the deviation between seeds where there are several."""
     if figure['mean'] is None:
         return 'inf'
-    around = '' if figure['spread'] is None else f' ± {figure["spread"]:.{digits}f}'
+    around = '' if figure['spread'] is None else f' ± {figure["spread"]:.{digits + 1}f}'
     return f'{figure["mean"]:.{digits}f}{around}'
 
 
@@ -154,10 +157,9 @@ def difference(ours: table1.Figure | None, theirs: table1.Figure | None) -> str:
 def markdown(found: Sequence[Table]) -> str:
     """What the terminal shows, and table.md holds."""
     parts = []
-    for number, table in enumerate(found):
-        earlier = {note for before in found[:number] for note in before.notes}
+    for table in found:
         grid = tabulate(table.rows, table.headers, tablefmt='github', disable_numparse=True)
-        parts.append('\n\n'.join([f'## {table.title}', grid, *(note for note in table.notes if note not in earlier)]))
+        parts.append('\n\n'.join([f'## {table.title}', grid, *table.notes]))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -166,8 +168,15 @@ def latex(found: Sequence[Table]) -> str:
     parts = []
     for table in found:
         grid = tabulate(table.rows, table.headers, tablefmt='latex_booktabs', disable_numparse=True)
-        parts.append(f'\\begin{{table}}\n\\centering\n\\caption{{{table.title}}}\n{grid}\n\\end{{table}}')
+        below = ''.join(f'\n\\par\\footnotesize {escaped(note)}' for note in table.notes)
+        caption = f'\\caption{{{escaped(table.title)}}}'
+        parts.append(f'\\begin{{table}}\n\\centering\n{caption}\n{grid}{below}\n\\end{{table}}')
     return '\n\n'.join(parts) + '\n'
+
+
+def escaped(text: str) -> str:
+    """As LaTeX prints it."""
+    return re.sub(r'([&%$#_{}])', r'\\\1', text)
 
 
 def write(results: Results, found: Sequence[Table], folder: Path) -> None:
@@ -186,14 +195,15 @@ def write(results: Results, found: Sequence[Table], folder: Path) -> None:
 
 def write_csv(results: Results, file: Any) -> None:
     """A line for each scale, set and network."""
-    columns = ['scale', 'set', 'network', 'images', 'identical', 'seeds']
+    columns = ['scale', 'set', 'network', 'images', 'identical']
     metrics = [f'{metric}{part}' for metric in METRICS for part in ('', '_spread')]
     cost = ['parameters', 'multiply_adds', 'milliseconds', 'peak_bytes']
-    writer = csv.DictWriter(file, [*columns, *metrics, *cost])
+    writer = csv.DictWriter(file, ['protocol', *columns, 'seeds', *metrics, *cost])
     writer.writeheader()
     of_network = {(network['scale'], network['label']): network['cost'] or {} for network in results['networks']}
     for figure in results['figures']:
-        line = {column: figure[column] for column in columns} | {'seeds': len(figure['seeds'])}
+        line = {column: figure[column] for column in columns}
+        line |= {'protocol': results['protocol']['name'], 'seeds': len(figure['seeds'])}
         for metric in METRICS:
             line |= {metric: figure[metric]['mean'], f'{metric}_spread': figure[metric]['spread']}
         taken = of_network.get((figure['scale'], figure['network']), {})

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, ROOT, error_of, run
 
+from nlsn_plugin.engine.contestants import from_option_file
+
 WEIGHTS = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 NETWORK = ['--net', 'NLSN', str(WEIGHTS), 'num_feat=16', 'num_block=8']
 
 
-def test_an_option_file_and_a_network_by_its_words_side_by_side(place: Path, small_options) -> None:
+def test_an_option_file_and_a_network_by_its_words_side_by_side(
+    place: Path, small_options: Callable[..., Path]
+) -> None:
     def change(options: dict) -> None:
         options['network_g'].update(num_feat=16, n_hashes=4, chunk_size=144)
         options['path'] = {'pretrain_network_g': str(WEIGHTS)}
@@ -46,6 +51,19 @@ def test_an_option_file_and_a_network_by_its_words_side_by_side(place: Path, sma
     assert {network['n_hashes'] for network in results['networks']} == {2}
 
 
+def test_an_option_file_for_training_gives_what_came_of_it(
+    place: Path, small_options: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    models = place / 'experiments' / 'mine_x2' / 'models'
+    models.mkdir(parents=True)
+    recipe = from_option_file(small_options('train_NLSN_x2', lambda options: options.update(name='mine_x2')))
+    assert recipe.label == 'mine'
+    assert recipe.weights == str(models / 'net_g_latest.pth')
+    assert recipe.param_key == 'params_ema'
+    assert recipe.arguments['num_feat'] == 8
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -62,7 +80,7 @@ def test_an_option_file_and_a_network_by_its_words_side_by_side(place: Path, sma
         (['--protocol', 'vdrs'], '--protocol vdrs: there is none; did you mean vdsr?'),
         (['--compare-with-paper', 'RCAM', '--sets', 'Set5'], 'Table 1 has no RCAM: did you mean RCAN?'),
         (['--sets', 'Set55'], 'there is no set Set55: did you mean Set5?'),
-        (['-opt', 'train_NLSN_x2'], 'is for training: give one for testing'),
+        (['-opt', 'train_NLSN_x2'], 'experiments/NLSN_x2/models/net_g_latest.pth'),
         (['-opt', 'test_NLSN_x2', '--scale', '3'], '--scale is said by the option files'),
     ],
     ids=lambda value: ' '.join(value).replace(str(WEIGHTS), 'WEIGHTS') if isinstance(value, list) else '',

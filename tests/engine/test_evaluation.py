@@ -159,7 +159,7 @@ def test_seeds_spread_and_rounds_are_set(weights: Path, two: Path, tmp_path: Pat
     assert one['psnr_y']['mean'] == pytest.approx(np.mean(by_seed))
     assert one['psnr_y']['spread'] == pytest.approx(np.std(by_seed, ddof=1))
     assert four['psnr_y']['by_seed'][0] != by_seed[0]
-    table = reports.figures_on('y', results)
+    table = reports.tables(results)[0]
     assert '±' in table.rows[1][2]
     assert '±' not in table.rows[0][2]
     assert any('3 seeds' in note for note in table.notes)
@@ -174,6 +174,34 @@ def test_tiles_and_orientations_change_what_is_made(weights: Path, two: Path, tm
     assert (plain != tiled).any()
     assert (plain != turned).any()
     assert plain.shape == tiled.shape == turned.shape
+
+
+def test_networks_of_other_architectures_stand_beside(photographs: Path, tmp_path: Path) -> None:
+    """SwinIR takes multiples of its window alone: its images are mirrored up to them, as by BasicSR's SwinIRModel."""
+    from basicsr.archs import build_network
+
+    words = {
+        'EDSR': ['num_feat=8', 'num_block=1'],
+        'SwinIR': ['img_size=16', 'window_size=8', 'depths=[1]', 'embed_dim=12', 'num_heads=[2]', 'mlp_ratio=2'],
+    }
+    words['SwinIR'].append('upsampler=pixelshuffledirect')
+    contestants = []
+    for kind, arguments in words.items():
+        path = tmp_path / f'{kind}.pth'
+        recipe = from_words([kind, str(path), *arguments], 2)
+        torch.save({'params': build_network({'type': kind, **recipe.arguments}).state_dict()}, path)
+        contestants.append(Contestant(recipe, 'cpu'))
+    folder = tmp_path / 'set'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'coffee.png'), read_image(photographs / 'coffee.png')[:51, :70])
+    results = evaluate(contestants, folder, tmp_path / 'output', seeds=3)
+    assert [(figure['network'], figure['seeds']) for figure in results['figures']] == [
+        ('bicubic', [None]),
+        ('EDSR', [None]),
+        ('SwinIR', [None]),
+    ]
+    for network in contestants:
+        assert costs.count_multiply_adds(network.net, network.recipe, (25, 35), Inference()) > 25 * 35 * 1000
 
 
 def test_images_equal_to_the_truth_are_counted_and_left_out(tmp_path: Path, two: Path) -> None:
@@ -284,7 +312,7 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     assert tex.count(r'\begin{tabular}') == tex.count(r'\end{tabular}') == tex.count(r'\begin{table}') == 3
     assert r'NLSN\_8' in tex
     assert r'R \& D' in tex
-    body = [line for line in tex.splitlines() if '&' in line]
+    body = [line for line in tex.splitlines() if ' & ' in line]
     assert all(line.rstrip().endswith(r'\\') for line in body)
     grid = [line for line in (tmp_path / 'table.md').read_text().splitlines() if line.startswith('|')]
     assert all(line.endswith('|') for line in grid)
