@@ -69,7 +69,7 @@ def benchmark(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     import torch
 
-    from nlsn_plugin.data.benchmark_sets import STANDARD, find_sets, open_set
+    from nlsn_plugin.data.benchmark_sets import BICUBIC, STANDARD, find_sets, open_set
     from nlsn_plugin.engine import evaluation, gallery, reports
     from nlsn_plugin.engine.contestants import Contestant, Inference
     from nlsn_plugin.engine.measuring import check_device
@@ -78,6 +78,10 @@ def benchmark(args: argparse.Namespace) -> None:
 
     refuse_what_does_nothing(args)
     protocol = find_protocol(args.protocol, args.gray)
+    if protocol.bicubic == 'y' and args.lr not in (None, BICUBIC):
+        raise UserError(
+            f'--protocol {args.protocol} makes bicubic of the HR images, not of those of --lr: take another'
+        )
     recipes, scales = named_networks(args)
     folders = find_sets(args.sets, args.data)
     if absent := [name for name in STANDARD if args.sets is None and name not in folders]:
@@ -92,7 +96,7 @@ def benchmark(args: argparse.Namespace) -> None:
         protocol,
         args.border,
         Inference(args.tile, overlap(args), args.self_ensemble),
-        args.n_hashes or [None],
+        list(dict.fromkeys(args.n_hashes or [None])),
         args.seeds or 1,
         device,
         None if args.no_cost or not recipes else args.cost_size or [128, 128],

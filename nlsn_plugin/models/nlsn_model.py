@@ -212,7 +212,7 @@ class NLSNModel(SRModel):
     def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
         val = self.opt.get('val') or {}
         overlap, self_ensemble = val.get('tile_overlap', 16), val.get('self_ensemble', False)
-        return enlarged(net, x, self.opt['scale'], val.get('tile'), overlap, self_ensemble)
+        return enlarged(net, x, self.opt.get('scale', 1), val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
         """What has to be kept besides what BasicSR keeps: for `resume_training`."""

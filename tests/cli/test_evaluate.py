@@ -77,6 +77,10 @@ def test_an_option_file_for_training_gives_what_came_of_it(
         ([*NETWORK, *NETWORK], 'two networks are called NLSN at x2: name one otherwise, by label=...'),
         ([*NETWORK, 'label=bicubic'], 'a network cannot be called bicubic'),
         (['--seeds', '0', *NETWORK], '--seeds=0 is not allowed'),
+        (
+            ['--protocol', 'vdsr', '--lr', 'noisy'],
+            '--protocol vdsr makes bicubic of the HR images, not of those of --lr',
+        ),
         (['--protocol', 'vdrs'], '--protocol vdrs: there is none; did you mean vdsr?'),
         (['--compare-with-paper', 'RCAM', '--sets', 'Set5'], 'Table 1 has no RCAM: did you mean RCAN?'),
         (['--sets', 'Set55'], 'there is no set Set55: did you mean Set5?'),
