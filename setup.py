@@ -18,10 +18,16 @@ setup(
     python_requires='>=3.10',
     packages=[*find_packages(include=['nlsn_plugin', 'nlsn_plugin.*']), 'nlsn_plugin.options'],
     package_dir={'nlsn_plugin.options': 'options'},
-    package_data={'nlsn_plugin.options': ['*.yml'], 'nlsn_plugin': ['py.typed']},
+    package_data={
+        'nlsn_plugin': ['py.typed'],
+        'nlsn_plugin.engine': ['templates/*.html'],
+        'nlsn_plugin.options': ['*.yml'],
+        'nlsn_plugin.paper': ['*.csv'],
+    },
     install_requires=[
         # No wheel of basicsr exists, and its source does not build on Python 3.13: there, `nlsn install-basicsr`.
         'basicsr>=1.4.2; python_version < "3.13"',
+        'jinja2>=3.1',
         'lmdb>=1.4.1',
         'matplotlib>=3.8',
         'mmengine>=0.10.4',

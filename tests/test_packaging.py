@@ -22,6 +22,8 @@ def test_an_installed_package_finds_its_option_files_from_anywhere(tmp_path: Pat
     subprocess.run([*pip, '--target', str(site), str(source)], check=True, timeout=300)
     shipped = sorted(path.name for path in (site / 'nlsn_plugin' / 'options').iterdir())
     assert shipped == [path.name for path in OPTION_FILES]
+    for data in ('engine/templates/gallery.html', 'paper/table1.csv'):
+        assert (site / 'nlsn_plugin' / data).is_file()
 
     result = subprocess.run(
         [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', 'train_NLSN_x3'],

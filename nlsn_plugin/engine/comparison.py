@@ -99,7 +99,13 @@ def most_improved(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> t
     def error(image: np.ndarray) -> np.ndarray:
         return ((image.astype(np.float64) - truth) ** 2).sum(axis=2)
 
-    gain = cv2.boxFilter(error(first) - error(second), -1, (DETAIL, DETAIL), anchor=(0, 0), normalize=False)
-    gain = gain[: max(1, gain.shape[0] - DETAIL + 1), : max(1, gain.shape[1] - DETAIL + 1)]
-    top, left = np.unravel_index(gain.argmax(), gain.shape)
-    return int(top), int(left)
+    top, left, _ = largest_detail(error(first) - error(second))
+    return top, left
+
+
+def largest_detail(amount: np.ndarray) -> tuple[int, int, float]:
+    """Top-left corner of the DETAIL square that holds most of an amount for each pixel, [H, W], and how much it is."""
+    found = cv2.boxFilter(amount, -1, (DETAIL, DETAIL), anchor=(0, 0), normalize=False)
+    found = found[: max(1, found.shape[0] - DETAIL + 1), : max(1, found.shape[1] - DETAIL + 1)]
+    top, left = np.unravel_index(found.argmax(), found.shape)
+    return int(top), int(left), float(found[top, left])

@@ -87,8 +87,15 @@ def mismatches(net: nn.Module, weights: Weights) -> list[str]:
     return lines
 
 
-def load_weights(net: nn.Module, weights: Weights, path: str | Path, strict: bool = True) -> list[str]:
+FITTING = 'To load only what fits (x4 from x2 weights, say), set strict_load_g: false'
+
+
+def load_weights(
+    net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = FITTING
+) -> list[str]:
     """Load `weights` into `net`; return what did not fit (a line each), empty when strict.
+
+    `advice` ends the error, where they do not.
 
     Raises:
         CheckpointError: strict, and anything does not fit; or nothing at all fits. The network is then as before.
@@ -99,8 +106,7 @@ def load_weights(net: nn.Module, weights: Weights, path: str | Path, strict: boo
     if strict and lines:
         shown = '; '.join(lines[:3]) + (f'; and {len(lines) - 3} more' if len(lines) > 3 else '')
         raise CheckpointError(
-            f'{path} does not fit {type(net).__name__}, {len(lines)} of {len(own)} entries: {shown}. '
-            'To load only what fits (x4 from x2 weights, say), set strict_load_g: false'
+            f'{path} does not fit {type(net).__name__}, {len(lines)} of {len(own)} entries: {shown}. {advice}'
         )
     if not fitting:
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')

@@ -12,6 +12,17 @@ from torch import Tensor
 Upscale = Callable[[Tensor], Tensor]
 
 
+def enlarged(
+    upscale: Upscale, x: Tensor, scale: int, tile: int | None, tile_overlap: int, self_ensemble: bool
+) -> Tensor:
+    """Upscale `x` as a whole, or in tiles of `tile` pixels, and as the mean over its orientations if asked to."""
+
+    def tiled(x: Tensor) -> Tensor:
+        return in_tiles(upscale, x, scale, tile, tile_overlap) if tile else upscale(x)
+
+    return over_orientations(tiled, x) if self_ensemble else tiled(x)
+
+
 class Cut(NamedTuple):
     """A tile along one edge: where it begins, and from where to where its result is taken, in pixels."""
 

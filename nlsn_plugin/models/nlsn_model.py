@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import NonFiniteLossError
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
-from nlsn_plugin.models.inference import in_tiles, over_orientations
+from nlsn_plugin.models.inference import enlarged
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -211,13 +211,8 @@ class NLSNModel(SRModel):
 
     def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
         val = self.opt.get('val') or {}
-
-        def tiled(x: Tensor) -> Tensor:
-            if val.get('tile'):
-                return in_tiles(net, x, self.opt['scale'], val['tile'], val.get('tile_overlap', 16))
-            return net(x)
-
-        return over_orientations(tiled, x) if val.get('self_ensemble') else tiled(x)
+        overlap, self_ensemble = val.get('tile_overlap', 16), val.get('self_ensemble', False)
+        return enlarged(net, x, self.opt.get('scale', 1), val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
         """What has to be kept besides what BasicSR keeps: for `resume_training`."""

@@ -1,0 +1,121 @@
+"""Benchmark sets on disk: laid out as `nlsn prepare --test` does, or any folder of HR images."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nlsn_plugin.data.images import crop_to_multiple, read_image, reduce
+from nlsn_plugin.data.prepare import checked
+from nlsn_plugin.errors import UserError
+
+STANDARD = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
+BICUBIC = 'bicubic'
+"""Where LR images come from: made from the HR images."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A ground truth with its LR image, if that is given; `digest` is that of both files."""
+
+    hr: Path
+    lr: Path | None
+    digest: str
+
+    def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """Truth, cropped to a multiple of the scale, and LR image; uint8, BGR [H, W, 3], or [H, W] if gray.
+
+        Raises:
+            DataError: names the file.
+        """
+        truth = crop_to_multiple(read_image(self.hr, keep_gray=True), scale)
+        lr = read_image(self.lr, keep_gray=True) if self.lr else reduce(truth, scale)
+        return truth, lr
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """Photographs; `lr` is the folder of given LR images, or 'bicubic'."""
+
+    name: str
+    folder: Path
+    lr: str
+    photographs: Sequence[Photograph]
+
+
+def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path]:
+    """The folders of sets by their names.
+
+    Args:
+        wanted: names of folders under root, other folders, or NAME=FOLDER; None for the standard ones that are there.
+        root: datasets/benchmark if None.
+
+    Raises:
+        UserError: a set that is not there, two of one name, or a root that nothing is taken from.
+    """
+    base = root or Path('datasets/benchmark')
+    if wanted is None:
+        found = {name: base / name for name in STANDARD if (base / name).is_dir()}
+        if not found:
+            raise UserError(
+                f'{base} has none of {", ".join(STANDARD)}: say where they lie by --data FOLDER, or name folders of '
+                'images by --sets FOLDER ...'
+            )
+        return found
+    found = {}
+    for word in wanted:
+        name, is_named, path = word.partition('=')
+        folder = Path(path) if is_named else base / word
+        if not is_named:
+            folder = folder if folder.is_dir() else Path(word)
+            name = folder.name or folder.resolve().name
+        if not folder.is_dir():
+            raise UserError(f'there is no set {word}{hint(word, base)}')
+        if name in found:
+            raise UserError(f'two sets are called {name}, {found[name]} and {folder}: write NAME={folder}')
+        found[name] = folder
+    if root and not any(root in folder.parents for folder in found.values()):
+        raise UserError(f'--data {root} has none of the sets: leave it out')
+    return found
+
+
+def hint(name: str, root: Path) -> str:
+    """At the set that may have been meant."""
+    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    close = difflib.get_close_matches(name, [*there, *STANDARD], n=1)
+    if close and close[0] in there:
+        return f': did you mean {close[0]}?'
+    return f': {root} has {", ".join(there) or "none"}; for a folder elsewhere write its path, or NAME=FOLDER'
+
+
+def open_set(name: str, folder: Path, scale: int, lr: str | None = None, workers: int | None = None) -> BenchmarkSet:
+    """Look at all images of a set.
+
+    Args:
+        name: of the set.
+        folder: holds HR images, or HR/ and LR_bicubic/X<scale>/.
+        scale: of the LR images.
+        lr: 'bicubic', or a folder with {set} and {scale} in its name; None takes LR_bicubic where it is there.
+        workers: processes; as many as there are cores if None.
+
+    Raises:
+        UserError: names every image that is missing, damaged, or of a wrong size.
+    """
+    hr = folder / 'HR' if (folder / 'HR').is_dir() else folder
+    given = folder / 'LR_bicubic' / f'X{scale}'
+    if lr is None:
+        lr = str(given) if given.is_dir() else BICUBIC
+    elif lr != BICUBIC:
+        lr = lr.replace('{set}', name).replace('{scale}', str(scale))
+    sources, seen = checked(hr, [scale], None if lr == BICUBIC else lr, workers)
+    photographs = []
+    for source in sources:
+        low = source.lr.get(scale)
+        digests = seen[source.hr].digest + (seen[low].digest if low else BICUBIC)
+        photographs.append(Photograph(source.hr, low, hashlib.sha256(digests.encode()).hexdigest()))
+    return BenchmarkSet(name, folder, lr, photographs)

@@ -1,0 +1,57 @@
+"""What an evaluation keeps on disk: figures by keys of all that they depend on, and images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlsn_plugin.data.images import encode
+from nlsn_plugin.data.workshop import named, whole_lines
+
+Record = dict[str, Any]
+
+
+class Records:
+    """Lines of JSON, by keys of all that they depend on.
+
+    Args:
+        path: the file, which may exist; a line that was cut short is dropped.
+
+    Raises:
+        SaveError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Record] = {record['key']: record for record in whole_lines(path)}
+        with named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(''.join(json.dumps(record) + '\n' for record in self.found.values()))
+
+    def add(self, key: str, record: Record) -> None:
+        self.found[key] = {'key': key, **record}
+        with named(self.path), self.path.open('a') as file:
+            file.write(json.dumps(self.found[key]) + '\n')
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """A PNG, whole or not at all."""
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix('.part')
+        part.write_bytes(encode(image, '.png'))
+        part.replace(path)
+
+
+def plain(label: str) -> str:
+    """A label as a part of a file's name."""
+    return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in label)

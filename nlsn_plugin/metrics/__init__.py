@@ -1,0 +1,1 @@
+"""What the figures are measured on, by named protocols; the metrics themselves are BasicSR's."""

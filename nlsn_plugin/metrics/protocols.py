@@ -1,0 +1,144 @@
+"""Protocols by which super-resolution is scored: they differ by up to a tenth of a dB, and are named beside figures.
+
+All shave a border, take PSNR and SSIM by BasicSR's functions on Y of BT.601 and on RGB, and average over images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.metrics.metric_util import to_y_channel
+from basicsr.utils import bgr2ycbcr
+from basicsr.utils.matlab_functions import imresize
+
+from nlsn_plugin.data.images import enlarge
+from nlsn_plugin.errors import DataError, UserError
+
+METRICS = ('psnr_y', 'ssim_y', 'psnr_rgb', 'ssim_rgb')
+SSIM_WINDOW = 11
+"""Edge of SSIM's Gaussian window, pixels."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared with what.
+
+    Attributes:
+        name: of the protocol.
+        luma: Y of the 8-bit RGB image, as it is ('float') or rounded to 8 bits as MATLAB's rgb2ycbcr does ('8-bit').
+        gray: gray files are scored as RGB images of three equal planes, whose Y spans 219 of 255 levels, so that errors
+            shrink by 0.859 ('rgb'); or on their own plane, outputs turned gray by the weights of BT.601 ('raw').
+        bicubic: the bicubic baseline's Y is that of the enlarged 8-bit RGB image ('rgb'); or Y itself, or the gray
+            plane, is reduced and enlarged without rounding in between ('y').
+        about: whose convention it is.
+    """
+
+    name: str
+    luma: Literal['float', '8-bit']
+    gray: Literal['rgb', 'raw']
+    bicubic: Literal['rgb', 'y']
+    about: str
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol('basicsr', 'float', 'rgb', 'rgb', "BasicSR's metrics on 8-bit RGB images"),
+        Protocol('matlab', '8-bit', 'rgb', 'rgb', "8-bit RGB images, Y by MATLAB's rgb2ycbcr"),
+        Protocol('vdsr', '8-bit', 'raw', 'y', 'as SRCNN and VDSR: bicubic on Y alone, gray files as they are'),
+    )
+}
+
+
+def find_protocol(name: str, gray: Literal['rgb', 'raw'] | None = None) -> Protocol:
+    """A protocol by its name, with another rule for gray files if one is given, which its name then says.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in PROTOCOLS:
+        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(PROTOCOLS)}'
+        raise UserError(f'--protocol {name}: there is none; {hint}')
+    protocol = PROTOCOLS[name]
+    if gray in (None, protocol.gray):
+        return protocol
+    return replace(protocol, name=f'{name}, gray {gray}', gray=gray)
+
+
+class Planes(NamedTuple):
+    """What is scored of an image, in [0, 255]: Y [H, W(, 1)] and RGB [H, W, 3], or a gray plane for both."""
+
+    y: np.ndarray
+    rgb: np.ndarray
+
+
+def planes(image: np.ndarray, protocol: Protocol, is_gray: bool) -> Planes:
+    """What a protocol scores of an 8-bit image.
+
+    Args:
+        image: BGR [H, W, 3], or gray [H, W].
+        protocol: which.
+        is_gray: the ground truth is a gray file.
+    """
+    if is_gray and protocol.gray == 'raw':
+        gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        return Planes(gray, gray)
+    colour = in_colour(image)
+    return Planes(luma(colour, protocol), colour)
+
+
+def bicubic_planes(lr: np.ndarray, truth: np.ndarray, scale: int, protocol: Protocol) -> Planes:
+    """What a protocol scores of the bicubic baseline.
+
+    Args:
+        lr: 8-bit, [h, w, 3] or [h, w].
+        truth: 8-bit, [h * scale, w * scale, 3] or [h * scale, w * scale].
+        scale: by which `lr` is enlarged.
+        protocol: which.
+    """
+    found = planes(enlarge(lr, scale), protocol, truth.ndim == 2)
+    if protocol.bicubic == 'rgb':
+        return found
+    plane = planes(truth, protocol, truth.ndim == 2).y.astype(np.float32) / 255
+    resized = imresize(imresize(plane, 1 / scale), scale)
+    return found._replace(y=(resized * 255).round().clip(0, 255))
+
+
+def in_colour(image: np.ndarray) -> np.ndarray:
+    """A gray image as one of three equal planes."""
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
+
+
+def luma(image: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Y of BT.601, in [16, 235], of an 8-bit BGR image."""
+    return bgr2ycbcr(image, y_only=True) if protocol.luma == '8-bit' else to_y_channel(image)[..., 0]
+
+
+def score(output: Planes, truth: Planes, border: int) -> dict[str, float]:
+    """METRICS of an image; PSNR is infinite where both are equal.
+
+    Args:
+        output, truth: of one size.
+        border: pixels that are left out along each edge.
+
+    Raises:
+        DataError: too small for SSIM's window.
+    """
+    height, width = truth.y.shape[:2]
+    if min(height, width) < SSIM_WINDOW + 2 * border:
+        raise DataError(
+            f'{width}x{height} pixels are too few for SSIM within a border of {border}: '
+            f'at least {SSIM_WINDOW + 2 * border} each way are needed'
+        )
+    return {
+        'psnr_y': float(calculate_psnr(output.y, truth.y, border)),
+        'ssim_y': float(calculate_ssim(output.y, truth.y, border)),
+        'psnr_rgb': float(calculate_psnr(output.rgb, truth.rgb, border)),
+        'ssim_rgb': float(calculate_ssim(output.rgb, truth.rgb, border)),
+    }

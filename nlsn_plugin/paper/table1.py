@@ -1,0 +1,72 @@
+"""Table 1 of the paper: PSNR and SSIM on Y of 13 methods on five benchmark sets, at x2, x3 and x4.
+
+DBPN has no row at x3; NLRN and OISR have no figures on Manga109.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import NamedTuple
+
+from nlsn_plugin.errors import UserError
+
+SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
+
+MISPRINTS = {
+    ('LapSRN', 2, 'B100', 'psnr'): '31.08 as printed, probably 31.80: below what its SSIM and its other sets suggest',
+}
+"""Figures that are as the paper prints them and are probably wrong: (method, scale, set, metric) -> why."""
+
+
+class Figure(NamedTuple):
+    """PSNR in dB and SSIM."""
+
+    psnr: float
+    ssim: float
+
+
+class Row(NamedTuple):
+    """A method at a scale; figures by set, without those that the paper has not."""
+
+    method: str
+    scale: int
+    figures: dict[str, Figure]
+
+
+def read() -> list[Row]:
+    """All rows, as printed."""
+    text = (files('nlsn_plugin.paper') / 'table1.csv').read_text(encoding='utf-8')
+    return [
+        Row(
+            line['method'],
+            int(line['scale']),
+            {
+                name: Figure(float(line[f'{name}_psnr']), float(line[f'{name}_ssim']))
+                for name in SETS
+                if line[f'{name}_psnr']
+            },
+        )
+        for line in csv.DictReader(text.splitlines())
+    ]
+
+
+def check(method: str, scales: Iterable[int], sets: Iterable[str]) -> None:
+    """Refuse what Table 1 has nothing to say of.
+
+    Raises:
+        UserError: it has not the method, at one of the scales, or none of the sets.
+    """
+    rows = read()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    if method not in methods:
+        close = difflib.get_close_matches(method, methods, n=1)
+        hint = f'did you mean {close[0]}?' if close else f'it has {", ".join(methods)}'
+        raise UserError(f'--compare-with-paper: Table 1 has no {method}: {hint}')
+    for scale in scales:
+        if not any((row.method, row.scale) == (method, scale) for row in rows):
+            raise UserError(f'--compare-with-paper: Table 1 has no {method} at x{scale}')
+    if not set(sets) & set(SETS):
+        raise UserError(f'--compare-with-paper: Table 1 has {", ".join(SETS)}, none of which is measured')
