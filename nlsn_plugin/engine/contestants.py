@@ -19,13 +19,12 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from nlsn_plugin import checks
+from nlsn_plugin.engine.documents import Document, find_option_file
 from nlsn_plugin.engine.options import (
-    Document,
     Options,
     check_scale,
     checked,
     complete_paths,
-    find_option_file,
     home,
     misfit_of_class,
     misfits_of_network,
