@@ -26,18 +26,19 @@ HELD_OUT_PHOTOGRAPH = 'chelsea.png'
 
 
 def prepare_sample_data(output: Path, scale: int) -> None:
-    """Write LMDBs `sample_train_*` and a test folder `sample_test` with the held-out photograph under `output`."""
+    """Write LMDBs `sample_train_*`, a test folder `sample_test` with the held-out photograph, and `photographs`."""
     shipped = files('skimage') / 'data'
     with named(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix='.preparing_', dir=output.parent)
     with scratch as folder:
-        made = Path(folder, 'made')
-        for part, names in (('train', TRAINING_PHOTOGRAPHS), ('test', (HELD_OUT_PHOTOGRAPH,))):
-            Path(folder, part).mkdir()
+        made, held_out = Path(folder, 'made'), Path(folder, 'held_out')
+        photographs = made / 'photographs'
+        for part, names in ((photographs, TRAINING_PHOTOGRAPHS), (held_out, (HELD_OUT_PHOTOGRAPH,))):
+            part.mkdir(parents=True)
             for name in names:
-                with (shipped / name).open('rb') as photograph, Path(folder, part, name).open('wb') as copy:
+                with (shipped / name).open('rb') as photograph, (part / name).open('wb') as copy:
                     shutil.copyfileobj(photograph, copy)
-        prepare_training_data(Path(folder, 'train'), made, 'sample_train', [scale], crop_size=120, step=60)
-        prepare_test_data(Path(folder, 'test'), made / 'sample_test', [scale])
+        prepare_training_data(photographs, made, 'sample_train', [scale], crop_size=120, step=60)
+        prepare_test_data(held_out, made / 'sample_test', [scale])
         made.rename(output)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import error_of, run
+
+from nlsn_plugin.engine.experiments import Budget, find_budget
+from nlsn_plugin.engine.layer_costs import layer_costs
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.paper.studies import TABLE5_GFLOPS
+
+
+@pytest.fixture
+def tiny(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`nlsn paper` on a share of a millionth: two updates of two patches each."""
+    code = (
+        'import sys\n'
+        'from nlsn_plugin.engine import experiments\n'
+        "experiments.SMOKE = experiments.Budget('smoke', 2e-6, 2)\n"
+        'from nlsn_plugin.cli import main\n'
+        'main(sys.argv[1:])\n'
+    )
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    for path in photographs.glob('*.png'):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return ['-c', code, 'paper', '--budget', 'smoke', '--data', str(folder), '--sets', f'own={folder}']
+
+
+def test_a_table_is_trained_once_and_printed_beside_the_papers(tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, 'table4']
+    first = run(*words, cwd=tmp_path)
+    assert first.stdout.count('training ') == 3
+    assert re.search(r'\| one projection +\| \d+\.\d\d +\| 37\.87 ', first.stdout)
+    assert '2 updates of 2 patches' in first.stdout
+    results = json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())
+    assert [row['paper'] for row in results['rows']] == [37.78, 37.86, 37.87]
+    again = run(*words, cwd=tmp_path)
+    assert 'training ' not in again.stdout
+    assert 'were measured before' in again.stdout
+    assert json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())['rows'] == results['rows']
+
+    (tmp_path / 'photographs' / 'coffee.png').unlink()
+    other = run(*words, cwd=tmp_path, check=False)
+    assert other.returncode == 1
+    assert 'Traceback' not in other.stderr
+
+
+def test_budgets() -> None:
+    assert find_budget('paper') == Budget('paper', 1.0)
+    assert find_budget('0.01') == Budget('0.01', 0.01)
+    for text in ('0', '2', 'much', 'nan'):
+        with pytest.raises(UserError, match='smoke, paper, or a share of its updates'):
+            find_budget(text)
+
+
+def test_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 'there is no set Set5' in error_of(['paper', 'table2', '--budget', '0.1'], capsys)
+
+
+def test_layers_cost_what_the_formula_says() -> None:
+    costs = {cost['label']: cost for cost in layer_costs('cpu', TABLE5_GFLOPS, budget=0.1)}
+    assert costs['NLA']['gflops'] == pytest.approx(16.0)
+    assert costs['convolution']['gflops'] == pytest.approx(2 * 10_000 * 9 * 64 * 64 / 1e9)
+    projections = 2 * 10_000 * (9 * 64 * 16 + 64 * 64)
+    for rounds in (1, 2, 4, 8):
+        one_round = 2 * 10_000 * 16 * 35 + 2 * 70 * 144 * 432 * (16 + 64)
+        assert costs[f'NLSA-r{rounds}']['gflops'] == pytest.approx((projections + rounds * one_round) / 1e9, rel=1e-3)
+    assert all(cost['milliseconds'] > 0 for cost in costs.values())
