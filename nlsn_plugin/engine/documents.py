@@ -37,7 +37,9 @@ def find_option_file(name: str) -> Path:
     wanted = name.removesuffix('.yml').removeprefix('options/') + '.yml'
     if wanted in shipped:
         return shipped[wanted]
-    raise UserError(f'there is no option file {name}{nearest(path.name.removesuffix(".yml") + ".yml", shipped)}')
+    of_paper = wanted.startswith('paper/')
+    alike = [other for other in shipped if other.startswith('paper/') == of_paper]
+    raise UserError(f'there is no option file {name}{nearest(wanted if of_paper else Path(wanted).name, alike)}')
 
 
 class Document:

@@ -27,24 +27,23 @@ def tiny(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder.mkdir()
     for path in photographs.glob('*.png'):
         (folder / path.name).write_bytes(path.read_bytes())
-    return ['-c', code, 'paper', '--budget', 'smoke', '--data', str(folder), '--sets', f'own={folder}']
+    return ['-c', code, 'paper', 'table4', '--budget', 'smoke', '--data', str(folder), '--sets', f'own={folder}']
 
 
 def test_a_table_is_trained_once_and_printed_beside_the_papers(tiny: list[str], tmp_path: Path) -> None:
-    words = [*tiny, 'table4']
-    first = run(*words, cwd=tmp_path)
+    first = run(*tiny, cwd=tmp_path)
     assert first.stdout.count('training ') == 3
     assert re.search(r'\| one projection +\| \d+\.\d\d +\| 37\.87 ', first.stdout)
     assert '2 updates of 2 patches' in first.stdout
     results = json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())
     assert [row['paper'] for row in results['rows']] == [37.78, 37.86, 37.87]
-    again = run(*words, cwd=tmp_path)
+    again = run(*tiny, cwd=tmp_path)
     assert 'training ' not in again.stdout
     assert 'were measured before' in again.stdout
     assert json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())['rows'] == results['rows']
 
     (tmp_path / 'photographs' / 'coffee.png').unlink()
-    other = run(*words, cwd=tmp_path, check=False)
+    other = run(*tiny, cwd=tmp_path, check=False)
     assert other.returncode == 1
     assert 'Traceback' not in other.stderr
 
