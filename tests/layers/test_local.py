@@ -44,35 +44,6 @@ def test_in_one_window_it_is_sparse_attention_with_one_chunk() -> None:
     torch.testing.assert_close(layer(x), sparse(x))
 
 
-def test_channels_may_be_last() -> None:
-    layer, x = layer_and_image(window=4)
-    torch.testing.assert_close(layer(x.contiguous(memory_format=torch.channels_last)), layer(x))
-
-
-def test_nothing_is_random() -> None:
-    layer, x = layer_and_image(window=4)
-    before = torch.get_rng_state()
-    assert layer(x).equal(layer.eval()(x))
-    assert torch.get_rng_state().equal(before)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
-    layer, x = layer_and_image(window=4)
-    exact = layer(x)
-    with torch.autocast('cpu', dtype):
-        rounded = layer(x.requires_grad_())
-    rounded.float().sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    assert (rounded.float() - exact).abs().mean() < 0.02
-
-
-def test_an_empty_batch_stays_empty() -> None:
-    layer, x = layer_and_image(window=4)
-    assert layer(x[:0]).shape == (0, 8, 10, 12)
-
-
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
