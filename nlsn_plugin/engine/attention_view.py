@@ -111,14 +111,18 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    panels = [('image', rgb, None), ('weights of NLSA', heat(seen.sparse), 'magma')]
-    panels += [('weights of standard attention', heat(seen.dense), 'magma')]
-    panels += [('sizes of buckets, round 1', seen.bucket_sizes[0].cpu().numpy(), 'viridis')]
-    for axis, (name, picture, colours) in zip(axes[0], panels):
+    share = 'share of the largest, power of 10'
+    panels = [
+        ('image', rgb, None, ''),
+        ('weights of NLSA', heat(seen.sparse), 'magma', share),
+        ('weights of standard attention', heat(seen.dense), 'magma', share),
+        ('sizes of buckets, round 1', seen.bucket_sizes[0].cpu().numpy(), 'viridis', 'pixels'),
+    ]
+    for axis, (name, picture, colours, unit) in zip(axes[0], panels):
         shown = axis.imshow(picture, cmap=colours)
         axis.set_title(name, fontsize=10)
         if colours:
-            figure.colorbar(shown, ax=axis, shrink=0.7)
+            figure.colorbar(shown, ax=axis, shrink=0.7, label=unit)
         axis.plot(column, row, marker='o', markersize=7, markerfacecolor='none', color='red')
     for number, axis in enumerate(axes[1:].flat[:rounds]):
         same = seen.same_bucket[number].cpu().numpy()

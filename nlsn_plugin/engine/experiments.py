@@ -114,7 +114,12 @@ def train(network: str, laboratory: Laboratory) -> Path:
         return path
     print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
     words = [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', str(path), '--auto_resume']
-    status = subprocess.run(words, check=False).returncode
+    with subprocess.Popen(words) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # a signal that it saves on
+            status = process.wait()
     if status == InterruptedRunError.status:
         raise InterruptedRunError(f'{network} is saved; the same command goes on')
     if status:

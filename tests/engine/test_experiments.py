@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +50,19 @@ def test_a_table_is_trained_once_and_printed_beside_the_papers(tiny: list[str], 
     other = run(*tiny, cwd=tmp_path, check=False)
     assert other.returncode == 1
     assert 'Traceback' not in other.stderr
+
+
+def test_stopped_it_saves_and_says_so(tiny: list[str], tmp_path: Path) -> None:
+    words = [word.replace('2e-6', '1e-3') for word in tiny]
+    process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    experiment = tmp_path / 'results' / 'paper_smoke' / 'experiments' / 'ablation_baseline_x2'
+    while process.poll() is None and not (experiment / 'log.jsonl').exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1] == 'nlsn: baseline is saved; the same command goes on'
+    assert list(experiment.glob('training_states/*.state'))
 
 
 def test_budgets() -> None:
