@@ -111,7 +111,7 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    share = 'share of the largest, power of 10'
+    share = 'log10(weight / largest)'
     panels = [
         ('image', rgb, None, ''),
         ('weights of NLSA', heat(seen.sparse), 'magma', share),
