@@ -33,6 +33,7 @@ setup(
         'mmengine>=0.10.4',
         'numpy>=1.26',
         'opencv-python>=4.9',
+        'pillow>=10.2',
         'pydantic>=2.7',
         'pyyaml>=6.0.1',
         'scikit-image>=0.22',

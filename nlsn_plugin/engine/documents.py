@@ -16,6 +16,8 @@ Options = dict[str, Any]
 Keys = tuple[str, ...]
 """Where something stands in an option file: ('train', 'optim_g', 'lr')."""
 BASE = '_base_'
+OVERRIDES = 'NLSN_FORCE_YML'
+"""Environment variable: KEY=VALUE ..., as for --force_yml, which goes before it."""
 
 
 def shipped_options() -> Path:
@@ -96,24 +98,25 @@ class Document:
             self.lines[place] = where
             self.note_lines(value, place)
 
-    def override(self, entry: str) -> None:
-        """Set what `--force_yml KEY:KEY=VALUE` says."""
+    def override(self, entry: str, source: str = '--force_yml') -> None:
+        """Set what KEY:KEY=VALUE says, of an option of the command line or an environment variable."""
+        said = f'{source} {entry}'
         name, _, text = entry.partition('=')
         keys = tuple(key.strip() for key in name.split(':'))
         if not all(keys) or not text.strip():
-            raise OptionError(f'--force_yml {entry}: KEY=VALUE is expected, such as train:total_iter=100')
+            raise OptionError(f'{said}: KEY=VALUE is expected, such as train:total_iter=100')
         try:
             value = None if text.strip().lower() == 'none' else yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise OptionError(f'--force_yml {entry}: {text} is no value') from error
+            raise OptionError(f'{said}: {text} is no value') from error
         section = self.options
         for number, key in enumerate(keys[:-1]):
             section = section.setdefault(key, {})
-            self.lines.setdefault(keys[: number + 1], f'--force_yml {entry}')
+            self.lines.setdefault(keys[: number + 1], said)
             if not isinstance(section, dict):
-                raise OptionError(f'--force_yml {entry}: {": ".join(keys[: number + 1])} is no section')
+                raise OptionError(f'{said}: {": ".join(keys[: number + 1])} is no section')
         section[keys[-1]] = value
-        self.lines[keys] = f'--force_yml {entry}'
+        self.lines[keys] = said
 
     def where(self, keys: Keys) -> str:
         """The line of a key, or of the section that lacks it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import random
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.documents import Document, Keys
+from nlsn_plugin.engine.documents import OVERRIDES, Document, Keys
 from nlsn_plugin.engine.schema import TestOptions, Train, TrainingOptions, Validation
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file
@@ -51,6 +53,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
         OptionError: with a line for each mistake.
     """
     document = Document(option_file)
+    for override in shlex.split(os.environ.get(OVERRIDES, '')):
+        document.override(override, OVERRIDES)
     for override in args.force_yml or []:
         document.override(override)
     opt = checked(document, is_train)

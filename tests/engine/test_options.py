@@ -319,6 +319,17 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert message in error_of(['train', '-opt', 'train_NLSN_x2', *words], capsys)
 
 
+def test_the_environment_is_checked_as_the_command_line_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('NLSN_FORCE_YML', 'train:total=1')
+    message = error_of(['train', '-opt', 'train_NLSN_x2'], capsys)
+    assert 'NLSN_FORCE_YML train:total=1: train: total is unknown: did you mean total_iter?' in message
+    monkeypatch.setenv('NLSN_FORCE_YML', "name='my run' scale=two")
+    message = error_of(['train', '-opt', 'train_NLSN_x2', '--force_yml', 'scale=three'], capsys)
+    assert "--force_yml scale=three: scale is 'three': a whole number is expected" in message
+
+
 def test_bad_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / 'bad.yml', 'name: a\nscale: [2\nmodel_type: b\n')
     assert f'{path}, line ' in error_of(['train', '-opt', path], capsys)
