@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlsn_plugin.engine.contestants import Contestant, Inference, Recipe, build, set_rounds, upscale
+from nlsn_plugin.engine.contestants import Contestant, Inference, Recipe, attentions_of, build, set_rounds, upscale
 from nlsn_plugin.engine.measuring import Step, interleaved, peak_memory
+from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 BUDGET = 5.0
 """Seconds for the times of each network."""
@@ -53,11 +54,13 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
-def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int:
+def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int | None:
     """Of convolutions, matrix products and attention (hashing, scores and sums over windows), as PyTorch counts them.
 
-    On the meta device, where nothing is computed.
+    On the meta device, where nothing is computed. None where PyTorch would leave the attention out.
     """
+    if attentions_of(net) and not COUNTS_FLOPS:
+        return None
     with FlopCounterMode(display=False) as counter:
         upscale(copy.deepcopy(net).to('meta'), torch.empty(1, 3, *size, device='meta'), recipe, inference)
     return int(counter.get_total_flops()) // 2

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nlsn_plugin.engine.measuring import Step, interleaved
 from nlsn_plugin.layers import NonLocalAttention, NonLocalSparseAttention
+from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 CHANNELS, EDGE = 64, 100
 ROUNDS = (1, 2, 4, 8)
@@ -53,10 +54,15 @@ def layer_costs(device: str, paper: dict[str, float], budget: float = 5.0) -> li
         ]
 
 
-def gflops(layer: nn.Module) -> float:
-    """By FORMULA: of NLA by hand, since PyTorch counts the zeros that its kernel wants behind the channels."""
+def gflops(layer: nn.Module) -> float | None:
+    """By FORMULA: of NLA by hand, since PyTorch counts the zeros that its kernel wants behind the channels.
+
+    None where PyTorch would leave the attention out.
+    """
     if isinstance(layer, NonLocalAttention):
         return 2 * EDGE**4 * (CHANNELS // layer.reduction + CHANNELS) / 1e9
+    if not COUNTS_FLOPS:
+        return None
     device = next(layer.parameters()).device
     with FlopCounterMode(display=False) as counter:
         layer(torch.zeros(1, CHANNELS, EDGE, EDGE, device=device))

@@ -126,8 +126,9 @@ def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
     part = schema
 
     def resolved(part: dict[str, Any]) -> dict[str, Any]:
-        while '$ref' in part:
-            part = schema['$defs'][part['$ref'].rsplit('/', 1)[1]]
+        while '$ref' in part or 'allOf' in part:  # pydantic before 2.9 wraps a reference that has a description
+            reference = part.get('$ref') or part['allOf'][0]['$ref']
+            part = schema['$defs'][reference.rsplit('/', 1)[1]]
         return part
 
     for key in keys:

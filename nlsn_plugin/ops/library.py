@@ -16,6 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from nlsn_plugin.ops import lsh, reference
 
+COUNTS_FLOPS = not torch.__version__.startswith('2.4.')
+"""Whether PyTorch's FlopCounterMode counts operators of others, as these."""
+
 Attention = Callable[[Tensor, Tensor, Tensor, int, str], Tensor]
 
 FORWARD = """(

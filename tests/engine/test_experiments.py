@@ -14,6 +14,7 @@ from conftest import error_of, run
 from nlsn_plugin.engine.experiments import Budget, find_budget
 from nlsn_plugin.engine.layer_costs import layer_costs
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import TABLE5_GFLOPS
 
 
@@ -78,6 +79,7 @@ def test_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
     assert 'there is no set Set5' in error_of(['paper', 'table2', '--budget', '0.1'], capsys)
 
 
+@pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
 def test_layers_cost_what_the_formula_says() -> None:
     costs = {cost['label']: cost for cost in layer_costs('cpu', TABLE5_GFLOPS, budget=0.1)}
     assert costs['NLA']['gflops'] == pytest.approx(16.0)
