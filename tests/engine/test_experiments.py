@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import pytest
 from conftest import error_of, run
 
-from nlsn_plugin.engine.experiments import Budget, find_budget
+from nlsn_plugin.engine.experiments import Budget, find_budget, write
 from nlsn_plugin.engine.layer_costs import layer_costs
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops.library import COUNTS_FLOPS
-from nlsn_plugin.paper.studies import TABLE5_GFLOPS
+from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
 
 @pytest.fixture
@@ -77,6 +79,25 @@ def test_budgets() -> None:
 def test_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert 'there is no set Set5' in error_of(['paper', 'table2', '--budget', '0.1'], capsys)
+
+
+@pytest.mark.parametrize('name', ['fig5', 'fig6', 'table5'])
+def test_results_are_written_and_figures_drawn(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    rows = [{**asdict(entry), 'psnr': {'Set5': 30 + number / 10}} for number, entry in enumerate(study.entries)]
+    held = {'updates': 2, 'batch_size': 4, 'seed': 1, 'trained on': ['a'], 'measured on': ['Set5']}
+    results = {'title': study.title, 'conditions': held, 'axis': study.axis, 'rows': rows}
+    if study.costs:
+        results['costs'] = [{'label': 'NLA', 'gflops': 16.0, 'paper': 16.0, 'milliseconds': 1.25}]
+    paths = write(name, results, tmp_path)
+    text = (tmp_path / f'{name}.md').read_text()
+    assert json.loads((tmp_path / f'{name}.json').read_text())['rows'] == rows
+    assert all(f'{30 + number / 10:.2f}' in text for number in range(len(rows)))
+    if study.costs:
+        assert re.search(r'\| NLA +\| 16\.000 +\| 16\.0 +\| 1\.2 +\|', text)
+    else:
+        assert paths[-1].name == f'{name}.png'
+        assert cv2.imread(str(paths[-1])).std() > 10
 
 
 @pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
