@@ -143,6 +143,7 @@ def show_options(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
+    from nlsn_plugin.data.images import list_images
     from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
 
     given = {key: value for key, value in vars(args).items() if value not in (None, False)}
@@ -164,9 +165,12 @@ def prepare(args: argparse.Namespace) -> None:
         refuse_options(given, others, 'is for training data: leave it or --test out')
         made = prepare_test_data(args.input, args.output, scales, args.lr, workers)
     else:
+        validation = [folder.resolve() for folder in args.validation or []]
+        for folder in validation:
+            list_images([folder])  # is there, before hours of work
         chosen = {key: given[key] for key in ('name', 'crop_size', 'step', 'storage', 'lr') if key in given}
         made = prepare_training_data(args.input, args.output, scales=scales, workers=workers, **chosen)
-        for folder in map(Path.resolve, args.validation or []):
+        for folder in validation:
             name = folder.parent.name if folder.name == 'HR' else folder.name
             made += prepare_test_data(folder, args.output.parent / 'benchmark' / name, scales, workers=workers)
     print('ready: ' + '\n       '.join(map(str, made)))

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         '--net', nargs='+', metavar='WORD', help='TYPE WEIGHTS [KEY=VALUE ...], as for nlsn benchmark, instead'
     )
-    parser.add_argument('--scale', type=int, default=2, choices=[2, 3, 4], help='of --net (default: 2)')
+    parser.add_argument('--scale', type=int, choices=[2, 3, 4], help='of --net (default: 2)')
     parser.add_argument('--layer', type=int, help='which attention, counted from 0 (default: the last)')
     parser.add_argument('--n-hashes', type=int, help="rounds of hashing (default: the network's own)")
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='(default: cpu)')
@@ -46,6 +46,8 @@ def show_buckets(args: argparse.Namespace) -> None:
 
     if (args.option_file is None) == (args.net is None):
         raise UserError('name the network either by -opt FILE or by --net TYPE WEIGHTS')
+    if args.option_file and args.scale:
+        raise UserError('--scale is said by the option file: leave it out')
     if not args.image.is_file():
         raise UserError(f'there is no image {args.image}')
     check_device(args.device)
@@ -53,7 +55,7 @@ def show_buckets(args: argparse.Namespace) -> None:
     column, row = args.at
     if not (0 <= row < image.shape[0] and 0 <= column < image.shape[1]):
         raise UserError(f'--at {column} {row}: {args.image} has {image.shape[1]}x{image.shape[0]} pixels, from 0 on')
-    recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale)
+    recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
     contestant = Contestant(recipe, args.device)
     contestant.hash_by(args.n_hashes, None)
     x = img2tensor(image.astype(np.float32) / 255)[None].to(args.device)

@@ -75,11 +75,23 @@ def look_at(path: Path) -> Sighting:
     Raises:
         DataError: it is truncated or damaged, not of 8 bits, or has an alpha channel.
     """
-    content = path.read_bytes()
+    content = contents(path)
     image = decode_whole(content, str(path))
     height, width = image.shape[:2]
     middle = image[height // 4 : height // 4 + 256, width // 4 : width // 4 + 256]
     return Sighting(height, width, hashlib.sha256(content).hexdigest(), len(encode(middle, '.png')) / middle.size)
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def decode_whole(content: bytes, named: str) -> np.ndarray:
@@ -103,7 +115,7 @@ def read_image(path: Path, keep_gray: bool = False) -> np.ndarray:
     Raises:
         DataError: it is none.
     """
-    image = decode(path.read_bytes(), str(path))
+    image = decode(contents(path), str(path))
     return image if keep_gray or image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 

@@ -17,6 +17,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
+from nlsn_plugin.data.images import contents
 from nlsn_plugin.errors import DataError
 
 Options = dict[str, Any]
@@ -90,7 +91,7 @@ class SafePairedImageDataset(PairedImageDataset):
     def read(self, root: str, path: str) -> np.ndarray[Any, Any]:
         """An image in [0, 1], BGR, float32, [H, W, 3]."""
         is_lmdb = self.io_backend_opt['type'] == 'lmdb'
-        content = self.value(root, path) if is_lmdb else contents(path)
+        content = self.value(root, path) if is_lmdb else contents(Path(path))
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
         if image is None:
             raise DataError(f'{self.named(root, path)} is not an image, or a damaged one ({len(content)} bytes)')
@@ -117,13 +118,6 @@ def opened(path: str) -> lmdb.Environment:
     if key not in OPEN:
         OPEN[key] = lmdb.open(path, readonly=True, lock=False, readahead=False)
     return OPEN[key]
-
-
-def contents(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def check_lmdb(path: Path) -> None:

@@ -159,9 +159,9 @@ def run(name: str, laboratory: Laboratory) -> Results:
         title, conditions, rows (label, psnr by set, paper, remark), costs of layers where the paper has them.
     """
     study = STUDIES[name]
+    sets = [open_set(label, folder, 2) for label, folder in laboratory.sets.items()]  # before days of training
     note_data(laboratory)
     files = {network: train(network, laboratory) for network in study.networks}
-    sets = [open_set(label, folder, 2) for label, folder in laboratory.sets.items()]
     found: dict[tuple[str, int | None], dict[str, float]] = {}
     for network, path in files.items():
         rounds = list(dict.fromkeys(entry.rounds for entry in study.entries if entry.network == network))
@@ -175,12 +175,11 @@ def run(name: str, laboratory: Laboratory) -> Results:
 
 def table1(laboratory: Laboratory) -> str:
     """NLSN at x2, x3 and x4, trained if they are not there, beside all methods of Table 1, as Markdown."""
+    scales = (2, 3, 4)
+    sets = {scale: [open_set(label, folder, scale) for label, folder in laboratory.sets.items()] for scale in scales}
     note_data(laboratory)
-    contestants, sets = [], {}
-    for network in ('nlsn_x2', 'nlsn_x3', 'nlsn_x4'):
-        recipe = from_option_file(str(train(network, laboratory)))
-        contestants.append(Contestant(recipe, laboratory.device))
-        sets[recipe.scale] = [open_set(label, folder, recipe.scale) for label, folder in laboratory.sets.items()]
+    files = [train(f'nlsn_x{scale}', laboratory) for scale in scales]
+    contestants = [Contestant(from_option_file(str(path)), laboratory.device) for path in files]
     settings = evaluation.Settings(device=laboratory.device, cost_size=None)
     results = evaluation.run(contestants, sets, settings, laboratory.output / 'images')
     return reports.markdown(reports.tables(results, 'NLSN'))

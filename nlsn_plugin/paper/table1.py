@@ -6,11 +6,11 @@ DBPN has no row at x3; NLRN and OISR have no figures on Manga109.
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Iterable
 from importlib.resources import files
 from typing import NamedTuple
 
+from nlsn_plugin.checks import nearest
 from nlsn_plugin.errors import UserError
 
 SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
@@ -62,9 +62,7 @@ def check(method: str, scales: Iterable[int], sets: Iterable[str]) -> None:
     rows = read()
     methods = list(dict.fromkeys(row.method for row in rows))
     if method not in methods:
-        close = difflib.get_close_matches(method, methods, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'it has {", ".join(methods)}'
-        raise UserError(f'--compare-with-paper: Table 1 has no {method}: {hint}')
+        raise UserError(f'--compare-with-paper: Table 1 has no {method}{nearest(method, methods)}')
     for scale in scales:
         if not any((row.method, row.scale) == (method, scale) for row in rows):
             raise UserError(f'--compare-with-paper: Table 1 has no {method} at x{scale}')

@@ -15,6 +15,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from conftest import error_of
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
@@ -184,7 +185,7 @@ def test_raw_pixels_are_larger_and_the_same(photographs: Path, tmp_path: Path) -
 
 
 def test_one_command_makes_what_to_train_on_and_what_to_validate_on(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photographs, 'Set5/HR')
@@ -194,6 +195,10 @@ def test_one_command_makes_what_to_train_on_and_what_to_validate_on(
     made = sorted(str(path.parent.parent) for path in Path().rglob('datasets/**/X2/coffeex2.png'))
     assert made == ['datasets/benchmark/Set5/LR_bicubic', 'datasets/benchmark/mine/LR_bicubic']
     assert Path('datasets/DIV2K/DIV2K_train_HR_sub.lmdb/data.mdb').exists()
+    capsys.readouterr()
+    error = error_of(['prepare', '--input', 'mine', '--output', 'other/DIV2K', '--validation', 'Set6/HR'], capsys)
+    assert 'there is no folder' in error
+    assert not Path('other').exists()
 
 
 def test_images_of_several_folders_come_together_and_names_become_keys(photographs: Path, tmp_path: Path) -> None:

@@ -57,4 +57,6 @@ def test_the_command_draws(
     assert 'has 97x121 pixels' in error_of([*words[:place], '--at', '97', '0', *network], capsys)
     assert '--layer 7: the network has 2, 0 to 1' in error_of([*words, '--layer', '7'], capsys)
     assert 'name the network either by' in error_of(words[: place + 3], capsys)
+    words = ['show-buckets', 'none.png', '--at', '0', '0', '-opt', 'a.yml', '--scale', '3']
+    assert '--scale is said by the option file' in error_of(words, capsys)
     assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)
