@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TRAIN, error_of, experiment, make_short, run
+from pages import option_files
 
 from nlsn_plugin import WithNLSA
 from nlsn_plugin.archs import bases
 from nlsn_plugin.archs.with_nlsa_arch import checked_arguments
+from nlsn_plugin.cli import main
 from nlsn_plugin.engine import schema
 from nlsn_plugin.engine.contestants import Contestant, Inference, from_option_file, from_words
 from nlsn_plugin.engine.documents import Document, find_option_file
@@ -144,3 +146,24 @@ def test_on_the_command_line_the_inner_network_gets_the_usual_arguments() -> Non
     assert (arch['num_in_ch'], arch['num_out_ch'], arch['upscale']) == (3, 3, 4)
     with pytest.raises(UserError, match=r'arch: num_fet: EDSR takes no num_fet: did you mean num_feat\?'):
         from_words(['WithNLSA', 'a.pth', 'arch={type: EDSR, num_fet: 8}', 'after=body'], 4)
+
+
+def test_the_option_files_of_the_page_train(place: Path) -> None:
+    """docs/basicsr.md: the second changes the first."""
+    names = [path.name for path in option_files('docs/basicsr.md', place)]
+    assert names == ['train_EDSR_M_NLSA_x2.yml', 'train_mine.yml']
+    small = ['network_g:arch:num_feat=8', 'network_g:arch:num_block=4', 'datasets:train:gt_size=32']
+    short = ['datasets:train:batch_size_per_gpu=2', 'datasets:train:num_worker_per_gpu=1', 'train:total_iter=2']
+    run(TRAIN, '-opt', names[1], '--force_yml', *small, *short, cwd=place)
+    saved = torch.load(experiment(place, 'mine') / 'models' / 'net_g_latest.pth', weights_only=True)
+    assert {'nlsa.conv_first.conv_match.0.weight', 'nlsa.body-3.conv_match.0.weight'} < saved['params_ema'].keys()
+
+
+def test_the_table_of_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / 'docs' / 'basicsr.md').read_text()
+    (words,) = re.findall(r'^nlsn (modules .*)$', text, re.MULTILINE)
+    main(words.split())
+    printed = [re.sub(r'[ -]+', ' ', line) for line in capsys.readouterr().out.splitlines()]
+    shown = [line for line in text.split('small input:')[1].split('...')[0].splitlines() if line.startswith('|')]
+    assert len(shown) == 10
+    assert all(re.sub(r'[ -]+', ' ', line) in printed for line in shown)
