@@ -180,7 +180,8 @@ def load_safely(path: str | Path) -> Any:
     """
     check_file(path)
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with Path(path).open('rb') as file:  # by a path torch.load would go by its ending
+            return torch.load(file, map_location='cpu', weights_only=True)
     except DAMAGES as error:
         raise CheckpointError(f'{path} does not load (nothing in it was executed): {first_line(error)}') from error
 

@@ -133,9 +133,9 @@ def settled(kind: str, arguments: Arguments, metadata: Metadata | None, path: ob
 
 
 def differing(arguments: Arguments, metadata: Metadata) -> dict[str, tuple[Any, Any]]:
-    """The arguments that metadata say otherwise, by name: both values."""
+    """The arguments that metadata say otherwise, by name: both values. A seed may be another each time."""
     stored = metadata['arguments']
-    pairs = {name: (value, stored[name]) for name, value in arguments.items() if name in stored}
+    pairs = {name: (arguments[name], stored[name]) for name in arguments if name in stored and name != 'eval_seed'}
     return {name: pair for name, pair in pairs.items() if as_json(pair[0]) != as_json(pair[1]) and pair[0] != pair[1]}
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import NonFiniteLossError
-from nlsn_plugin.models.checkpoint import load_weights, read_stored
-from nlsn_plugin.models.description import differing
+from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
+from nlsn_plugin.models.description import complete, differing
 from nlsn_plugin.models.inference import enlarged
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -239,9 +239,15 @@ class NLSNModel(SRModel):
         stored = read_stored(load_path, param_key)
         dropped = load_weights(bare, stored.weights, load_path, strict)
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
-        if stored.metadata and stored.metadata['type'] == self.opt['network_g']['type'] == type(bare).__name__:
-            for name, (value, other) in differing(self.opt['network_g'], stored.metadata).items():
-                logger.warning(f'{load_path} is of a network with {name}={other!r}; network_g has {name}={value!r}')
+        self.compare_with_metadata(stored.metadata, load_path)
         if dropped:
             listed = '\n'.join(f'  {line}' for line in dropped)
             logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')
+
+    def compare_with_metadata(self, metadata: Metadata | None, path: str) -> None:
+        """Say what network_g has otherwise than the network whose weights were loaded: fine-tuning may want that."""
+        network = {key: value for key, value in self.opt['network_g'].items() if key != 'type'}
+        kind = self.opt['network_g']['type']
+        if metadata is not None and metadata['type'] == kind:
+            for name, (value, other) in differing(complete(kind, network), metadata).items():
+                get_root_logger().warning(f'{path} is of a network with {name}={other!r}; network_g has {value!r}')
