@@ -23,6 +23,7 @@ from nlsn_plugin.models import recognition
 from nlsn_plugin.models.building import channels_of, network_of, scale_of, upscaled
 from nlsn_plugin.models.checkpoint import EMBEDDED, Stored, embedded_metadata
 from nlsn_plugin.models.description import Description, assumption, describe
+from nlsn_plugin.models.inference import window_of
 
 SOURCE = 'the state dict'
 
@@ -54,7 +55,9 @@ class PluginArch(Architecture[nn.Module]):
             scale=scale,
             input_channels=channels,
             output_channels=channels if is_nlsn else upscaled(net).shape[1],
-            size_requirements=SizeRequirements(multiple_of=getattr(net, 'window_size', 1)),
+            size_requirements=SizeRequirements(
+                multiple_of=window_of({'type': description.type, **description.arguments})
+            ),
             tiling=ModelTiling.DISCOURAGED if sees_all(net) else ModelTiling.SUPPORTED,
         )
 

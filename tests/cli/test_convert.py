@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from conftest import GOLDEN, GOLDEN_NETWORKS, error_of, golden, official, relati
 from safetensors import safe_open
 
 from nlsn_plugin import NLSN
+from nlsn_plugin.archs import WithNLSA
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine import conversion
 from nlsn_plugin.models.checkpoint import read_stored
@@ -142,6 +145,43 @@ def test_a_network_of_another_class_is_named(tmp_path: Path, capsys: pytest.Capt
     assert metadata_of(tmp_path / 'edsr.safetensors') == {'type': 'EDSR', 'arguments': arguments}
 
 
+def test_with_nlsa_goes_round_by_its_option_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arch = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 4}
+    arguments = {'arch': arch, 'after': 'body.0', 'nlsa': {'chunk_size': 16}, 'zero_start': False}
+    weights = WithNLSA(**arguments).state_dict()
+    torch.save({'params': weights}, tmp_path / 'a.pth')
+    words = ['convert', str(tmp_path / 'a.pth'), str(tmp_path / 'a.safetensors')]
+    assert 'a.pth holds a WithNLSA, whose weights do not tell its arch: name it by' in error_of(words, capsys)
+    (tmp_path / 'a.yml').write_text(yaml.safe_dump({'network_g': {'type': 'WithNLSA', **arguments}}))
+    convert(*words[1:], '-opt', tmp_path / 'a.yml')
+    convert(tmp_path / 'a.safetensors', tmp_path / 'b.pth')
+    assert 'WithNLSA x4' in capsys.readouterr().out
+    again = load_network(tmp_path / 'b.pth')
+    assert all(again.state_dict()[name].equal(tensor) for name, tensor in weights.items())
+
+    base = {name: tensor for name, tensor in weights.items() if not name.startswith('nlsa.')}
+    torch.save({'params': base}, tmp_path / 'base.pth')
+    line = error_of(
+        ['convert', str(tmp_path / 'base.pth'), words[2], '-opt', str(tmp_path / 'a.yml'), '--force'], capsys
+    )
+    assert 'base.pth has no attentions, 4 entries of WithNLSA' in line
+
+
+def test_killed_before_the_proof_ends_it_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / 'a.pth'
+    target.write_text('mine')
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(conversion, 'prove', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        conversion.convert(OFFICIAL_X2, target, conversion.Wish(force=True), None, {})
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert target.read_text() == 'mine'
+    convert(OFFICIAL_X2, target, '--force')
+    assert read_stored(target).layout == 'basicsr'
+
+
 def test_what_is_there_is_replaced_by_force_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / 'a.pth'
     target.write_text('mine')
@@ -184,7 +224,7 @@ def test_what_differs_when_read_back_never_takes_its_place(
         (OFFICIAL_X2, ['nhashes=4'], 'NLSN takes no nhashes: did you mean n_hashes?'),
         (OFFICIAL_X2, ['n_hashes'], 'n_hashes: KEY=VALUE is expected'),
         (OFFICIAL_X2, ['n_hashes=[1'], 'n_hashes=[1: the value does not read'),
-        (OFFICIAL_X2, ['type=NLSM'], 'of a network NLSM, which is not registered: did you mean NLSN?'),
+        (OFFICIAL_X2, ['type=NLSM'], 'did you mean NLSN?'),
         (OFFICIAL_X2, ['type=EDSR', 'num_in_ch=3', 'num_out_ch=3'], 'does not fit EDSR'),
         (OFFICIAL_X2, ['-opt', 'train_NLSN_x3'], 'contradicts its weights'),
         (OFFICIAL_X2, ['--embed', '--to', 'basicsr'], '--embed is for safetensors: basicsr was asked for'),

@@ -12,6 +12,7 @@ from conftest import GOLDEN, GOLDEN_NETWORKS, golden, official, python, relative
 from torch import Tensor
 
 from nlsn_plugin import NLSN
+from nlsn_plugin.archs import WithNLSA
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.models.formats import save_network
 
@@ -179,6 +180,34 @@ def test_another_network_is_found_by_embedded_metadata(tmp_path: Path) -> None:
     model = spandrel.ModelLoader().load_from_file(tmp_path / 'a.safetensors')
     assert (model.architecture.id, model.scale, model.tags) == ('WithNLSA', 4, ['EDSR'])
     assert output_of(model).equal(output_of(net))
+
+
+EDSR_NLSA = {
+    'arch': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 4},
+    'after': 'body.0',
+    'nlsa': {'chunk_size': 16},
+    'zero_start': False,
+}
+SWINIR = {'type': 'SwinIR', 'upscale': 2, 'img_size': 8, 'window_size': 8, 'depths': [2], 'num_heads': [2]}
+SWINIR_NLSA = {
+    'arch': {**SWINIR, 'embed_dim': 8, 'mlp_ratio': 1, 'upsampler': 'pixelshuffle'},
+    'after': 'layers.0',
+    'zero_start': False,
+}
+
+
+@pytest.mark.parametrize(('arguments', 'scale', 'unit'), [(EDSR_NLSA, 4, 1), (SWINIR_NLSA, 2, 8)])
+def test_with_nlsa_loads_by_embedded_metadata(arguments: dict[str, Any], scale: int, unit: int, tmp_path: Path) -> None:
+    net = WithNLSA(**arguments).eval()
+    save_network(net, tmp_path / 'a.safetensors', {'type': 'WithNLSA', 'arguments': arguments}, embed=True)
+    model = spandrel.ModelLoader().load_from_file(tmp_path / 'a.safetensors')
+    assert (model.architecture.id, model.scale, model.tags) == ('WithNLSA', scale, [arguments['arch']['type']])
+    assert model.size_requirements == spandrel.SizeRequirements(multiple_of=unit)
+    assert model.tiling is spandrel.ModelTiling.DISCOURAGED
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        assert model(x).equal(net(x).clamp(0, 1))
+    assert model(x[..., :13, :17]).shape == (1, 3, 13 * scale, 17 * scale)
 
 
 def test_without_spandrel_nothing_is_said() -> None:
