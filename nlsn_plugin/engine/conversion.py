@@ -141,12 +141,13 @@ def identical(one: Tensor, other: Tensor) -> bool:
 
 
 def listed(description: Description) -> list[str]:
-    """The arguments, by where they are known from."""
+    """The arguments, by where they are known from; what the weights and the metadata both say, once."""
+    stored, inferred = description.stored, description.inferred
     return [
         f'  {source}: {words(arguments)}'
         for source, arguments in (
-            ('inferred from its weights', description.inferred),
-            ('from its metadata', description.stored),
+            ('inferred from its weights', {key: inferred[key] for key in inferred if key not in stored}),
+            ('from its metadata', stored),
             ('given', description.given),
             ('ASSUMED, since nothing says them', description.assumed),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,20 @@ METADATA_KEY = 'nlsn'
 """Where files keep {'type': ..., 'arguments': {...}}, as JSON in safetensors."""
 EMBEDDED = 'nlsn_metadata'
 """The same as a tensor among the others, for programs that read nothing but tensors."""
-DAMAGES = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError)
+DAMAGES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 """What torch.load raises on a file that is damaged, or would run code."""
 GENERATORS = {True: ('generator_ema.module.', 'generator_ema.', 'generator.'), False: ('generator.',)}
 """Before the names of a network inside of mmagic's models; with True, its moving average if there is one."""
@@ -142,7 +156,7 @@ def load_container(path: str | Path) -> Any:
             raise
         try:
             content = load_inertly(path)
-        except (*DAMAGES, AttributeError, TypeError, IndexError):
+        except DAMAGES:
             raise refusal from None
         if not is_of_mmengine(content):
             raise

@@ -56,8 +56,8 @@ KNOWN = {
 """All that a pickle may call here; they build tensors from stored numbers, and a dict."""
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Finds nothing but what tensors need."""
+class InertUnpickler(pickle._Unpickler):
+    """Finds nothing but what tensors need. In Python: the form in C reserves as much memory as a damaged file says."""
 
     def find_class(self, module: str, name: str) -> Any:
         return KNOWN.get((module, name), Inert)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nlsn_plugin import NLSN
-from nlsn_plugin.errors import ArgumentError, CheckpointError, SaveError
+from nlsn_plugin.errors import ArgumentError, CheckpointError, SaveError, UserError
 from nlsn_plugin.models.checkpoint import METADATA_KEY, read_stored, read_weights
 from nlsn_plugin.models.formats import LAYOUTS, load_network, save_network
 from nlsn_plugin.models.inert import InertUnpickler, Sealed
@@ -197,6 +197,32 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(SaveError, match='could not be saved: No such file or directory'):
         save_network(small(), tmp_path / 'none' / 'a.pth')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_damaged_files_are_refused_in_one_line_or_load(layout: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, layout)
+    save_network(small(num_feat=4, num_block=1, reduction=1), path, layout=layout)
+    intact, said = path.read_bytes(), []
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(intact)
+        for place in random.integers(0, 2500, 3):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_network(path)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 10
+    assert not any('\n' in line for line in said)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_files_have_the_usual_permissions(layout: str, tmp_path: Path) -> None:
+    save_network(small(), file_of(tmp_path, layout), layout=layout)
+    (tmp_path / 'usual').touch()
+    assert file_of(tmp_path, layout).stat().st_mode == (tmp_path / 'usual').stat().st_mode
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
