@@ -122,7 +122,7 @@ def read_safetensors(path: str | Path) -> Stored:
 def embedded_metadata(path: object, weights: Mapping[str, Tensor]) -> Metadata | None:
     """What EMBEDDED says, if it is among the weights."""
     said = weights.get(EMBEDDED)
-    return None if said is None else from_json(path, bytes(said.flatten().to(torch.uint8).tolist()))
+    return from_json(path, bytes(said.flatten().to(torch.uint8).tolist())) if isinstance(said, Tensor) else None
 
 
 def from_json(path: object, text: str | bytes) -> Metadata | None:
@@ -182,8 +182,9 @@ def weights_of_mmengine(content: dict[str, Any], param_key: str | None) -> dict[
         if any(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     firsts = {name.split('.')[0] for name in weights}
-    if len(firsts) == 1 and all('.' in name for name in weights):  # a model with the network as its only part
-        return {name.split('.', 1)[1]: tensor for name, tensor in weights.items()}
+    rests = [name.split('.', 1)[-1] for name in weights]
+    if len(firsts) == 1 and not any(rest[:1].isdigit() for rest in rests):  # a model with the network as its only part
+        return dict(zip(rests, weights.values()))
     return weights
 
 

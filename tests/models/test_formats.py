@@ -112,6 +112,7 @@ def test_arguments_go_before_metadata_and_are_then_not_assumed(
         ({'attention_at': [8]}, r'attention_at=\[8\] as given contradicts its weights: None'),
         ({'attention': 'none'}, "attention='none' as given contradicts its weights: 'nlsa'"),
         ({'img_range': 255}, 'img_range=255 as given contradicts its weights: they add means of 0.4488'),
+        ({'img_range': 0}, 'img_range=0 as given contradicts its weights: they add means of 0.4488'),
         ({'rgb_mean': [0.5, 0.5, 0.5]}, 'rgb_mean=.* contradicts its weights'),
         ({'num_feats': 16}, 'NLSN takes no num_feats: did you mean num_feat'),
         ({'n_hashes': 0}, 'n_hashes=0 is not allowed'),
@@ -403,3 +404,12 @@ def test_the_released_layout_is_what_the_released_code_saves(tmp_path: Path) -> 
     saved = torch.load(tmp_path / 'a.pt', weights_only=True)
     assert list(saved) == list(weights)
     assert all(np.array_equal(saved[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_network_whose_only_part_is_a_list_keeps_its_names(tmp_path: Path) -> None:
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+    arguments = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_conv': 1, 'upscale': 2}
+    net = SRVGGNetCompact(**arguments)
+    save_network(net, tmp_path / 'a.pth', {'type': 'SRVGGNetCompact', 'arguments': arguments}, layout='mmengine')
+    assert same(load_network(tmp_path / 'a.pth'), net)

@@ -222,3 +222,8 @@ print(nlsn_plugin.toolbox_problems, 'spandrel' in sys.modules)
     )
     assert result.stdout == '{} False\n', result.stderr
     assert 'spandrel' not in result.stderr
+
+
+def test_state_dicts_of_others_are_looked_at_whatever_is_in_them() -> None:
+    strange: dict[Any, Any] = {0: torch.ones(1), 'nlsn_metadata': 'text', 'body.0.conv_match.0.weight': None}
+    assert not any(spandrel.MAIN_REGISTRY[name].detect(strange) for name in ('NLSN', 'WithNLSA'))
