@@ -8,6 +8,10 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
 
 from nlsn_plugin.errors import MissingToolboxError
 
@@ -39,6 +43,8 @@ def load_toolbox(name: str) -> ModuleType:
         if name == 'basicsr':
             provide_functional_tensor()
         importlib.import_module(NEEDED[name])
+        if name == 'mmengine':
+            allow_states_of_mmengine()
         return importlib.import_module(name)
     except Exception as error:  # a broken toolbox raises whatever it likes
         raise broken(name, error) from error
@@ -67,6 +73,19 @@ def provide_functional_tensor() -> None:
         stand_in = ModuleType(name, 'Stands in for the module torchvision removed, for basicsr 1.4.2.')
         stand_in.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
         sys.modules[name] = stand_in
+
+
+def allow_states_of_mmengine() -> None:
+    """Let mmengine 0.10.7 resume: its runner/checkpoint.py:347 leaves torch.load to its defaults.
+
+    From PyTorch 2.6 on that is weights_only=True, which refuses the HistoryBuffers of losses that mmengine's own
+    checkpoints hold. They and what their arrays are made of join the classes that torch.load may build; they keep
+    numbers and run nothing, and whatever else a file names is refused as before.
+    """
+    safe: list[Any] = [importlib.import_module('mmengine.logging').HistoryBuffer, np.ndarray, np.dtype]
+    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # what builds arrays, and best scores
+    safe += [type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.bool_)]
+    torch.serialization.add_safe_globals(safe)
 
 
 @contextlib.contextmanager
