@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.torch_version import TorchVersion
 
 from nlsn_plugin.errors import MissingToolboxError
 
@@ -20,6 +22,7 @@ INSTALL = {
     'mmengine': 'type `pip install mmengine`',
 }
 NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry'}
+STATISTICS = ('min', 'max', 'mean', 'current')
 REMEDIES = (
     ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
     ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
@@ -78,14 +81,28 @@ def provide_functional_tensor() -> None:
 def allow_states_of_mmengine() -> None:
     """Let mmengine 0.10.7 resume: its runner/checkpoint.py:347 leaves torch.load to its defaults.
 
-    From PyTorch 2.6 on that is weights_only=True, which refuses the HistoryBuffers of losses that mmengine's own
-    checkpoints hold. They and what their arrays are made of join the classes that torch.load may build; they keep
-    numbers and run nothing, and whatever else a file names is refused as before.
+    From PyTorch 2.6 on that is weights_only=True, which refuses the HistoryBuffers of losses in mmengine's own
+    checkpoints. They, and the arrays in them, join what torch.load may build. A HistoryBuffer is pickled with its
+    statistics, as calls of `getattr`, which no file may call: `statistic` stands in for it there. Everything else that
+    a file names is refused as before.
     """
+    if TorchVersion(torch.__version__) < '2.6':
+        return
     safe: list[Any] = [importlib.import_module('mmengine.logging').HistoryBuffer, np.ndarray, np.dtype]
-    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # what builds arrays, and best scores
+    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # which build arrays and NumPy's numbers
     safe += [type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.bool_)]
-    torch.serialization.add_safe_globals(safe)
+    torch.serialization.add_safe_globals([*safe, (statistic, 'builtins.getattr')])
+
+
+def statistic(owner: object, name: str) -> Any:
+    """What a HistoryBuffer asks `getattr` for: one of its own statistics.
+
+    Raises:
+        UnpicklingError: anything else.
+    """
+    if owner is not importlib.import_module('mmengine.logging').HistoryBuffer or name not in STATISTICS:
+        raise pickle.UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no checkpoint needs')
+    return getattr(owner, name)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,12 @@ def train(
         cfg.load_from = None if resume == 'auto' else resume
     if amp:
         use_amp(cfg)
-    if 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:  # before PyTorch 2.6, torch.load runs what a file says
-        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     try:
         Runner.from_cfg(cfg).train()
     except DataError as error:  # a loader's worker hides its message in a traceback
         raise DataError(str(error).splitlines()[-1].removeprefix(f'{DataError.__module__}.DataError: ')) from error
     except pickle.UnpicklingError as error:
-        reason = ' '.join(str(error).split())
-        raise CheckpointError(
-            f'the checkpoint does not load (nothing in it was executed; safetensors are for `nlsn convert`): {reason}'
-        ) from error
+        raise CheckpointError(f'{cfg.load_from or cfg.work_dir}: {reason_of(error)}') from error
 
 
 def find_config(name: str) -> Path:
@@ -73,3 +67,10 @@ def use_amp(cfg: Config) -> None:
         wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper'
     elif 'Amp' not in wrapper.type and wrapper.type != 'BFloat16OptimWrapper':
         raise UserError(f'--amp: the config has optim_wrapper.type={wrapper.type!r}: OptimWrapper is expected')
+
+
+def reason_of(error: pickle.UnpicklingError) -> str:
+    """Why PyTorch refused a file, without its advice to load it all the same."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    reason = next((line for line in lines if line.startswith('WeightsUnpickler error')), lines[0])
+    return f'a checkpoint that does not load (nothing in it was executed): {reason.split("Please use")[0].strip()}'
