@@ -7,13 +7,14 @@ import importlib
 import warnings
 from typing import Any
 
-from nlsn_plugin.archs import NLSN
+from nlsn_plugin.archs import NLSN, WithNLSA
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import MissingToolboxError
 from nlsn_plugin.layers import LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention
 
 NETWORKS: dict[str, type] = {
     'NLSN': NLSN,
+    'WithNLSA': WithNLSA,
     'NLSA': NonLocalSparseAttention,
     'NLA': NonLocalAttention,
     'LocalWindowAttention': LocalWindowAttention,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlsn_plugin.archs import WithNLSA
 from nlsn_plugin.errors import CheckpointError
 
 Weights = dict[str, Tensor]
@@ -93,13 +94,19 @@ FITTING = 'To load only what fits (x4 from x2 weights, say), set strict_load_g: 
 def load_weights(
     net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = FITTING
 ) -> list[str]:
-    """Load `weights` into `net`; return what did not fit (a line each), empty when strict.
+    """Load `weights` into `net`; return what did not fit (a line each).
 
+    When strict that is nothing; but of WithNLSA the attentions, where the weights are its base network's alone.
     `advice` ends the error, where they do not.
 
     Raises:
         CheckpointError: strict, and anything does not fit; or nothing at all fits. The network is then as before.
     """
+    new = []
+    if isinstance(net, WithNLSA):
+        complete = net.completed(weights)
+        new = [f'{name}: the file has none' for name in complete if name not in weights]
+        weights = complete
     lines = mismatches(net, weights)
     own = net.state_dict()
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
@@ -111,4 +118,4 @@ def load_weights(
     if not fitting:
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')
     net.load_state_dict(fitting, strict=False)
-    return lines
+    return lines + new

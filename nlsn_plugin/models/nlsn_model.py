@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import NonFiniteLossError
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
-from nlsn_plugin.models.inference import enlarged
+from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -34,6 +34,8 @@ class NLSNModel(SRModel):
       skipped), any optimiser of torch.optim and any scheduler of torch.optim.lr_scheduler or BasicSR;
     * `val`: tile, tile_overlap (upscale in tiles of so many low-resolution pixels), self_ensemble (x8).
 
+    Networks with windows see images mirrored up to a multiple of them, as by BasicSR's SwinIRModel.
+
     An update whose loss or gradients are not finite is skipped on the device, without waiting for it; how many, and
     from which images, is read with the log. In fp16 the scaler skips those of gradients that overflow, which is usual,
     and only losses are counted.
@@ -43,6 +45,7 @@ class NLSNModel(SRModel):
         train = opt.get('train') or {}
         self.amp_dtype = AMP[train.get('amp', 'off')]
         self.channels_last = train.get('channels_last', False)
+        self.window = window_of(opt['network_g'])
         super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -212,7 +215,9 @@ class NLSNModel(SRModel):
     def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
         val = self.opt.get('val') or {}
         overlap, self_ensemble = val.get('tile_overlap', 16), val.get('self_ensemble', False)
-        return enlarged(net, x, self.opt.get('scale', 1), val.get('tile'), overlap, self_ensemble)
+        scale = self.opt.get('scale', 1)
+        whole = in_whole_windows(net, self.window, scale)
+        return enlarged(whole, x, scale, val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
         """What has to be kept besides what BasicSR keeps: for `resume_training`."""
