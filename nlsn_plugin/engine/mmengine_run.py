@@ -72,5 +72,7 @@ def use_amp(cfg: Config) -> None:
 def reason_of(error: pickle.UnpicklingError) -> str:
     """Why PyTorch refused a file, without its advice to load it all the same."""
     lines = [line.strip() for line in str(error).splitlines()]
-    reason = next((line for line in lines if line.startswith('WeightsUnpickler error')), lines[0])
-    return f'a checkpoint that does not load (nothing in it was executed): {reason.split("Please use")[0].strip()}'
+    advice = ('Weights only load failed', '(1)', '(2)', 'Check the documentation')
+    reasons = [line for line in lines if line and not line.startswith(advice)]
+    reason = reasons[0].split(' Please use')[0] if reasons else lines[0]
+    return f'a checkpoint that does not load (nothing in it was executed): {reason}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
-from conftest import GOLDEN, ROOT, error_of, run
+from conftest import GOLDEN, ROOT, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, Registry
@@ -44,6 +45,14 @@ def uninterrupted(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert 'Iter(train) [12/12]' in said
     assert 'Set5/psnr_y: ' in said
     return place
+
+
+def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The line that a failing command ends with; mmengine's and PyTorch's warnings may go before it."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 1
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def test_a_run_begins_from_the_authors_weights(
 ) -> None:
     monkeypatch.chdir(place)
     begin = ['train-mmengine', TINY, '--cfg-options', f'load_from={OFFICIAL}', 'train_cfg.max_iters=1']
-    main([*begin, 'model.generator.num_feat=16', 'optim_wrapper.optimizer.lr=0.0', 'train_dataloader.num_workers=0'])
+    main([*begin, 'model.generator.num_feat=16', 'optim_wrapper.optimizer.lr=0.0'])
     saved = loaded(place / 'work_dirs' / TINY / 'iter_1.pth')['state_dict']
     assert all(saved[f'generator.{name}'].equal(w) for name, w in loaded(OFFICIAL).items())
     capsys.readouterr()
@@ -272,8 +281,11 @@ def test_a_checkpoint_that_would_run_code_is_one_line(
     monkeypatch.chdir(place)
     torch.save({'state_dict': Asking(os.mkdir, 'executed')}, 'bad.pth')
     said = error_of(['train-mmengine', TINY, '--cfg-options', 'load_from=bad.pth'], capsys)
-    expected = 'nlsn: bad.pth: a checkpoint that does not load (nothing in it was executed): WeightsUnpickler error'
-    assert said.startswith(expected)
+    expected = (
+        r'nlsn: bad\.pth: a checkpoint that does not load \(nothing in it was executed\): .*(unsupported|Unsupported) '
+    )
+    assert re.match(expected, said)
+    assert 'weights_only' not in said
     assert not Path('executed').exists()
 
 
