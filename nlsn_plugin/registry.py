@@ -77,7 +77,7 @@ def register_into_mmengine() -> None:
         classes[OPTIM_WRAPPERS] = {'BFloat16OptimWrapper': parts.BFloat16OptimWrapper}
     for registry, named in classes.items():
         for name, cls in named.items():
-            said = f"mmengine's root {registry.name.upper().replace(' ', '_')} registry"
+            said = f"mmengine's root {registry.name.upper()}S registry"
             free_name = free_to_register(name, cls, registry.module_dict.get(name), said)
             if free_name and free_name not in registry.module_dict:
                 registry.register_module(name=free_name, module=cls)

@@ -84,6 +84,7 @@ def test_all_parts_are_found_from_a_childs_scope() -> None:
     for registry, name in (
         (MODELS, 'NLSN'),
         (MODELS, 'NLSA'),
+        (MODELS, 'WithNLSA'),
         (MODELS, 'SuperResolutionModel'),
         (DATASETS, 'SuperResolutionDataset'),
         (METRICS, 'SuperResolutionMetric'),
