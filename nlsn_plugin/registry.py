@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import warnings
@@ -66,13 +67,30 @@ def register_into_basicsr() -> None:
 
 
 def register_into_mmengine() -> None:
-    """Networks and layers into the root MODELS, where every child registry finds them."""
-    from mmengine.registry import MODELS
+    """Networks and layers into the root MODELS, where every child registry finds them; and what its Runner trains by.
 
-    for name, cls in NETWORKS.items():
-        free_name = free_to_register(name, cls, MODELS.module_dict.get(name), "mmengine's root MODELS registry")
-        if free_name and free_name not in MODELS.module_dict:
-            MODELS.register_module(name=free_name, module=cls)
+    Without BasicSR, whose readers and metrics the latter uses, networks and layers alone.
+    """
+    from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
+
+    classes: dict[Any, dict[str, type]] = {MODELS: dict(NETWORKS)}
+    with contextlib.suppress(MissingToolboxError):
+        load_toolbox('basicsr')
+        parts = importlib.import_module('nlsn_plugin.engine.mmengine_parts')
+        model = importlib.import_module('nlsn_plugin.models.mmengine_model').SuperResolutionModel
+        dataset = importlib.import_module('nlsn_plugin.data.mmengine_dataset').SuperResolutionDataset
+        metric = importlib.import_module('nlsn_plugin.metrics.mmengine_metric').SuperResolutionMetric
+        classes[MODELS]['SuperResolutionModel'] = model
+        classes[DATASETS] = {'SuperResolutionDataset': dataset}
+        classes[METRICS] = {'SuperResolutionMetric': metric}
+        classes[HOOKS] = {'AnyWeightsHook': parts.AnyWeightsHook, 'RandomStateHook': parts.RandomStateHook}
+        classes[OPTIM_WRAPPERS] = {'BFloat16OptimWrapper': parts.BFloat16OptimWrapper}
+    for registry, named in classes.items():
+        for name, cls in named.items():
+            said = f"mmengine's root {registry.name.upper()}S registry"
+            free_name = free_to_register(name, cls, registry.module_dict.get(name), said)
+            if free_name and free_name not in registry.module_dict:
+                registry.register_module(name=free_name, module=cls)
 
 
 def register_into_spandrel() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlsn_plugin import __version__, checks
-from nlsn_plugin.cli import benchmarks, convert, evaluate, modules, paper, show_buckets
+from nlsn_plugin.cli import benchmarks, convert, evaluate, modules, paper, show_buckets, train_mmengine
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add(commands)
     paper.add(commands)
     show_buckets.add(commands)
+    train_mmengine.add(commands)
     modules.add(commands)
     benchmarks.add(commands)
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
