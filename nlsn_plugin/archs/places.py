@@ -24,6 +24,8 @@ SIZES = ((16, 24), (32, 48), (56, 84), (64, 96), (128, 192), (48, 48), (64, 64))
 and both from channels; at last what networks for one size alone are often built for."""
 IN_CHANNELS = ('num_in_ch', 'in_chans', 'in_channels', 'in_nc', 'inp_channels', 'n_colors')
 """Names that networks have for the channels of their input."""
+SELECTOR = re.compile(r'([^\[\]]+)(?:\[(-?\d+|-?\d*:-?\d*(?::-?\d*)?)\])?')
+"""A name, and an index or slice."""
 FAILURES = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, AttributeError)
 """What networks raise on an input that is not theirs."""
 
@@ -231,8 +233,8 @@ def chosen(after: str | Sequence[str], net: nn.Module, trial: Trial) -> list[Pla
 
 def selected(selector: Any, net: nn.Module, trial: Trial) -> list[str]:
     """The modules that a selector names, in the network's order."""
-    parts = re.fullmatch(r'([^\[\]]+)(?:\[(-?\d+|-?\d*:-?\d*(?::-?\d*)?)\])?', selector) if selector else None
-    if not isinstance(selector, str) or not parts:
+    parts = SELECTOR.fullmatch(selector) if isinstance(selector, str) else None
+    if not parts:
         expected = "a path, pattern or class such as 'body.3', 'body.*[7::8]', 'RCAB' is expected"
         raise ArgumentError(f'after: {selector!r} is not allowed: {expected}')
     name, index = parts.groups()
