@@ -14,6 +14,7 @@ from torch import Tensor
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.ops import traceable
 from nlsn_plugin.ops.dense import in_windows
 
 PARTITIONS = ('lsh', 'random')
@@ -129,6 +130,8 @@ class NonLocalSparseAttention(ResidualAttention):
 
     def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
         """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
+        if torch.compiler.is_exporting():
+            return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
         if self.partition == 'lsh':
             return ops.attend(match, value, self._rotations_for(match.shape[1], rotations), *settings)
@@ -160,6 +163,16 @@ class NonLocalSparseAttention(ResidualAttention):
         if half == 0:
             return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
         return ops.draw_rotations(*shape)
+
+    def _exported_rotations(self, given: Tensor | None) -> Tensor:
+        """Given, or the whole bank: how much of it an image takes is for the exported graph to find out."""
+        if self.partition != 'lsh':
+            raise ArgumentError(f'partition={self.partition!r} cannot be exported: its orders are drawn anew for each size')
+        if given is not None:
+            return given
+        if self.training or self.rotation_bank is None:
+            raise ArgumentError(f'training={self.training}, eval_seed={self.eval_seed}: exported')
+        return self.rotation_bank
 
     def _random_order(self, match: Tensor) -> Tensor | None:
         """A random order of the pixels for each round, the same for all images, [N, r, L]; None if one chunk has all.
