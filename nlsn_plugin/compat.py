@@ -14,8 +14,9 @@ from nlsn_plugin.errors import MissingToolboxError
 INSTALL = {
     'basicsr': 'type `nlsn install-basicsr` (or, on Python 3.12 and older, `pip install basicsr`)',
     'mmengine': 'type `pip install mmengine`',
+    'spandrel': 'type `pip install spandrel`',
 }
-NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry'}
+NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry', 'spandrel': 'spandrel'}
 REMEDIES = (
     ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
     ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
@@ -27,7 +28,7 @@ REMEDIES = (
 
 
 def load_toolbox(name: str) -> ModuleType:
-    """Import 'basicsr' or 'mmengine'.
+    """Import 'basicsr', 'mmengine' or 'spandrel'.
 
     Raises:
         MissingToolboxError: it is absent (with what to type), or installed but broken (with its own reason).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from typing import Any
 
@@ -21,9 +22,18 @@ SUFFIX = '_nlsn_plugin'
 
 
 def register_all() -> dict[str, MissingToolboxError]:
-    """Register into BasicSR and mmengine; return why for each that could not be."""
+    """Register into BasicSR, mmengine and spandrel; return why for each that could not be.
+
+    spandrel is for those who have it: its absence is no problem.
+    """
     problems: dict[str, MissingToolboxError] = {}
-    for name, register_into in (('basicsr', register_into_basicsr), ('mmengine', register_into_mmengine)):
+    for name, register_into in (
+        ('basicsr', register_into_basicsr),
+        ('mmengine', register_into_mmengine),
+        ('spandrel', register_into_spandrel),
+    ):
+        if name == 'spandrel' and importlib.util.find_spec(name) is None:
+            continue
         try:
             load_toolbox(name)
         except MissingToolboxError as problem:
@@ -62,6 +72,16 @@ def register_into_mmengine() -> None:
         free_name = free_to_register(name, cls, MODELS.module_dict.get(name), "mmengine's root MODELS registry")
         if free_name and free_name not in MODELS.module_dict:
             MODELS.register_module(name=free_name, module=cls)
+
+
+def register_into_spandrel() -> None:
+    """NLSN and WithNLSA into MAIN_REGISTRY.
+
+    At once, not when spandrel is first used: with torch and torchvision in memory its import takes a tenth of a second.
+    """
+    from spandrel import MAIN_REGISTRY
+
+    importlib.import_module('nlsn_plugin.models.spandrel_arch').register(MAIN_REGISTRY, SUFFIX)
 
 
 def free_to_register(name: str, cls: type, held: Any, registry: str) -> str | None:

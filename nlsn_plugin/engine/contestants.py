@@ -32,10 +32,10 @@ from nlsn_plugin.engine.options import (
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.metrics.protocols import in_colour
-from nlsn_plugin.models.checkpoint import load_weights, read_weights
+from nlsn_plugin.models.building import ADVICE
+from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
+from nlsn_plugin.models.description import settled
 from nlsn_plugin.models.inference import enlarged
-
-ADVICE = 'The arguments have to be those that the weights were trained with'
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f'{shown}: a value does not read: {" ".join(str(error).split())}') from error
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
+    arguments = by_metadata(kind, arguments, weights, key)
     if kind in ARCH_REGISTRY:
         taken = inspect.signature(ARCH_REGISTRY.get(kind)).parameters
         usual = {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale}
@@ -121,8 +122,20 @@ def from_option_file(name: str) -> Recipe:
         raise UserError(f'{path} names no weights: set path: pretrain_network_g')
     arguments = dict(opt['network_g'])
     kind, scale = arguments.pop('type'), opt['scale']
+    arguments = by_metadata(kind, arguments, weights, key)
     label = opt['name'].removeprefix('test_').removesuffix(f'_x{scale}')
     return Recipe(label, kind, arguments, scale, weights, key)
+
+
+def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: str | None) -> dict[str, Any]:
+    """The arguments, and those that the file's metadata say besides; as they are while it is not there.
+
+    Raises:
+        UserError: the file does not load, or says others.
+    """
+    if not Path(weights).is_file():
+        return arguments
+    return settled(kind, arguments, read_stored(weights, param_key).metadata, weights)
 
 
 def build(recipe: Recipe) -> nn.Module:

@@ -72,25 +72,40 @@ def nothing_executed() -> Iterator[None]:
 
 
 def class_of(kind: str, path: object) -> Any:
-    """The class registered under a name, in BasicSR or else in mmengine."""
+    """The class registered under a name, in BasicSR or else in mmengine's root.
+
+    Raises:
+        CheckpointError: there is none.
+        MissingToolboxError: there is neither toolbox.
+    """
     if kind == 'NLSN':
         return NLSN
-    try:
-        load_toolbox('basicsr')
-    except MissingToolboxError:
-        load_toolbox('mmengine')
-        from mmengine.registry import MODELS
+    registered: dict[str, Any] = {}
+    missing = []
+    for toolbox, classes in (('mmengine', of_mmengine), ('basicsr', of_basicsr)):
+        try:
+            load_toolbox(toolbox)
+        except MissingToolboxError as error:
+            missing.append(error)
+        else:
+            registered |= classes()
+    if kind in registered:
+        return registered[kind]
+    if missing:
+        raise missing[0]
+    raise CheckpointError(f'{path} is of a network {kind}, which is not registered{checks.nearest(kind, registered)}')
 
-        registered = MODELS.module_dict
-    else:
-        from basicsr.utils.registry import ARCH_REGISTRY
 
-        registered = dict(iter(ARCH_REGISTRY))
-    if kind not in registered:
-        raise CheckpointError(
-            f'{path} is of a network {kind}, which is not registered{checks.nearest(kind, registered)}'
-        )
-    return registered[kind]
+def of_basicsr() -> dict[str, Any]:
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    return dict(iter(ARCH_REGISTRY))
+
+
+def of_mmengine() -> dict[str, Any]:
+    from mmengine.registry import MODELS
+
+    return MODELS.module_dict
 
 
 def scale_of(net: nn.Module) -> int:
@@ -99,10 +114,17 @@ def scale_of(net: nn.Module) -> int:
     return upscale if isinstance(upscale, int) else upscaled(net).shape[-1] // PROBE[1]
 
 
+def channels_of(net: nn.Module) -> int:
+    """Channels of the image that a network takes."""
+    channels = getattr(net, 'num_in_ch', None)
+    if isinstance(channels, int):
+        return channels
+    return next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+
+
 def upscaled(net: nn.Module) -> Tensor:
-    """What a network in eval mode makes of an image of noise, the same each time, in float32 on the CPU."""
-    channels = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
-    x = torch.rand(1, channels, *PROBE, generator=torch.Generator().manual_seed(0))
+    """What a network in eval mode makes of an image of noise, the same each time, on the CPU."""
+    x = torch.rand(1, channels_of(net), *PROBE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # eval_seed=None draws from the global generator
         return net(x)

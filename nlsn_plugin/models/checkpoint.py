@@ -6,7 +6,7 @@ import difflib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ def read_stored(path: str | Path, param_key: str | None = 'params') -> Stored:
             raise CheckpointError(f"{path} has no '{param_key}': it holds {shortened(content, 5)}")
         weights, layout, metadata = content[found], 'basicsr', content.get(METADATA_KEY)
     for name, entry in weights.items():
-        if not isinstance(entry, Tensor):
+        if not isinstance(name, str) or not isinstance(entry, Tensor):
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
     weights = {name.removeprefix('module.'): tensor.detach() for name, tensor in weights.items()}
     return Stored(weights, checked_metadata(path, metadata), layout)
@@ -99,17 +99,25 @@ def read_safetensors(path: str | Path) -> Stored:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f'{path} does not load: {first_line(error)}') from error
-    embedded = weights.pop(EMBEDDED, None)
-    if said is None and embedded is not None:
-        said = bytes(embedded.flatten().to(torch.uint8).tolist())
+    metadata = embedded_metadata(path, weights) if said is None else from_json(path, said)
+    weights.pop(EMBEDDED, None)
+    return Stored(weights, metadata, 'safetensors')
+
+
+def embedded_metadata(path: object, weights: Mapping[str, Tensor]) -> Metadata | None:
+    """What EMBEDDED says, if it is among the weights."""
+    said = weights.get(EMBEDDED)
+    return None if said is None else from_json(path, bytes(said.flatten().to(torch.uint8).tolist()))
+
+
+def from_json(path: object, text: str | bytes) -> Metadata | None:
     try:
-        metadata = None if said is None else json.loads(said)
+        return checked_metadata(path, json.loads(text))
     except ValueError as error:
         raise CheckpointError(f"{path}: its metadata '{METADATA_KEY}' is no JSON: {first_line(error)}") from error
-    return Stored(weights, checked_metadata(path, metadata), 'safetensors')
 
 
-def checked_metadata(path: str | Path, metadata: Any) -> Metadata | None:
+def checked_metadata(path: object, metadata: Any) -> Metadata | None:
     """Metadata as they have to be, or None."""
     if metadata is None:
         return None
@@ -150,11 +158,11 @@ def is_of_mmengine(content: Any) -> bool:
 
 def weights_of_mmengine(content: dict[str, Any], param_key: str | None) -> dict[str, Any]:
     """The network's own weights from a checkpoint of mmengine's Runner, without what stands before their names."""
-    weights = content['state_dict']
+    weights = {str(name): tensor for name, tensor in content['state_dict'].items()}
     average = param_key in ('params_ema', None)
     others = content.get('ema_state_dict')
     if isinstance(others, dict) and not average:  # EMAHook saves its average as the state dict, and the weights here
-        weights = {name.removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
+        weights = {str(name).removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
     for prefix in GENERATORS[average]:
         if any(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}

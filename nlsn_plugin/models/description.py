@@ -117,6 +117,28 @@ def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: obj
     return checks.real('img_range', stored)
 
 
+def settled(kind: str, arguments: Arguments, metadata: Metadata | None, path: object) -> Arguments:
+    """The arguments of a network whose weights are to be loaded from a file: its metadata say those that are missing.
+
+    Raises:
+        ArgumentError: they say others than `kind` and `arguments`.
+    """
+    if metadata is None:
+        return arguments
+    if kind != metadata['type']:
+        raise ArgumentError(f'{kind} contradicts {path}, whose metadata say {metadata["type"]}')
+    for name, (value, stored) in differing(arguments, metadata).items():
+        raise ArgumentError(f'{name}={value!r} contradicts {path}, whose metadata say {name}={stored!r}')
+    return {**metadata['arguments'], **arguments}
+
+
+def differing(arguments: Arguments, metadata: Metadata) -> dict[str, tuple[Any, Any]]:
+    """The arguments that metadata say otherwise, by name: both values."""
+    stored = metadata['arguments']
+    pairs = {name: (value, stored[name]) for name, value in arguments.items() if name in stored}
+    return {name: pair for name, pair in pairs.items() if as_json(pair[0]) != as_json(pair[1]) and pair[0] != pair[1]}
+
+
 def complete(kind: str, arguments: Arguments) -> Arguments:
     """Arguments as a file keeps them: defaults written out, those of the run left out, lists for tuples."""
     if kind == 'NLSN':

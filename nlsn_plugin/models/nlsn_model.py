@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import NonFiniteLossError
-from nlsn_plugin.models.checkpoint import load_weights, read_weights
+from nlsn_plugin.models.checkpoint import load_weights, read_stored
+from nlsn_plugin.models.description import differing
 from nlsn_plugin.models.inference import enlarged
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -225,18 +226,22 @@ class NLSNModel(SRModel):
             self.nonfinite = resume_state['model']['nonfinite']
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
-        """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.
+        """Load weights of any layout that `read_stored` knows, and say where their metadata differ from network_g.
 
         SRModel's own form fails on a flat state dict with a KeyError, takes any unknown `param_key` for 'params', and
         with strict=False passes over what does not fit without counting it.
 
         Raises:
-            CheckpointError: see `read_weights` and `load_weights`.
+            CheckpointError: see `read_stored` and `load_weights`.
         """
         logger = get_root_logger()
         bare = self.get_bare_model(net)
-        dropped = load_weights(bare, read_weights(load_path, param_key), load_path, strict)
+        stored = read_stored(load_path, param_key)
+        dropped = load_weights(bare, stored.weights, load_path, strict)
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
+        if stored.metadata and stored.metadata['type'] == self.opt['network_g']['type'] == type(bare).__name__:
+            for name, (value, other) in differing(self.opt['network_g'], stored.metadata).items():
+                logger.warning(f'{load_path} is of a network with {name}={other!r}; network_g has {name}={value!r}')
         if dropped:
             listed = '\n'.join(f'  {line}' for line in dropped)
             logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')

@@ -46,6 +46,8 @@ def infer(weights: Mapping[str, Tensor], path: object, img_range: float | None =
     Raises:
         CheckpointError: they are no NLSN's.
     """
+    if any(name.startswith('nlsa.') for name in weights):
+        raise CheckpointError(f'{path} holds a WithNLSA, whose weights do not tell its arch: name it by an option file')
     if not is_edsr(weights):
         raise CheckpointError(
             f'{path} holds no NLSN: head.0.weight, body.0..., tail.1.weight, sub_mean and add_mean are expected, '
