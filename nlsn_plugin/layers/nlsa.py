@@ -130,7 +130,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
         """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
-        if torch.compiler.is_exporting():
+        if traceable.is_exporting():
             return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
         if self.partition == 'lsh':
@@ -167,11 +167,13 @@ class NonLocalSparseAttention(ResidualAttention):
     def _exported_rotations(self, given: Tensor | None) -> Tensor:
         """Given, or the whole bank: how much of it an image takes is for the exported graph to find out."""
         if self.partition != 'lsh':
-            raise ArgumentError(f'partition={self.partition!r} cannot be exported: its orders are drawn anew for each size')
+            raise ArgumentError(f'partition={self.partition!r} cannot be exported: it draws an order for each size')
         if given is not None:
             return given
-        if self.training or self.rotation_bank is None:
-            raise ArgumentError(f'training={self.training}, eval_seed={self.eval_seed}: exported')
+        if self.training:
+            raise ArgumentError('a layer in training mode cannot be exported, as it draws rotations: call eval() first')
+        if self.rotation_bank is None:
+            raise ArgumentError('eval_seed=None cannot be exported, as it draws rotations: a whole number is expected')
         return self.rotation_bank
 
     def _random_order(self, match: Tensor) -> Tensor | None:

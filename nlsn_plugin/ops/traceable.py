@@ -2,13 +2,13 @@
 
 Equal to `reference.py` for any number of pixels, also fewer than a chunk holds:
 
-* How many buckets there are only masks the vertices that no pixel may take; codes number the vertices of the whole bank,
-  which sorts the pixels as codes below m do.
+* How many buckets there are only masks the vertices that no pixel may take; codes number the vertices of the whole
+  bank, which sorts the pixels as codes below m do.
 * No two pixels have the same sorting key, so that a runtime need not sort stably.
 * Eq. 11, written out, is one softmax over the windows of all rounds, and no score exceeds its query's length, which its
   own key attains. So one chunk of each window and one round is summed up after the other; all scores are never held.
-* The sum of the weights is one more channel of the values. If there are fewer pixels than a chunk holds, those that fill
-  it up weigh nothing: that is `reference.attend_densely`, with all keys counted equally often.
+* The sum of the weights is one more channel of the values. If there are fewer pixels than a chunk holds, those that
+  fill it up weigh nothing: that is `reference.attend_densely`, with all keys counted equally often.
 
 Letters as in `lsh.py` and `reference.py`.
 """
