@@ -135,7 +135,7 @@ def as_onnx(program: ExportedProgram, opset: int, about: dict[str, Any], size: S
     import onnx
 
     try:
-        written = torch.onnx.export(
+        written: Any = torch.onnx.export(  # a program, as there is no path to write to
             program,
             (),
             dynamo=True,
