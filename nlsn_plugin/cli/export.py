@@ -50,7 +50,6 @@ def export(args: argparse.Namespace) -> None:
 
     if args.opset is not None and not args.onnx:
         raise ArgumentError('--opset is of ONNX: leave it or --torch-export out')
-    opset = LEAST_OPSET if args.opset is None else checks.whole('--opset', args.opset, least=LEAST_OPSET)
     height, width = (checks.whole('--size', edge, least=1) for edge in args.size or (1, 1))
     given = arguments(args.words)
     kind = given.pop('type', None)
@@ -60,4 +59,4 @@ def export(args: argparse.Namespace) -> None:
     net = network_of(description, stored.weights, args.weights)
     print('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
     size = (height, width) if args.size else None
-    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset)
+    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=args.opset or LEAST_OPSET)

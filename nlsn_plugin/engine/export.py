@@ -72,6 +72,8 @@ def export(
         SaveError: the file cannot be written.
     """
     check_installed(onnx)
+    if onnx:
+        check_opset(opset)
     about = {**metadata, 'upscale': net.upscale, 'producer': f'nlsn_plugin {__version__}'}
     program = trace(net, size)
     model = as_onnx(program, opset, about, size) if onnx else None
@@ -101,6 +103,19 @@ def check_installed(onnx: bool) -> None:
     missing = [name for name in ('onnx', 'onnxscript') if onnx and find_spec(name) is None]
     if missing:
         raise MissingToolboxError(f'--onnx needs {" and ".join(missing)}: pip install {" ".join(missing)} onnxruntime')
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that the installed onnx does not know.
+
+    Raises:
+        ExportError: see `export`.
+    """
+    import onnx
+
+    latest = onnx.defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= latest:
+        raise ExportError(f'--opset {opset} is not allowed: onnx {onnx.__version__} takes {LEAST_OPSET} to {latest}')
 
 
 def trace(net: nn.Module, size: Size | None = None) -> ExportedProgram:

@@ -10,6 +10,9 @@ from nlsn_plugin import NLSN
 from nlsn_plugin.cli import main
 from nlsn_plugin.models.formats import save_network
 
+if not hasattr(torch.compiler, 'is_exporting'):
+    pytest.skip(f'export needs PyTorch 2.7 or later: this is {torch.__version__}', allow_module_level=True)
+
 ARGUMENTS = {'num_feat': 8, 'num_block': 1, 'n_hashes': 2, 'chunk_size': 16}
 
 
@@ -24,14 +27,14 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_an_onnx_file(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
-    main(['export', weights, 'n_hashes=2', 'chunk_size=16', '-o', 'net.onnx', '--onnx', '--opset', '20'])
+    main(['export', weights, 'n_hashes=2', 'chunk_size=16', '-o', 'net.onnx', '--onnx'])
     *_, said, few, whole, padded, many, written = capsys.readouterr().out.splitlines()
     assert said == f'compared in ONNX Runtime {onnxruntime.__version__}:'
     for line, shape in zip((few, whole, padded, many), ('1x3x3', '1x8x8', '2x4x14', '1x46x47')):
         name, difference = line.split(': largest difference ')
         assert name == f'  {shape}'
         assert float(difference) < 1e-5
-    assert written.startswith('written: net.onnx, ONNX, opset 20, ')
+    assert written.startswith('written: net.onnx, ONNX, opset 18, ')
     assert written.endswith(', for any batch, height and width')
     about = onnxruntime.InferenceSession('net.onnx').get_modelmeta().custom_metadata_map
     assert '"chunk_size": 16' in about['arguments']
@@ -53,7 +56,6 @@ def test_a_program_of_one_size(weights: str, capsys: pytest.CaptureFixture[str])
     ('words', 'message'),
     [
         (['--onnx', '--size', '0', '5'], '--size=0 is not allowed: a whole number of at least 1 is expected'),
-        (['--onnx', '--opset', '17'], '--opset=17 is not allowed: a whole number of at least 18 is expected'),
         (['--torch-export', '--opset', '18'], '--opset is of ONNX: leave it or --torch-export out'),
         (['--onnx', '-o', 'none/net.onnx'], 'there is no folder none'),
         (['--onnx', '-o', '.'], '. is a folder: name the file in it'),
