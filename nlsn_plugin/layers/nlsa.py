@@ -121,6 +121,8 @@ class NonLocalSparseAttention(ResidualAttention):
         if self.window is None:
             attended = self._attend_pixels(match.flatten(1, 2), value.flatten(1, 2), rotations).view(value.shape)
         else:
+            if traceable.is_exporting() and not all(isinstance(edge, int) for edge in x.shape[2:]):
+                raise ArgumentError(f'window={self.window} cannot be exported for any height and width: fix the size')
             attended = in_windows(self._attend_in_each, self.window, match, value)
         return attended.permute(0, 3, 1, 2)
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention, ops
 from nlsn_plugin.engine import export
-from nlsn_plugin.errors import ExportError, MissingToolboxError
+from nlsn_plugin.errors import ArgumentError, ExportError, MissingToolboxError
 
 if not hasattr(torch.compiler, 'is_exporting'):
     pytest.skip(f'export needs PyTorch 2.7 or later: this is {torch.__version__}', allow_module_level=True)
@@ -180,6 +180,16 @@ def test_a_network_that_depends_on_the_size_otherwise_has_graphs_of_one_size() -
     x = torch.rand(1, 3, 25, 14)
     with torch.no_grad():
         torch.testing.assert_close(export.trace(net, (25, 14)).module()(x), net(x))
+
+
+def test_windows_have_graphs_of_one_size() -> None:
+    torch.manual_seed(0)
+    layer = NonLocalSparseAttention(3, 1, 16, reduction=1, window=6).eval()
+    with pytest.raises(ArgumentError, match='window=6 cannot be exported for any height and width'):
+        export.trace(layer)
+    x = torch.rand(1, 3, 13, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(export.trace(layer, (13, 14)).module()(x), layer(x))
 
 
 @pytest.mark.parametrize('chunk_size', [1, 7, 16, 144])
