@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'nlsn_plugin' / '__init__.py').read_text()).group(1)
+# onnxscript 0.5 cannot write another opset than 18 with PyTorch 2.7; ONNX Runtime 1.23 is the last for Python 3.10.
+EXPORT = ['onnx>=1.20', 'onnxruntime>=1.23', 'onnxscript>=0.7']
 
 setup(
     name='nlsn_plugin',
@@ -45,7 +47,8 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4'],
+        'export': EXPORT,
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4', *EXPORT],
         'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},

@@ -46,3 +46,7 @@ class InterruptedRunError(UserError):
     """A signal ended the run, which is saved and can go on."""
 
     status = 75  # of sysexits.h: try again later
+
+
+class ExportError(UserError):
+    """A network that cannot be written as a graph, or whose graph computes something else."""

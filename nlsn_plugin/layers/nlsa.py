@@ -14,6 +14,7 @@ from torch import Tensor
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.ops import traceable
 from nlsn_plugin.ops.dense import in_windows
 
 PARTITIONS = ('lsh', 'random')
@@ -120,6 +121,8 @@ class NonLocalSparseAttention(ResidualAttention):
         if self.window is None:
             attended = self._attend_pixels(match.flatten(1, 2), value.flatten(1, 2), rotations).view(value.shape)
         else:
+            if traceable.is_exporting() and not all(isinstance(edge, int) for edge in x.shape[2:]):
+                raise ArgumentError(f'window={self.window} cannot be exported for any height and width: fix the size')
             attended = in_windows(self._attend_in_each, self.window, match, value)
         return attended.permute(0, 3, 1, 2)
 
@@ -129,6 +132,8 @@ class NonLocalSparseAttention(ResidualAttention):
 
     def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
         """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
+        if traceable.is_exporting():
+            return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
         if self.partition == 'lsh':
             return ops.attend(match, value, self._rotations_for(match.shape[1], rotations), *settings)
@@ -160,6 +165,18 @@ class NonLocalSparseAttention(ResidualAttention):
         if half == 0:
             return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
         return ops.draw_rotations(*shape)
+
+    def _exported_rotations(self, given: Tensor | None) -> Tensor:
+        """Given, or the whole bank: how much of it an image takes is for the exported graph to find out."""
+        if self.partition != 'lsh':
+            raise ArgumentError(f'partition={self.partition!r} cannot be exported: it draws an order for each size')
+        if given is not None:
+            return given
+        if self.training:
+            raise ArgumentError('a layer in training mode cannot be exported, as it draws rotations: call eval() first')
+        if self.rotation_bank is None:
+            raise ArgumentError('eval_seed=None cannot be exported, as it draws rotations: a whole number is expected')
+        return self.rotation_bank
 
     def _random_order(self, match: Tensor) -> Tensor | None:
         """A random order of the pixels for each round, the same for all images, [N, r, L]; None if one chunk has all.

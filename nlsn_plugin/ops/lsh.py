@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlsn_plugin.ops.traceable import is_exporting
+
 MAX_BUCKETS = 128
 
 PROJECTIONS_AT_ONCE = 2**20
@@ -89,6 +91,8 @@ def bucket_order(codes: Tensor) -> Tensor:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Compute in the tensors' own precision, also on devices that know no autocast (meta)."""
+    if is_exporting():  # a graph for other runtimes, which know no autocast
+        return contextlib.nullcontext()
     # A compiled graph is not for the meta device, and PyTorch 2.4 cannot ask inside of one.
     if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)

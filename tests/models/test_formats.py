@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,16 @@ def run_of_mmengine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any
     return folder / 'iter_2.pth', runner
 
 
+@pytest.fixture
+def nothing_allowed() -> Iterator[None]:
+    """torch.load knows no class of mmengine's, as where mmengine is not installed."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.add_safe_globals(allowed)
+
+
+@pytest.mark.usefixtures('nothing_allowed')
 def test_a_checkpoint_of_mmengines_runner_loads(run_of_mmengine: tuple[Path, Any]) -> None:
     path, runner = run_of_mmengine
     with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
