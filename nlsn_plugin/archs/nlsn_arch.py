@@ -22,7 +22,7 @@ from nlsn_plugin.ops import without_autocast
 
 BLOCKS_PER_ATTENTION = 8
 
-TAIL_NUMBERS = 2**25
+TAIL_NUMBERS = 2**23
 """Numbers that the upsampler may make at once where nothing is trained."""
 TAIL_CONTEXT = 2
 """Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, and 1/2, 1/4, ... or 1/3 later."""
@@ -159,7 +159,7 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
     Each strip is computed with all the rows that it sees beyond its own, so the result is that of the whole.
     """
     images, channels, height, width = features.shape
-    rows = max(2 * TAIL_CONTEXT, TAIL_NUMBERS // (images * channels * upscale**2 * width))
+    rows = max(8 * TAIL_CONTEXT, TAIL_NUMBERS // (images * channels * upscale**2 * width))
     if rows >= height:
         return enlarge(features)
     strips = []
