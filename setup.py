@@ -36,6 +36,7 @@ setup(
         'pillow>=10.2',
         'pydantic>=2.7',
         'pyyaml>=6.0.1',
+        'safetensors>=0.4',
         'scikit-image>=0.22',
         'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
         'tabulate>=0.9',
@@ -44,7 +45,7 @@ setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5'],
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4'],
         'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,36 +12,25 @@ from basicsr.models.base_model import BaseModel
 from torch import nn
 
 from nlsn_plugin.compat import substituted
-from nlsn_plugin.errors import CheckpointError, SaveError
+from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import load_safely
+from nlsn_plugin.models.writing import write_whole
 
 Options = dict[str, Any]
 
 
 def write(path: Path, content: Any) -> None:
-    """torch.save that either succeeds or leaves what was there: to a file beside it, to the disk, and only then there.
+    """torch.save that either succeeds or leaves what was there.
 
     Raises:
         SaveError: the disk is full, or not to be written to.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with temporary.open('wb') as file:
+
+    def save(temporary: Path) -> None:
+        with temporary.open('wb') as file:  # of Python's: its errors have reasons
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise SaveError(f'{path} could not be saved: {reason}; what was saved before is intact') from error
+
+    write_whole(path, save)
 
 
 def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> None:

@@ -3,43 +3,165 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.models.inert import load_inertly
 
 Weights = dict[str, Tensor]
+Metadata = dict[str, Any]
+
+METADATA_KEY = 'nlsn'
+"""Where files keep {'type': ..., 'arguments': {...}}, as JSON in safetensors."""
+EMBEDDED = 'nlsn_metadata'
+"""The same as a tensor among the others, for programs that read nothing but tensors."""
+DAMAGES = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError)
+"""What torch.load raises on a file that is damaged, or would run code."""
+GENERATORS = {True: ('generator_ema.module.', 'generator_ema.', 'generator.'), False: ('generator.',)}
+"""Before the names of a network inside of mmagic's models; with True, its moving average if there is one."""
+
+
+class Stored(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        weights: name -> tensor, as the network has them.
+        metadata: {'type': ..., 'arguments': {...}} of the network; None if the file says nothing.
+        layout: 'authors' (a flat state dict), 'basicsr', 'mmengine' or 'safetensors'.
+    """
+
+    weights: Weights
+    metadata: Metadata | None
+    layout: str
 
 
 def read_weights(path: str | Path, param_key: str | None = 'params') -> Weights:
-    """Read a state dict: BasicSR's {'params': ..., 'params_ema': ...}, or flat as the NLSN authors released theirs.
+    """The weights of a file; see `read_stored`."""
+    return read_stored(path, param_key).weights
+
+
+def read_stored(path: str | Path, param_key: str | None = 'params') -> Stored:
+    """Read a file of weights: safetensors, BasicSR's {'params': ..., 'params_ema': ...}, mmengine's
+    {'state_dict': ..., 'meta': ...}, or flat as the NLSN authors released theirs.
 
     Args:
-        path: the file.
-        param_key: what to take from BasicSR's layout; 'params_ema' falls back to 'params', as in BasicSR.
+        path: the file; what it is, is seen from its content.
+        param_key: what to take from BasicSR's layout; 'params_ema' falls back to 'params', as in BasicSR. Of mmengine's
+            layout 'params_ema' and None take the moving average if there is one, 'params' the network itself; files
+            that keep one set of weights alone do not look at it.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, it would run code on loading, or the key is not in it.
     """
-    content = load_safely(path)
+    check_file(path)
+    if is_safetensors(path):
+        return read_safetensors(path)
+    content = load_container(path)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f'{path} holds a {type(content).__name__}: a dict of tensors is expected')
-    if not any(isinstance(entry, Tensor) for entry in content.values()):
+    if any(isinstance(entry, Tensor) for entry in content.values()):
+        weights, layout, metadata = content, 'authors', None
+    elif is_of_mmengine(content):
+        weights, layout = weights_of_mmengine(content, param_key), 'mmengine'
+        metadata = content['meta'].get(METADATA_KEY)
+    else:
         wanted = [param_key, 'params'] if param_key in ('params_ema', None) else [param_key]
         found = next((key for key in wanted if isinstance(content.get(key), dict)), None)
         if found is None:
-            keys = [str(key) for key in content]
-            listed = ', '.join(keys[:5]) + (f' and {len(keys) - 5} more' if len(keys) > 5 else '')
-            raise CheckpointError(f"{path} has no '{param_key}': it holds {listed}")
-        content = content[found]
-    for name, entry in content.items():
+            raise CheckpointError(f"{path} has no '{param_key}': it holds {shortened(content, 5)}")
+        weights, layout, metadata = content[found], 'basicsr', content.get(METADATA_KEY)
+    for name, entry in weights.items():
         if not isinstance(entry, Tensor):
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
-    return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
+    weights = {name.removeprefix('module.'): tensor.detach() for name, tensor in weights.items()}
+    return Stored(weights, checked_metadata(path, metadata), layout)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether the file begins as safetensors do: the length of a header, and JSON."""
+    with Path(path).open('rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
+def read_safetensors(path: str | Path) -> Stored:
+    try:
+        with safe_open(str(path), 'pt', 'cpu') as file:
+            said = (file.metadata() or {}).get(METADATA_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f'{path} does not load: {first_line(error)}') from error
+    embedded = weights.pop(EMBEDDED, None)
+    if said is None and embedded is not None:
+        said = bytes(embedded.flatten().to(torch.uint8).tolist())
+    try:
+        metadata = None if said is None else json.loads(said)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata '{METADATA_KEY}' is no JSON: {first_line(error)}") from error
+    return Stored(weights, checked_metadata(path, metadata), 'safetensors')
+
+
+def checked_metadata(path: str | Path, metadata: Any) -> Metadata | None:
+    """Metadata as they have to be, or None."""
+    if metadata is None:
+        return None
+    if (
+        not isinstance(metadata, dict)
+        or not isinstance(metadata.get('type'), str)
+        or not isinstance(metadata.get('arguments'), dict)
+    ):
+        raise CheckpointError(
+            f"{path}: its metadata '{METADATA_KEY}' are {str(metadata)[:80]}: a type and arguments are expected"
+        )
+    return metadata
+
+
+def load_container(path: str | Path) -> Any:
+    """`load_safely`, with mmengine's own objects replaced by stand-ins that do nothing."""
+    try:
+        return load_safely(path)
+    except CheckpointError as refusal:
+        if not isinstance(refusal.__cause__, pickle.UnpicklingError) or not zipfile.is_zipfile(path):
+            raise
+        try:
+            content = load_inertly(path)
+        except (*DAMAGES, AttributeError, TypeError, IndexError):
+            raise refusal from None
+        if not is_of_mmengine(content):
+            raise
+        return content
+
+
+def is_of_mmengine(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get('state_dict'), dict)
+        and isinstance(content.get('meta'), dict)
+    )
+
+
+def weights_of_mmengine(content: dict[str, Any], param_key: str | None) -> dict[str, Any]:
+    """The network's own weights from a checkpoint of mmengine's Runner, without what stands before their names."""
+    weights = content['state_dict']
+    average = param_key in ('params_ema', None)
+    others = content.get('ema_state_dict')
+    if isinstance(others, dict) and not average:  # EMAHook saves its average as the state dict, and the weights here
+        weights = {name.removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
+    for prefix in GENERATORS[average]:
+        if any(name.startswith(prefix) for name in weights):
+            return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    firsts = {name.split('.')[0] for name in weights}
+    if len(firsts) == 1 and all('.' in name for name in weights):  # a model with the network as its only part
+        return {name.split('.', 1)[1]: tensor for name, tensor in weights.items()}
+    return weights
 
 
 def load_safely(path: str | Path) -> Any:
@@ -51,9 +173,17 @@ def load_safely(path: str | Path) -> Any:
     check_file(path)
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f'{path} does not load (nothing in it was executed): {reason}') from error
+    except DAMAGES as error:
+        raise CheckpointError(f'{path} does not load (nothing in it was executed): {first_line(error)}') from error
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def shortened(names: Iterable[object], most: int) -> str:
+    listed = [str(name) for name in names]
+    return ', '.join(listed[:most]) + (f' and {len(listed) - most} more' if len(listed) > most else '')
 
 
 def check_file(path: str | Path) -> None:

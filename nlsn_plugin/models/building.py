@@ -1,0 +1,108 @@
+"""Networks of registered classes, built from a name and arguments that a stranger's file may have said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.archs import NLSN
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import ArgumentError, CheckpointError, MissingToolboxError, UserError
+from nlsn_plugin.models.checkpoint import Weights, first_line, load_weights
+from nlsn_plugin.models.description import Arguments, Description
+
+PROBE = (24, 32)
+"""Height and width of a small image, which all networks take and no chunk divides."""
+ADVICE = 'The arguments have to be those that the weights were trained with'
+
+
+def network_of(description: Description, weights: Weights, path: object) -> nn.Module:
+    """Build what was described, and load its weights.
+
+    Raises:
+        CheckpointError: they do not fit.
+        ArgumentError: the class refuses its arguments.
+    """
+    net = build(description.type, description.arguments, path)
+    load_weights(net, weights, str(path), advice=ADVICE)
+    net.eval()
+    if not isinstance(getattr(net, 'upscale', None), int):
+        net.upscale = scale_of(net)  # type: ignore[assignment]
+    return net
+
+
+def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
+    """A network of a registered class, with weights that mean nothing yet.
+
+    Raises:
+        CheckpointError: there is no such class.
+        ArgumentError: it refuses its arguments.
+    """
+    try:
+        with nothing_executed():
+            return class_of(kind, path)(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ArgumentError(f'{path}: {kind} cannot be built: {first_line(error)}') from error
+
+
+@contextlib.contextmanager
+def nothing_executed() -> Iterator[None]:
+    """Whatever is torch.loaded inside runs no code.
+
+    Classes may load a file that their arguments name, and those may come from a stranger's metadata.
+    """
+    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(name)
+    os.environ[name] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def class_of(kind: str, path: object) -> Any:
+    """The class registered under a name, in BasicSR or else in mmengine."""
+    if kind == 'NLSN':
+        return NLSN
+    try:
+        load_toolbox('basicsr')
+    except MissingToolboxError:
+        load_toolbox('mmengine')
+        from mmengine.registry import MODELS
+
+        registered = MODELS.module_dict
+    else:
+        from basicsr.utils.registry import ARCH_REGISTRY
+
+        registered = dict(iter(ARCH_REGISTRY))
+    if kind not in registered:
+        raise CheckpointError(
+            f'{path} is of a network {kind}, which is not registered{checks.nearest(kind, registered)}'
+        )
+    return registered[kind]
+
+
+def scale_of(net: nn.Module) -> int:
+    """By how much a network enlarges: its `upscale`, or what it makes of a small image."""
+    upscale = getattr(net, 'upscale', None)
+    return upscale if isinstance(upscale, int) else upscaled(net).shape[-1] // PROBE[1]
+
+
+def upscaled(net: nn.Module) -> Tensor:
+    """What a network in eval mode makes of an image of noise, the same each time, in float32 on the CPU."""
+    channels = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+    x = torch.rand(1, channels, *PROBE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # eval_seed=None draws from the global generator
+        return net(x)

@@ -1,0 +1,132 @@
+"""What network a file holds: its class and arguments, from the names of its weights, its metadata and the caller."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from nlsn_plugin import checks
+from nlsn_plugin.archs import NLSN
+from nlsn_plugin.errors import ArgumentError, CheckpointError
+from nlsn_plugin.models import recognition
+from nlsn_plugin.models.checkpoint import Metadata, Stored, Weights
+
+Arguments = dict[str, Any]
+
+OF_THE_RUN = ('backend', 'checkpointing')
+"""Arguments that change what a network costs and not what it computes: no file keeps them."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network's class and arguments, by where they are known from; later ones go before earlier ones.
+
+    Attributes:
+        type: the name of its class.
+        assumed: nothing said them: those of the released networks.
+        stored: the file's metadata.
+        inferred: names and shapes of the weights.
+        given: by the caller.
+    """
+
+    type: str
+    assumed: Arguments = field(default_factory=dict)
+    stored: Arguments = field(default_factory=dict)
+    inferred: Arguments = field(default_factory=dict)
+    given: Arguments = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> Arguments:
+        return {**self.assumed, **self.inferred, **self.stored, **self.given}
+
+    @property
+    def metadata(self) -> Metadata:
+        """To be stored: without what belongs to the run."""
+        return {'type': self.type, 'arguments': complete(self.type, self.arguments)}
+
+
+def assumption(description: Description, path: object) -> str:
+    """What was taken for granted, as a line."""
+    listed = ', '.join(f'{name}={value!r}' for name, value in description.assumed.items())
+    return f'{path} does not say {", ".join(description.assumed)}: taken as released, {listed}'
+
+
+def describe(stored: Stored, path: object, given: Arguments, kind: str | None = None) -> Description:
+    """What network a file holds.
+
+    Args:
+        stored: what was read.
+        path: from where, for messages.
+        given: arguments that the caller knows.
+        kind: the class, if the caller knows it.
+
+    Raises:
+        CheckpointError: the file's metadata contradict its weights, or nothing says what network it is.
+        ArgumentError: `given` or `kind` contradicts them, or the network takes no such arguments.
+    """
+    metadata = stored.metadata
+    if kind and metadata and kind != metadata['type']:
+        raise ArgumentError(f'type={kind} contradicts {path}, whose metadata say {metadata["type"]}')
+    name = kind or (metadata['type'] if metadata else 'NLSN')
+    known = dict(metadata['arguments']) if metadata else {}
+    if name != 'NLSN':
+        return Description(name, stored=known, given=given)
+    own = inspect.signature(NLSN).parameters
+    for argument in given:
+        if argument not in own:
+            raise ArgumentError(f'NLSN takes no {argument}{checks.nearest(argument, own)}')
+    inferred = recognition.infer(stored.weights, path, img_range_of(stored.weights, known, given, path))
+    for source, error, who in ((known, CheckpointError, 'in its metadata'), (given, ArgumentError, 'as given')):
+        for argument, value in source.items():
+            if recognition.contradiction(inferred, argument, value):
+                raise error(f'{path}: {argument}={value!r} {who} contradicts its weights: {inferred[argument]!r}')
+    if metadata:
+        return Description(name, {}, known, inferred, given)
+    attention = given.get('attention', inferred['attention'])
+    open_ = (
+        recognition.RELEASED if attention in ('nlsa', 'random') else {'res_scale': recognition.RELEASED['res_scale']}
+    )
+    assumed = {argument: value for argument, value in open_.items() if argument not in given}
+    if attention == 'nlsa' and 'attention' not in given:
+        assumed['attention'] = inferred.pop('attention')  # others have the same names
+    return Description(name, assumed, known, inferred, given)
+
+
+def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: object) -> float | None:
+    """The img_range that the file's metadata or the caller say; None if nothing does.
+
+    Raises:
+        ArgumentError: both do, and differ; or the means that the weights add would lie far off [0, 1].
+    """
+    stored, asked = (source.get('img_range') for source in (known, given))
+    if asked is None or stored is None:
+        value = stored if asked is None else asked
+        if value is None:
+            return None
+        img_range = checks.real('img_range', value)
+        largest = float(weights['add_mean.bias'].abs().max()) if 'add_mean.bias' in weights else 0.0
+        if asked is None or largest == 0 or 0.01 <= largest / img_range <= 1:
+            return img_range
+        raise ArgumentError(
+            f'{path}: img_range={asked} as given contradicts its weights: they add means of {largest:g}'
+        )
+    if asked != stored:
+        raise ArgumentError(f'{path}: img_range={asked} as given contradicts its metadata: {stored}')
+    return checks.real('img_range', stored)
+
+
+def complete(kind: str, arguments: Arguments) -> Arguments:
+    """Arguments as a file keeps them: defaults written out, those of the run left out, lists for tuples."""
+    if kind == 'NLSN':
+        defaults = {name: parameter.default for name, parameter in inspect.signature(NLSN).parameters.items()}
+        arguments = {key: value for key, value in {**defaults, **arguments}.items() if key not in OF_THE_RUN}
+    return json.loads(as_json(arguments))
+
+
+def as_json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f'the arguments of a network cannot be stored as JSON: {error}') from error

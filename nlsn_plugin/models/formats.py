@@ -1,0 +1,115 @@
+"""Networks from files and into files: what weights do not tell is read from their metadata, and kept there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.models.building import network_of
+from nlsn_plugin.models.checkpoint import EMBEDDED, METADATA_KEY, Metadata, Stored, checked_metadata, read_stored
+from nlsn_plugin.models.description import as_json, assumption, describe
+from nlsn_plugin.models.writing import write_whole
+
+LAYOUTS = {'authors': '.pt', 'basicsr': '.pth', 'safetensors': '.safetensors', 'mmengine': '.pth'}
+"""What a file can be, and the ending of its name."""
+
+
+def load_network(path: str | Path, *, param_key: str | None = 'params_ema', **arguments: Any) -> nn.Module:
+    """The network in a file, ready to use: in eval mode, on the CPU, `net.upscale` its scale.
+
+    Args:
+        path: the authors' .pt, BasicSR's .pth, .safetensors, or mmengine's .pth.
+        param_key: which weights, see `checkpoint.read_stored`.
+        arguments: of the network. They go before the file's metadata, and cannot contradict its weights. What nothing
+            says is taken as released (n_hashes=4, chunk_size=144, res_scale=0.1), and logged.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no network that is known.
+        ArgumentError: arguments that do not exist, are out of range, or contradict the weights.
+    """
+    stored = read_stored(path, param_key)
+    description = describe(stored, path, arguments)
+    if description.assumed:
+        logging.getLogger('nlsn_plugin').warning('%s', assumption(description, path))
+    return network_of(description, stored.weights, path)
+
+
+def save_network(
+    net: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    metadata: Metadata | None = None,
+    *,
+    layout: str | None = None,
+    embed: bool = False,
+    prefix: str = '',
+) -> None:
+    """Write weights to a file, as a whole or not at all; an older one of that name is replaced.
+
+    Args:
+        net: a network, or its state dict.
+        path: the file.
+        metadata: {'type': 'NLSN', 'arguments': {...}}: kept in it, except in the authors' layout, which has no room.
+        layout: one of LAYOUTS; by default what the ending stands for: .pt authors, .pth basicsr, .safetensors.
+        embed: keep the metadata as a tensor too, for programs that read nothing else (spandrel). Of safetensors.
+        prefix: before the names of the weights ('generator.' for mmagic's models). Of mmengine.
+
+    Raises:
+        ArgumentError: the ending and the layout do not fit, or the metadata are none.
+        CheckpointError: the metadata contradict the weights.
+        SaveError: the file cannot be written.
+    """
+    weights = net.state_dict() if isinstance(net, nn.Module) else net
+    path = Path(path)
+    layout = layout_of(path, layout)
+    if checked_metadata(path, metadata):
+        metadata = describe(Stored(dict(weights), metadata, layout), path, {}).metadata
+    write_whole(path, lambda file: write_layout(file, weights, metadata, layout, embed, prefix))
+
+
+def layout_of(path: Path, layout: str | None = None) -> str:
+    """The layout to write to `path`.
+
+    Raises:
+        ArgumentError: its ending stands for none, or for another.
+    """
+    ending = path.suffix.lower()
+    if layout is None:
+        for name, usual in LAYOUTS.items():
+            if ending == usual:
+                return name
+        raise ArgumentError(
+            f'{path} ends in no known way: .pt (authors), .pth (basicsr, or mmengine if asked for) or .safetensors'
+        )
+    checks.one_of('layout', layout, tuple(LAYOUTS))
+    if (layout == 'safetensors') != (ending == '.safetensors'):
+        raise ArgumentError(f'{path} is no name for {layout}: {LAYOUTS[layout]} is expected')
+    return layout
+
+
+def write_layout(
+    path: Path, weights: Mapping[str, Tensor], metadata: Metadata | None, layout: str, embed: bool, prefix: str
+) -> None:
+    """Write a file of `layout`."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    if layout == 'safetensors':
+        said = {'format': 'pt', **({METADATA_KEY: as_json(metadata)} if metadata else {})}
+        if embed and metadata:
+            tensors[EMBEDDED] = torch.tensor(list(as_json(metadata).encode()), dtype=torch.uint8)
+        save_file(tensors, path, said)
+        return
+    beside = {METADATA_KEY: metadata} if metadata else {}
+    contents: dict[str, dict[str, Any]] = {
+        'authors': tensors,
+        'basicsr': {'params': tensors, **beside},
+        'mmengine': {'meta': beside, 'state_dict': {prefix + name: tensor for name, tensor in tensors.items()}},
+    }
+    with path.open('wb') as file:  # of Python's: its errors have reasons
+        torch.save(contents[layout], file)
