@@ -25,7 +25,7 @@ BLOCKS_PER_ATTENTION = 8
 TAIL_NUMBERS = 2**23
 """Numbers that the upsampler may make at once where nothing is trained."""
 TAIL_CONTEXT = 2
-"""Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, and 1/2, 1/4, ... or 1/3 later."""
+"""Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, later 1/2, 1/4, ... or 1/3."""
 
 
 class NLSN(nn.Module):

@@ -48,6 +48,9 @@ def encode(picture: Picture, kind: str, quality: int = QUALITY) -> tuple[bytes, 
         picture: what to write; `format` and `notes` of it do not matter.
         kind: one of pictures.FORMATS.
         quality: of JPEG and WebP, 1 to 100.
+
+    Raises:
+        DataError: what came with the picture cannot be written.
     """
     notes = []
     if picture.colour.dtype == np.uint16 and kind not in DEEP:
@@ -107,7 +110,10 @@ def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
     if picture.exif:
         settings['exif'] = picture.exif
     stream = io.BytesIO()
-    Image.fromarray(stacked(picture)).save(stream, kind, **settings)
+    try:
+        Image.fromarray(stacked(picture)).save(stream, kind, **settings)
+    except DAMAGE as error:
+        raise DataError(f'it cannot be written as {kind}: {error}') from error
     return stream.getvalue()
 
 

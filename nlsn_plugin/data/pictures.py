@@ -299,19 +299,3 @@ def checked_profile(picture: Picture) -> Picture:
     if picture.icc is None or picture.icc[16:20] == wanted:
         return picture
     return replace(picture, icc=None, notes=[*picture.notes, 'its colour profile does not fit it and was left out'])
-
-
-def bleed(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """`colour` with what nobody sees painted over: where alpha is 0, the colour of the nearest pixel that is seen.
-
-    Else whatever lies hidden there, black as a rule, would show as a halo around what is seen once it is larger.
-    """
-    hidden = alpha == 0
-    if not hidden.any() or hidden.all():
-        return colour
-    _, labels = cv2.distanceTransformWithLabels(
-        hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    of_label = np.zeros((labels.max() + 1, *colour.shape[2:]), colour.dtype)
-    of_label[labels[~hidden]] = colour[~hidden]
-    return of_label[labels]
