@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -20,6 +21,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.errors import DataError
+
+logging.getLogger('PIL').addHandler(logging.NullHandler())  # what it logs of damage, it raises too
 
 FORMATS = {
     'PNG': ('.png',),
@@ -123,20 +126,11 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
 def opened(source: Path | bytes, named: str, most_pixels: int) -> Iterator[Image.Image]:
     """Pillow's image, of a format and a size that are allowed; whatever it says of damage names the file."""
     try:
-        with (
-            warnings.catch_warnings(),
-            substituted(Image, MAX_IMAGE_PIXELS=None),  # the limit is ours
-            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=[*FORMATS]) as image,
-        ):
+        with warnings.catch_warnings(), substituted(Image, MAX_IMAGE_PIXELS=None):  # the limit is ours
             warnings.simplefilter('ignore')  # of damage that goes on to raise, or does not matter
-            if min(image.size) < 1:
-                raise DataError(f'{named} has {image.width}x{image.height} pixels')
-            if image.width * image.height > most_pixels:
-                raise DataError(
-                    f'{named} says that it has {image.width}x{image.height} pixels: {most_pixels / 1e6:g} megapixels '
-                    'are allowed, --max-megapixels sets another limit'
-                )
-            yield image
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=[*FORMATS]) as image:
+                check_pixels(image, named, most_pixels)
+                yield image
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -146,6 +140,17 @@ def opened(source: Path | bytes, named: str, most_pixels: int) -> Iterator[Image
             raise DataError(f'{named} cannot be read: {error.strerror}') from error
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise DataError(f'{named} is truncated or damaged: {reason}') from error
+
+
+def check_pixels(image: Image.Image, named: str, most_pixels: int) -> None:
+    """Refuse a picture by what its header says, before memory is taken."""
+    if min(image.size) < 1:
+        raise DataError(f'{named} has {image.width}x{image.height} pixels')
+    if image.width * image.height > most_pixels:
+        raise DataError(
+            f'{named} says that it has {image.width}x{image.height} pixels: {most_pixels / 1e6:g} megapixels '
+            'are allowed, --max-megapixels sets another limit'
+        )
 
 
 def format_of(image: Image.Image) -> str:

@@ -29,7 +29,9 @@ def quantised(pixels: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if dtype.kind != 'u':
         return np.ascontiguousarray(pixels.clip(0, 1), dtype=dtype)
     levels = np.multiply(pixels, largest(dtype), dtype=np.float32)
-    return np.ascontiguousarray(np.rint(levels, out=levels).clip(0, largest(dtype)).astype(dtype))
+    np.rint(levels, out=levels)
+    np.clip(levels, 0, largest(dtype), out=levels)
+    return np.ascontiguousarray(levels, dtype=dtype)
 
 
 def larger_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:

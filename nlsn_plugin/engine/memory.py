@@ -51,7 +51,8 @@ def available(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():
-        free = next(int(line.split()[1]) * 1024 for line in meminfo.open() if line.startswith('MemAvailable'))
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        free = next(int(words[1]) * 1024 for words in lines if words[0] == 'MemAvailable:')
     else:
         free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2  # macOS does not say what is free
     return min([free, *limits_of_groups()])

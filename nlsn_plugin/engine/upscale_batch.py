@@ -131,7 +131,7 @@ def run(inputs: Sequence[Path], upscaler: Upscaler, output: Output, report: Repo
             failed += 1
             report({**record, 'status': 'failed', 'error': str(error)})
     total = sum(job.header.width * job.header.height for job in jobs)
-    with tqdm(total=total, unit='px', unit_scale=True, delay=1, leave=False, smoothing=0.1) as bar:
+    with tqdm(total=total, unit='px', unit_scale=True, delay=1, leave=False, smoothing=0.1, disable=None) as bar:
         for job in jobs:
             bar.set_description(job.named[-40:], refresh=False)
             before = bar.n

@@ -94,6 +94,8 @@ class Upscaler:
         self.settings = settings
         self.device = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.dtype = DTYPES[settings.dtype]
+        if self.device == 'cpu' and self.dtype == torch.float16:
+            log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
         weights = settings.weights or weights_in_the_box(settings.scale or 2)
         net = load_network(weights, **(settings.arguments or {}))
         self.scale = int(net.upscale)  # type: ignore[arg-type]
