@@ -41,7 +41,7 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
             yield f'flipped_{number}.{ending}', with_flipped_bits(content, generator)
         for other in FORMATS:
             if other != ending:
-                yield f'really_{ending}.{other}', content
+                yield f'really_{ending}_not_{other}.{other}', content
     for width, height in ((1, 1), (1, 40), (40, 1), (2, 3)):
         for ending, kind in FORMATS.items():
             yield f'of_{width}x{height}.{ending}', encoded(Image.fromarray(pixels).resize((width, height)), kind)
