@@ -21,6 +21,7 @@ from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
 from nlsn_plugin.engine import memory
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.formats import load_network
 from nlsn_plugin.models.inference import cuts, enlarged
 
@@ -97,7 +98,10 @@ class Upscaler:
         if self.device == 'cpu' and self.dtype == torch.float16:
             log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
         weights = settings.weights or weights_in_the_box(settings.scale or 2)
-        net = load_network(weights, **(settings.arguments or {}))
+        arguments = dict(settings.arguments or {})
+        if settings.n_hashes is not None and read_stored(weights).metadata is None:
+            arguments['n_hashes'] = settings.n_hashes  # rather than what load_network would take, and say it took
+        net = load_network(weights, **arguments)
         self.scale = int(net.upscale)  # type: ignore[arg-type]
         if settings.scale not in (None, self.scale):
             raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')
