@@ -21,7 +21,7 @@ setup(
     package_data={
         'nlsn_plugin': ['py.typed'],
         'nlsn_plugin.engine': ['templates/*.html'],
-        'nlsn_plugin.options': ['*.yml', 'paper/*'],
+        'nlsn_plugin.options': ['*.yml', 'mmengine/*.py', 'paper/*', 'with_nlsa/*'],
         'nlsn_plugin.paper': ['*.csv'],
     },
     install_requires=[

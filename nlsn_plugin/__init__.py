@@ -1,13 +1,13 @@
 """Non-Local Sparse Attention and the Non-Local Sparse Network (Mei, Fan, Zhou, CVPR 2021) for BasicSR and mmengine.
 
-Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `NLSA`, the attentions
-that the paper compares it with and `NLSNModel` in every toolbox that is installed. It has to be this module that does
-so: data-loading workers import it anew.
+Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `WithNLSA`, `NLSA`, the
+attentions that the paper compares it with and `NLSNModel` in every toolbox that is installed. It has to be this module
+that does so: data-loading workers import it anew.
 """
 
 from typing import Any
 
-from nlsn_plugin.archs import NLSN
+from nlsn_plugin.archs import NLSN, WithNLSA
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.layers import LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention
 from nlsn_plugin.registry import register_all
@@ -22,6 +22,7 @@ __all__ = [
     'LocalWindowAttention',
     'NonLocalAttention',
     'NonLocalSparseAttention',
+    'WithNLSA',
     '__version__',
     'toolbox_problems',
     'upscale',

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -66,6 +67,27 @@ def mapping(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ArgumentError(f'{name}={value!r} is not allowed: names and values are expected')
     return value
+
+
+PASSES_OVER = ('basicsr.archs.', 'basicsr.metrics.')
+"""Modules whose `**kwargs` nobody reads."""
+
+
+def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0) -> Iterator[tuple[str | None, str]]:
+    """Arguments (besides the first `given`) that a class or function does not take, or needs and has not (None)."""
+    parameters = inspect.signature(called).parameters
+    takes_any = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    if takes_any and not called.__module__.startswith(PASSES_OVER):
+        return
+    known = [name for name in list(parameters)[given:] if name not in takes_any]
+    for key in arguments:
+        if key not in known:
+            yield key, f'{called.__name__} takes no {key}{nearest(str(key), known)}'
+    for key in known:
+        parameter = parameters[key]
+        is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if is_needed and key not in arguments:
+            yield None, f'{called.__name__} needs {key}'
 
 
 def nearest(name: str, among: Iterable[str]) -> str:

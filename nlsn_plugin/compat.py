@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import pickle
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.torch_version import TorchVersion
 
 from nlsn_plugin.errors import MissingToolboxError
 
 INSTALL = {
     'basicsr': 'type `nlsn install-basicsr` (or, on Python 3.12 and older, `pip install basicsr`)',
     'mmengine': 'type `pip install mmengine`',
+    'spandrel': 'type `pip install spandrel`',
 }
-NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry'}
+NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry', 'spandrel': 'spandrel'}
+STATISTICS = ('min', 'max', 'mean', 'current')
 REMEDIES = (
     ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
     ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
@@ -27,7 +35,7 @@ REMEDIES = (
 
 
 def load_toolbox(name: str) -> ModuleType:
-    """Import 'basicsr' or 'mmengine'.
+    """Import 'basicsr', 'mmengine' or 'spandrel'.
 
     Raises:
         MissingToolboxError: it is absent (with what to type), or installed but broken (with its own reason).
@@ -39,6 +47,8 @@ def load_toolbox(name: str) -> ModuleType:
         if name == 'basicsr':
             provide_functional_tensor()
         importlib.import_module(NEEDED[name])
+        if name == 'mmengine':
+            allow_states_of_mmengine()
         return importlib.import_module(name)
     except Exception as error:  # a broken toolbox raises whatever it likes
         raise broken(name, error) from error
@@ -67,6 +77,33 @@ def provide_functional_tensor() -> None:
         stand_in = ModuleType(name, 'Stands in for the module torchvision removed, for basicsr 1.4.2.')
         stand_in.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
         sys.modules[name] = stand_in
+
+
+def allow_states_of_mmengine() -> None:
+    """Let mmengine 0.10.7 resume: its runner/checkpoint.py:347 leaves torch.load to its defaults.
+
+    From PyTorch 2.6 on that is weights_only=True, which refuses the HistoryBuffers of losses in mmengine's own
+    checkpoints. They, and the arrays in them, join what torch.load may build. A HistoryBuffer is pickled with its
+    statistics, as calls of `getattr`, which no file may call: `statistic` stands in for it there. Everything else that
+    a file names is refused as before.
+    """
+    if TorchVersion(torch.__version__) < '2.6':
+        return
+    safe: list[Any] = [importlib.import_module('mmengine.logging').HistoryBuffer, np.ndarray, np.dtype]
+    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # which build arrays and NumPy's numbers
+    safe += [type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.bool_)]
+    torch.serialization.add_safe_globals([*safe, (statistic, 'builtins.getattr')])
+
+
+def statistic(owner: object, name: str) -> Any:
+    """What a HistoryBuffer asks `getattr` for: one of its own statistics.
+
+    Raises:
+        UnpicklingError: anything else.
+    """
+    if owner is not importlib.import_module('mmengine.logging').HistoryBuffer or name not in STATISTICS:
+        raise pickle.UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no checkpoint needs')
+    return getattr(owner, name)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,11 @@ def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(str(arrays.pop('config'))), arrays
 
 
+def official(name: str) -> dict[str, torch.Tensor]:
+    """The state dict of a golden network, as the released code saved it."""
+    return torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
+
+
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Largest difference, relative to the largest entry."""
     return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())

@@ -1,4 +1,5 @@
-"""The README is right: its Python runs, its commands parse, its data preparation works, its links lead somewhere."""
+"""README and docs are right: their Python runs, their commands parse, their option files pass, their links lead
+somewhere; and the README's data preparation makes what the shipped option files name."""
 
 from __future__ import annotations
 
@@ -9,58 +10,68 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pages import Example, commands, examples, option_files, paths
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.cli.main import build_parser
-from nlsn_plugin.engine.documents import find_option_file
+from nlsn_plugin.engine.documents import Document, find_option_file
+from nlsn_plugin.engine.options import checked
 
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf'```{language}\n(.*?)```', README, flags=re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    """Every command of every bash block, its words, without its folder."""
-    lines = [line for block in blocks('bash') for line in block.splitlines()]
-    return [shlex.split(part) for line in lines for part in line.split(' && ')]
+PAGES = [str(path.relative_to(ROOT)) for path in paths()]
+OTHER_PROGRAMS = ('python3', 'pip', 'pytest', 'apt-get', 'git', 'cp', 'mkdir')
+"""What commands may begin with besides `nlsn` and `python tools/...`."""
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', README)) == {
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', readme)) == {
         'NLSN_BACKEND',
         'NLSN_FORCE_YML',
         'THP_MEM_ALLOC_ENABLE',
     }
 
 
-@pytest.mark.parametrize('code', blocks('python'))
-def test_python_runs(code: str) -> None:
-    exec(compile(code, 'README.md', 'exec'), {})
+@pytest.mark.parametrize('example', examples('python'), ids=str)
+def test_python_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.text, example.page, 'exec'), {'__name__': '__main__'})
 
 
-@pytest.mark.parametrize('words', commands(), ids=' '.join)
-def test_commands_are_ones_there_are(words: list[str]) -> None:
+@pytest.mark.parametrize('example', commands(), ids=lambda example: f'{example.page}: {example.text}')
+def test_commands_are_ones_there_are(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    option_files(example.page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(example.text)
     program = Path(words[0]).name
     if program == 'python' and words[1].startswith('tools/'):
         assert (ROOT / words[1]).is_file()
-        words = [{'train.py': 'train', 'test.py': 'test'}[Path(words[1]).name], *words[2:]]
+        name = Path(words[1]).name
+        if name not in ('train.py', 'test.py'):
+            return
+        words = [name.removesuffix('.py'), *words[2:]]
     elif program == 'nlsn':
         words = words[1:]
     else:
-        assert program in ('python3', 'pip', 'pytest')
+        assert program in OTHER_PROGRAMS
         return
     args = build_parser().parse_args(words)
     if hasattr(args, 'opt'):
         assert find_option_file(args.opt).is_file()
 
 
+@pytest.mark.parametrize('page', PAGES)
+def test_option_files_pass(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in option_files(page, tmp_path):
+        document = Document(path)
+        checked(document, is_train='train' in document.options)
+
+
 def test_data_preparation_makes_what_the_option_files_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for words in commands():
+    for words in (shlex.split(example.text) for example in commands('README.md')):
         if words[:2] == ['nlsn', 'prepare']:
             for option in {'--input', '--validation'} & set(words):
                 shutil.copytree(photographs, words[words.index(option) + 1])
@@ -72,9 +83,11 @@ def test_data_preparation_makes_what_the_option_files_name(
         assert all(Path(root).exists() for root in roots)
 
 
-def test_links_into_the_repository_lead_somewhere() -> None:
-    targets = [target for target in re.findall(r'\]\((.+?)\)', README) if '://' not in target]
-    assert targets
-    assert all((ROOT / target).is_file() for target in targets)
-    named = re.findall(r'`((?:nlsn_plugin|options|tests|tools)/[\w/.]*)`', README)
+@pytest.mark.parametrize('page', PAGES)
+def test_links_into_the_repository_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding='utf-8')
+    targets = [target.split('#')[0] for target in re.findall(r'\]\((.+?)\)', text) if '://' not in target]
+    assert targets or page != 'README.md'
+    assert all(((ROOT / page).parent / target).exists() for target in targets)
+    named = re.findall(r'`((?:nlsn_plugin|options|tests|tools|docs)/[\w/.]*)`', text)
     assert all((ROOT / path).exists() for path in named)

@@ -18,6 +18,16 @@ def test_basicsr_builds_the_network_and_the_layer() -> None:
     assert isinstance(build_network({'type': 'LocalWindowAttention', 'channels': 8}), LocalWindowAttention)
 
 
+def test_both_toolboxes_build_a_network_with_attentions() -> None:
+    from basicsr.archs import build_network
+    from mmengine.registry import MODELS
+
+    options = {'type': 'WithNLSA', 'arch': {'type': 'NLSN', 'num_feat': 8, 'num_block': 1}, 'after': 'head'}
+    for net in (build_network(options), MODELS.build(options)):
+        assert isinstance(net, nlsn_plugin.WithNLSA)
+        assert isinstance(net, NLSN)
+
+
 def test_basicsr_has_the_model() -> None:
     from basicsr.utils.registry import MODEL_REGISTRY
 

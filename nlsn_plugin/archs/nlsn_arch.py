@@ -170,7 +170,9 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
     return torch.cat(strips, dim=-2)
 
 
-def attention_arguments(attention: str, shared: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def attention_arguments(
+    attention: str, shared: dict[str, Any], options: dict[str, Any], name_of_options: str = 'attention_options'
+) -> dict[str, Any]:
     """The arguments of the attentions besides their channels: what they know of `shared`, and the options."""
     known: list[str] = []
     fixed: dict[str, Any] = {}
@@ -178,10 +180,10 @@ def attention_arguments(attention: str, shared: dict[str, Any], options: dict[st
         layer, fixed = ATTENTIONS[attention]
         known = list(inspect.signature(layer).parameters)
     further = [name for name in known if name not in {'channels', *shared, *fixed}]
-    for name in checks.mapping('attention_options', options):
+    for name in checks.mapping(name_of_options, options):
         if name not in further:
             hint = checks.nearest(str(name), further)
-            raise ArgumentError(f'attention_options: attention={attention!r} takes no {name}{hint}')
+            raise ArgumentError(f'{name_of_options}: attention={attention!r} takes no {name}{hint}')
     return {**{name: value for name, value in shared.items() if name in known}, **fixed, **options}
 
 

@@ -10,7 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlsn_plugin import __version__, checks
-from nlsn_plugin.cli import benchmarks, evaluate, gallery, paper, show_buckets, upscale
+from nlsn_plugin.cli import (
+    benchmarks,
+    convert,
+    evaluate,
+    gallery,
+    modules,
+    paper,
+    show_buckets,
+    train_mmengine,
+    upscale,
+)
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
@@ -66,9 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=show_options)
     upscale.add(commands)
     gallery.add(commands)
+    convert.add(commands)
     evaluate.add(commands)
     paper.add(commands)
     show_buckets.add(commands)
+    train_mmengine.add(commands)
+    modules.add(commands)
     benchmarks.add(commands)
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
     command = commands.add_parser('install-basicsr', help=text, description=text.capitalize() + '.')

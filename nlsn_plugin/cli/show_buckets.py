@@ -43,6 +43,7 @@ def show_buckets(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.attention_view import draw, features_of, view
     from nlsn_plugin.engine.contestants import Contestant, from_option_file, from_words
     from nlsn_plugin.engine.measuring import check_device
+    from nlsn_plugin.models.inference import window_of
 
     if (args.option_file is None) == (args.net is None):
         raise UserError('name the network either by -opt FILE or by --net TYPE WEIGHTS')
@@ -51,11 +52,13 @@ def show_buckets(args: argparse.Namespace) -> None:
     if not args.image.is_file():
         raise UserError(f'there is no image {args.image}')
     check_device(args.device)
+    recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
+    window = window_of({'type': recipe.type, **recipe.arguments})
     image = read_image(args.image)
+    image = image[: image.shape[0] // window * window, : image.shape[1] // window * window]  # whole windows
     column, row = args.at
     if not (0 <= row < image.shape[0] and 0 <= column < image.shape[1]):
         raise UserError(f'--at {column} {row}: {args.image} has {image.shape[1]}x{image.shape[0]} pixels, from 0 on')
-    recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
     contestant = Contestant(recipe, args.device)
     contestant.hash_by(args.n_hashes, None)
     x = img2tensor(image.astype(np.float32) / 255)[None].to(args.device)

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.engine.options import Options
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
+from nlsn_plugin.models.inference import in_whole_windows, window_of
 
 DETAIL = 56
 """Edge of the magnified detail, in pixels of the ground truth."""
@@ -37,7 +38,7 @@ def compare_with_bicubic(opt: Options) -> Path:
     weights = Path(opt['path']['models']) / 'net_g_latest.pth'
     load_weights(net, read_weights(weights, 'params_ema'), weights)
     with torch.no_grad():
-        output = net(sample['lq'][None])
+        output = in_whole_windows(net, window_of(opt['network_g']), opt['scale'])(sample['lq'][None])
 
     name = opt['network_g']['type']
     truth = tensor2img(sample['gt'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from nlsn_plugin import checks
+from nlsn_plugin.archs.bases import completed, innermost
 from nlsn_plugin.engine.documents import Document, find_option_file
 from nlsn_plugin.engine.options import (
     Options,
@@ -32,10 +31,10 @@ from nlsn_plugin.engine.options import (
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.metrics.protocols import in_colour
-from nlsn_plugin.models.checkpoint import load_weights, read_weights
-from nlsn_plugin.models.inference import enlarged
-
-ADVICE = 'The arguments have to be those that the weights were trained with'
+from nlsn_plugin.models.building import ADVICE
+from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
+from nlsn_plugin.models.description import settled
+from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,14 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f'{shown}: a value does not read: {" ".join(str(error).split())}') from error
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
-    if kind in ARCH_REGISTRY:
-        taken = inspect.signature(ARCH_REGISTRY.get(kind)).parameters
-        usual = {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale}
-        arguments = {**{name: value for name, value in usual.items() if name in taken}, **arguments}
-    options = {'type': kind, **arguments}
-    mistakes = list(misfit_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network(options))
+    arguments = by_metadata(kind, arguments, weights, key)
+    options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})
+    mistakes = list(misfit_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network((), options))
     if mistakes:
-        raise UserError(f'{shown}: {mistakes[0][1]}')
-    factor = checks.whole('upscale', arguments.get('upscale', scale), least=1)
+        keys, text = mistakes[0]
+        raise UserError(': '.join([shown, *keys, text]))
+    arguments = {key: value for key, value in options.items() if key != 'type'}
+    factor = checks.whole('upscale', innermost(options).get('upscale', scale), least=1)
     return Recipe(str(label), kind, arguments, factor, weights, key)
 
 
@@ -121,8 +119,20 @@ def from_option_file(name: str) -> Recipe:
         raise UserError(f'{path} names no weights: set path: pretrain_network_g')
     arguments = dict(opt['network_g'])
     kind, scale = arguments.pop('type'), opt['scale']
+    arguments = by_metadata(kind, arguments, weights, key)
     label = opt['name'].removeprefix('test_').removesuffix(f'_x{scale}')
     return Recipe(label, kind, arguments, scale, weights, key)
+
+
+def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: str | None) -> dict[str, Any]:
+    """The arguments, and those that the file's metadata say besides; as they are while it is not there.
+
+    Raises:
+        UserError: the file does not load, or says others.
+    """
+    if not Path(weights).is_file():
+        return arguments
+    return settled(kind, arguments, read_stored(weights, param_key).metadata, weights)
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -153,7 +163,8 @@ class Contestant:
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe = recipe
         net = build(recipe)
-        load_weights(net, read_weights(recipe.weights, recipe.param_key), recipe.weights, advice=ADVICE)
+        if load_weights(net, read_weights(recipe.weights, recipe.param_key), recipe.weights, advice=ADVICE):
+            raise UserError(f'{recipe.label}: {recipe.weights} has no attentions: they would be untrained')
         self.net = net.to(device)
         self.digest = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
         self.attentions = attentions_of(net)
@@ -190,28 +201,26 @@ def set_rounds(net: nn.Module, n_hashes: int | None) -> None:
 
 
 def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> Tensor:
-    """Enlarge [1, 3, h, w]; networks with windows see the image mirrored up to a multiple, as by BasicSR's SwinIRModel.
+    """Enlarge [1, 3, h, w].
 
     Raises:
         UserError: the network fails on it, or enlarges by another factor.
     """
-    unit = recipe.arguments.get('window_size', 1)
 
-    def whole_windows(x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        padded = F.pad(x, (0, -width % unit, 0, -height % unit), 'reflect')
-        y = net(padded)
-        expected = [1, 3, *(recipe.scale * size for size in padded.shape[-2:])]
+    def fitting(x: Tensor) -> Tensor:
+        y = net(x)
+        expected = [1, 3, *(recipe.scale * size for size in x.shape[-2:])]
         if list(y.shape) != expected:
             raise UserError(
-                f'{recipe.label} made {list(y.shape)} of {list(padded.shape)}: {expected} is expected at '
+                f'{recipe.label} made {list(y.shape)} of {list(x.shape)}: {expected} is expected at '
                 f'x{recipe.scale}; say its scale by --scale'
             )
-        return y[..., : height * recipe.scale, : width * recipe.scale]
+        return y
 
     try:
+        whole = in_whole_windows(fitting, window_of({'type': recipe.type, **recipe.arguments}), recipe.scale)
         with torch.no_grad():
-            return enlarged(whole_windows, x, recipe.scale, **asdict(inference))
+            return enlarged(whole, x, recipe.scale, **asdict(inference))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f'{recipe.label} has too little memory for {list(x.shape)}: try --tile 256') from error
     except UserError:

@@ -28,7 +28,7 @@ def shipped_options() -> Path:
 
 
 def find_option_file(name: str) -> Path:
-    """The option file of this path, or else the shipped one of this name (`options/` and `.yml` may be left out)."""
+    """The option file of this path, or else the shipped one of this name (its folders and `.yml` may be left out)."""
     path = Path(name)
     if path.is_file():
         return path
@@ -39,6 +39,9 @@ def find_option_file(name: str) -> Path:
     wanted = name.removesuffix('.yml').removeprefix('options/') + '.yml'
     if wanted in shipped:
         return shipped[wanted]
+    named = [path for path in shipped.values() if path.name == wanted]  # in a folder of options/
+    if len(named) == 1:
+        return named[0]
     of_paper = wanted.startswith('paper/')
     alike = [other for other in shipped if other.startswith('paper/') == of_paper]
     raise UserError(f'there is no option file {name}{nearest(wanted if of_paper else Path(wanted).name, alike)}')
@@ -47,7 +50,8 @@ def find_option_file(name: str) -> Path:
 class Document:
     """An option file with the lines that its keys stand on.
 
-    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it.
+    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it. A
+    class of another type (network_g, say) is taken as it stands here, without the other's arguments.
 
     Raises:
         OptionError: it is no YAML of keys and values, a key stands in it twice, or its base is not there.
@@ -126,12 +130,19 @@ class Document:
 
 
 def merged(base: Options, changes: Options) -> Options:
-    """Options with some set anew; sections are merged in their turn, lists are not."""
+    """Options with some set anew; sections are merged in their turn, lists and classes of another type are not."""
     together = dict(base)
     for key, value in changes.items():
         old = base.get(key)
-        together[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and not is_other_class(old, value):
+            value = merged(old, value)
+        together[key] = value
     return together
+
+
+def is_other_class(base: Options, changes: Options) -> bool:
+    """Whether a section names another class than its base: the arguments are then its own alone."""
+    return 'type' in changes and 'type' in base and changes['type'] != base['type']
 
 
 def keep_copy(option_file: Path, folder: Path) -> None:

@@ -21,9 +21,8 @@ from nlsn_plugin.engine import costs
 from nlsn_plugin.engine.contestants import Contestant, Inference
 from nlsn_plugin.engine.measuring import describe_machine, synchronise
 from nlsn_plugin.engine.records import Record, Records, digest, plain, write_image
-from nlsn_plugin.engine.validation import mean
 from nlsn_plugin.errors import DataError
-from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, planes, score
+from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, mean, planes, score
 
 Results = dict[str, Any]
 

@@ -17,6 +17,9 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
+from nlsn_plugin.archs import bases
+from nlsn_plugin.archs.bases import innermost
+from nlsn_plugin.checks import misfits as misfits_of_arguments
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.documents import OVERRIDES, Document, Keys
@@ -149,7 +152,7 @@ def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
     """What types alone do not show: unknown classes, arguments that they do not take, what cannot be together."""
     yield from misfit_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
     network = list(misfit_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
-    yield from network or misfits_of_network(opt['network_g'])
+    yield from network or misfits_of_network(('network_g',), opt['network_g'])
     yield from ignored_by_model(opt)
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
         arguments = {key: value for key, value in metric.items() if key != 'better'}
@@ -207,31 +210,31 @@ def misfit_of_class(
 
 
 def misfit_of_call(keys: Keys, cls: Any, arguments: Options, given: int) -> Iterator[tuple[Keys, str]]:
-    parameters = inspect.signature(cls).parameters
-    takes_any = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
-    if takes_any and not cls.__module__.startswith('basicsr.metrics.'):  # which pass over what they do not know
-        return
-    known = [name for name in list(parameters)[given:] if name not in takes_any]
-    for key in arguments:
-        if key not in known:
-            yield (*keys, key), f'{cls.__name__} takes no {key}{nearest(key, known)}'
-    for key in known:
-        parameter = parameters[key]
-        is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
-        if is_needed and key not in arguments:
-            yield keys, f'{cls.__name__} needs {key}'
+    for key, text in misfits_of_arguments(cls, arguments, given):
+        yield (keys if key is None else (*keys, key)), text
 
 
-def misfits_of_network(options: Options) -> Iterator[tuple[Keys, str]]:
-    """Values that the plugin's own networks refuse; found by building one that costs nothing."""
+def misfits_of_network(keys: Keys, options: Options) -> Iterator[tuple[Keys, str]]:
+    """Values that the plugin's own networks refuse; found by building one, at no cost where the meta device will do."""
     network = ARCH_REGISTRY.get(options['type'])
     if not network.__module__.startswith('nlsn_plugin.'):
         return
-    try:
-        with torch.device('meta'):
-            network(**{key: value for key, value in options.items() if key != 'type'})
-    except UserError as error:
-        yield ('network_g',), str(error)
+    arguments = {key: value for key, value in options.items() if key != 'type'}
+    if isinstance(arguments.get('arch'), dict):
+        mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
+        if mistakes:
+            yield from mistakes
+            return
+    for device in ('meta', 'cpu'):
+        try:
+            with torch.device(device):
+                network(**arguments)
+        except UserError as error:
+            said = str(error)
+        else:
+            return
+    name, _, text = said.partition(': ')
+    yield ((*keys, name), text) if name in arguments else (keys, said)
 
 
 def misfits_of_schedule(train: Options) -> Iterator[tuple[Keys, str]]:
@@ -343,7 +346,7 @@ def check_scale(opt: Options, option_file: Path) -> None:
 
     Apart from the other mistakes in an option file: the file is one that BasicSR published.
     """
-    upscale = opt['network_g'].get('upscale')
+    upscale = innermost(opt['network_g']).get('upscale')
     paired = any('PairedImageDataset' in dataset['type'] for dataset in opt['datasets'].values())
     if paired and upscale not in (None, opt['scale']):
         raise OptionError(f'{option_file}: network_g: upscale {upscale} is not scale {opt["scale"]}')

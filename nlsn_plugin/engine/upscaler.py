@@ -23,7 +23,7 @@ from nlsn_plugin.errors import ArgumentError, BackendError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.formats import load_network
-from nlsn_plugin.models.inference import cuts, enlarged
+from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
 
 SCALES = (2, 3, 4)
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -99,7 +99,8 @@ class Upscaler:
             log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
         weights = settings.weights or weights_in_the_box(settings.scale or 2)
         arguments = dict(settings.arguments or {})
-        if settings.n_hashes is not None and read_stored(weights).metadata is None:
+        metadata = read_stored(weights, 'params_ema').metadata
+        if settings.n_hashes is not None and metadata is None:
             arguments['n_hashes'] = settings.n_hashes  # rather than what load_network would take, and say it took
         net = load_network(weights, **arguments)
         self.scale = int(net.upscale)  # type: ignore[arg-type]
@@ -113,6 +114,10 @@ class Upscaler:
                 attention.n_hashes = settings.n_hashes
         self.channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
         self.net = net.to(self.device)
+        if metadata is None or metadata['type'] == 'NLSN':
+            self.window = 1
+        else:
+            self.window = window_of({'type': metadata['type'], **metadata['arguments']})
 
     def enlarge(self, picture: Picture, named: str, advance: Advance = lambda share: None) -> Result:
         """Enlarge a picture; `advance` is told of each share of the work, 1 in all.
@@ -199,7 +204,14 @@ class Upscaler:
 
         autocast = torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32)
         with torch.inference_mode(), autocast:
-            return enlarged(on_device, x, self.scale, tile, self.overlap(tile), self.settings.self_ensemble)
+            return enlarged(
+                in_whole_windows(on_device, self.window, self.scale),
+                x,
+                self.scale,
+                tile,
+                self.overlap(tile),
+                self.settings.self_ensemble,
+            )
 
     @contextlib.contextmanager
     def reporting(self, share: float, advance: Advance) -> Iterator[None]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.engine.batches import Reproducible, collate
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.metrics.protocols import mean
 
 Results = dict[str, float]
 
@@ -101,9 +102,3 @@ def image_path(opt: dict[str, Any], lq_path: str, iteration: int, name: str) -> 
     if opt['is_train']:
         return folder / stem / f'{stem}_{iteration}.png'
     return folder / name / f'{stem}_{opt["val"].get("suffix") or opt["name"]}.png'
-
-
-def mean(values: list[float]) -> float:
-    """Of the finite ones: the PSNR of equal images is infinite. Exact, whatever the order."""
-    finite = [value for value in values if not math.isinf(value)]
-    return math.fsum(finite) / len(finite) if finite else values[0]

@@ -6,6 +6,7 @@ All shave a border, take PSNR and SSIM by BasicSR's functions on Y of BT.601 and
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -142,3 +143,9 @@ def score(output: Planes, truth: Planes, border: int) -> dict[str, float]:
         'psnr_rgb': float(calculate_psnr(output.rgb, truth.rgb, border)),
         'ssim_rgb': float(calculate_ssim(output.rgb, truth.rgb, border)),
     }
+
+
+def mean(values: list[float]) -> float:
+    """Of the finite ones: the PSNR of equal images is infinite. Exact, whatever the order."""
+    finite = [value for value in values if not math.isinf(value)]
+    return math.fsum(finite) / len(finite) if finite else values[0]

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlsn_plugin import checks
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.errors import ArgumentError, CheckpointError, MissingToolboxError, UserError
+from nlsn_plugin.archs.bases import base_class
+from nlsn_plugin.errors import ArgumentError, CheckpointError, UserError
 from nlsn_plugin.models.checkpoint import Weights, first_line, load_weights
 from nlsn_plugin.models.description import Arguments, Description
 
@@ -30,7 +29,8 @@ def network_of(description: Description, weights: Weights, path: object) -> nn.M
         ArgumentError: the class refuses its arguments.
     """
     net = build(description.type, description.arguments, path)
-    load_weights(net, weights, str(path), advice=ADVICE)
+    if missing := load_weights(net, weights, str(path), advice=ADVICE):
+        raise CheckpointError(f'{path} has no attentions, {len(missing)} entries of {description.type}: a base network')
     net.eval()
     if not isinstance(getattr(net, 'upscale', None), int):
         net.upscale = scale_of(net)  # type: ignore[assignment]
@@ -45,8 +45,12 @@ def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
         ArgumentError: it refuses its arguments.
     """
     try:
+        cls: Any = NLSN if kind == 'NLSN' else base_class(kind)
+    except ArgumentError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+    try:
         with nothing_executed():
-            return class_of(kind, path)(**arguments)
+            return cls(**arguments)
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
@@ -71,38 +75,26 @@ def nothing_executed() -> Iterator[None]:
             os.environ[name] = before
 
 
-def class_of(kind: str, path: object) -> Any:
-    """The class registered under a name, in BasicSR or else in mmengine."""
-    if kind == 'NLSN':
-        return NLSN
-    try:
-        load_toolbox('basicsr')
-    except MissingToolboxError:
-        load_toolbox('mmengine')
-        from mmengine.registry import MODELS
-
-        registered = MODELS.module_dict
-    else:
-        from basicsr.utils.registry import ARCH_REGISTRY
-
-        registered = dict(iter(ARCH_REGISTRY))
-    if kind not in registered:
-        raise CheckpointError(
-            f'{path} is of a network {kind}, which is not registered{checks.nearest(kind, registered)}'
-        )
-    return registered[kind]
-
-
 def scale_of(net: nn.Module) -> int:
     """By how much a network enlarges: its `upscale`, or what it makes of a small image."""
     upscale = getattr(net, 'upscale', None)
-    return upscale if isinstance(upscale, int) else upscaled(net).shape[-1] // PROBE[1]
+    return upscale if isinstance(upscale, int) else round(upscaled(net).shape[-1] / PROBE[1])
+
+
+def channels_of(net: nn.Module) -> int:
+    """Channels of the image that a network takes."""
+    channels = getattr(net, 'num_in_ch', None)
+    if isinstance(channels, int):
+        return channels
+    return next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
 
 
 def upscaled(net: nn.Module) -> Tensor:
-    """What a network in eval mode makes of an image of noise, the same each time, in float32 on the CPU."""
-    channels = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
-    x = torch.rand(1, channels, *PROBE, generator=torch.Generator().manual_seed(0))
+    """What a network in eval mode makes of an image of noise, the same each time, on the CPU."""
+    window = getattr(net, 'window_size', 1)
+    unit = window if isinstance(window, int) else 1
+    size = [edge + -edge % unit for edge in PROBE]
+    x = torch.rand(1, channels_of(net), *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # eval_seed=None draws from the global generator
         return net(x)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
+import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from nlsn_plugin.archs import WithNLSA
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.inert import load_inertly
 
@@ -24,7 +26,20 @@ METADATA_KEY = 'nlsn'
 """Where files keep {'type': ..., 'arguments': {...}}, as JSON in safetensors."""
 EMBEDDED = 'nlsn_metadata'
 """The same as a tensor among the others, for programs that read nothing but tensors."""
-DAMAGES = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError)
+DAMAGES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 """What torch.load raises on a file that is damaged, or would run code."""
 GENERATORS = {True: ('generator_ema.module.', 'generator_ema.', 'generator.'), False: ('generator.',)}
 """Before the names of a network inside of mmagic's models; with True, its moving average if there is one."""
@@ -80,7 +95,7 @@ def read_stored(path: str | Path, param_key: str | None = 'params') -> Stored:
             raise CheckpointError(f"{path} has no '{param_key}': it holds {shortened(content, 5)}")
         weights, layout, metadata = content[found], 'basicsr', content.get(METADATA_KEY)
     for name, entry in weights.items():
-        if not isinstance(entry, Tensor):
+        if not isinstance(name, str) or not isinstance(entry, Tensor):
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
     weights = {name.removeprefix('module.'): tensor.detach() for name, tensor in weights.items()}
     return Stored(weights, checked_metadata(path, metadata), layout)
@@ -99,17 +114,25 @@ def read_safetensors(path: str | Path) -> Stored:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f'{path} does not load: {first_line(error)}') from error
-    embedded = weights.pop(EMBEDDED, None)
-    if said is None and embedded is not None:
-        said = bytes(embedded.flatten().to(torch.uint8).tolist())
+    metadata = embedded_metadata(path, weights) if said is None else from_json(path, said)
+    weights.pop(EMBEDDED, None)
+    return Stored(weights, metadata, 'safetensors')
+
+
+def embedded_metadata(path: object, weights: Mapping[str, Tensor]) -> Metadata | None:
+    """What EMBEDDED says, if it is among the weights."""
+    said = weights.get(EMBEDDED)
+    return from_json(path, bytes(said.flatten().to(torch.uint8).tolist())) if isinstance(said, Tensor) else None
+
+
+def from_json(path: object, text: str | bytes) -> Metadata | None:
     try:
-        metadata = None if said is None else json.loads(said)
+        return checked_metadata(path, json.loads(text))
     except ValueError as error:
         raise CheckpointError(f"{path}: its metadata '{METADATA_KEY}' is no JSON: {first_line(error)}") from error
-    return Stored(weights, checked_metadata(path, metadata), 'safetensors')
 
 
-def checked_metadata(path: str | Path, metadata: Any) -> Metadata | None:
+def checked_metadata(path: object, metadata: Any) -> Metadata | None:
     """Metadata as they have to be, or None."""
     if metadata is None:
         return None
@@ -133,7 +156,7 @@ def load_container(path: str | Path) -> Any:
             raise
         try:
             content = load_inertly(path)
-        except (*DAMAGES, AttributeError, TypeError, IndexError):
+        except DAMAGES:
             raise refusal from None
         if not is_of_mmengine(content):
             raise
@@ -150,17 +173,18 @@ def is_of_mmengine(content: Any) -> bool:
 
 def weights_of_mmengine(content: dict[str, Any], param_key: str | None) -> dict[str, Any]:
     """The network's own weights from a checkpoint of mmengine's Runner, without what stands before their names."""
-    weights = content['state_dict']
+    weights = {str(name): tensor for name, tensor in content['state_dict'].items()}
     average = param_key in ('params_ema', None)
     others = content.get('ema_state_dict')
     if isinstance(others, dict) and not average:  # EMAHook saves its average as the state dict, and the weights here
-        weights = {name.removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
+        weights = {str(name).removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
     for prefix in GENERATORS[average]:
         if any(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     firsts = {name.split('.')[0] for name in weights}
-    if len(firsts) == 1 and all('.' in name for name in weights):  # a model with the network as its only part
-        return {name.split('.', 1)[1]: tensor for name, tensor in weights.items()}
+    rests = [name.split('.', 1)[-1] for name in weights]
+    if len(firsts) == 1 and not any(rest[:1].isdigit() for rest in rests):  # a model with the network as its only part
+        return dict(zip(rests, weights.values()))
     return weights
 
 
@@ -172,7 +196,8 @@ def load_safely(path: str | Path) -> Any:
     """
     check_file(path)
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with Path(path).open('rb') as file:  # by a path torch.load would go by its ending
+            return torch.load(file, map_location='cpu', weights_only=True)
     except DAMAGES as error:
         raise CheckpointError(f'{path} does not load (nothing in it was executed): {first_line(error)}') from error
 
@@ -223,13 +248,19 @@ FITTING = 'To load only what fits (x4 from x2 weights, say), set strict_load_g: 
 def load_weights(
     net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = FITTING
 ) -> list[str]:
-    """Load `weights` into `net`; return what did not fit (a line each), empty when strict.
+    """Load `weights` into `net`; return what did not fit (a line each).
 
+    When strict that is nothing; but of WithNLSA the attentions, where the weights are its base network's alone.
     `advice` ends the error, where they do not.
 
     Raises:
         CheckpointError: strict, and anything does not fit; or nothing at all fits. The network is then as before.
     """
+    new = []
+    if isinstance(net, WithNLSA):
+        complete = net.completed(weights)
+        new = [f'{name}: the file has none' for name in complete if name not in weights]
+        weights = complete
     lines = mismatches(net, weights)
     own = net.state_dict()
     fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
@@ -241,4 +272,4 @@ def load_weights(
     if not fitting:
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')
     net.load_state_dict(fitting, strict=False)
-    return lines
+    return lines + new

@@ -85,10 +85,8 @@ def describe(stored: Stored, path: object, given: Arguments, kind: str | None = 
     if metadata:
         return Description(name, {}, known, inferred, given)
     attention = given.get('attention', inferred['attention'])
-    open_ = (
-        recognition.RELEASED if attention in ('nlsa', 'random') else {'res_scale': recognition.RELEASED['res_scale']}
-    )
-    assumed = {argument: value for argument, value in open_.items() if argument not in given}
+    unsaid = set(recognition.RELEASED if attention in ('nlsa', 'random') else ['res_scale']) - set(given)
+    assumed = {argument: value for argument, value in recognition.RELEASED.items() if argument in unsaid}
     if attention == 'nlsa' and 'attention' not in given:
         assumed['attention'] = inferred.pop('attention')  # others have the same names
     return Description(name, assumed, known, inferred, given)
@@ -101,20 +99,39 @@ def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: obj
         ArgumentError: both do, and differ; or the means that the weights add would lie far off [0, 1].
     """
     stored, asked = (source.get('img_range') for source in (known, given))
-    if asked is None or stored is None:
-        value = stored if asked is None else asked
-        if value is None:
-            return None
-        img_range = checks.real('img_range', value)
-        largest = float(weights['add_mean.bias'].abs().max()) if 'add_mean.bias' in weights else 0.0
-        if asked is None or largest == 0 or 0.01 <= largest / img_range <= 1:
-            return img_range
+    if asked is None:
+        return None if stored is None else checks.real('img_range', stored)
+    img_range = checks.real('img_range', asked)
+    if stored not in (None, asked):
+        raise ArgumentError(f'{path}: img_range={asked} as given contradicts its metadata: {stored}')
+    largest = float(weights['add_mean.bias'].abs().max()) if 'add_mean.bias' in weights else 0.0
+    if stored is None and largest and not 0.01 * img_range <= largest <= img_range:
         raise ArgumentError(
             f'{path}: img_range={asked} as given contradicts its weights: they add means of {largest:g}'
         )
-    if asked != stored:
-        raise ArgumentError(f'{path}: img_range={asked} as given contradicts its metadata: {stored}')
-    return checks.real('img_range', stored)
+    return img_range
+
+
+def settled(kind: str, arguments: Arguments, metadata: Metadata | None, path: object) -> Arguments:
+    """The arguments of a network whose weights are to be loaded from a file: its metadata say those that are missing.
+
+    Raises:
+        ArgumentError: they say others than `kind` and `arguments`.
+    """
+    if metadata is None:
+        return arguments
+    if kind != metadata['type']:
+        raise ArgumentError(f'{kind} contradicts {path}, whose metadata say {metadata["type"]}')
+    for name, (value, stored) in differing(arguments, metadata).items():
+        raise ArgumentError(f'{name}={value!r} contradicts {path}, whose metadata say {name}={stored!r}')
+    return {**metadata['arguments'], **arguments}
+
+
+def differing(arguments: Arguments, metadata: Metadata) -> dict[str, tuple[Any, Any]]:
+    """The arguments that metadata say otherwise, by name: both values. A seed may be another each time."""
+    stored = metadata['arguments']
+    pairs = {name: (arguments[name], stored[name]) for name in arguments if name in stored and name != 'eval_seed'}
+    return {name: pair for name, pair in pairs.items() if as_json(pair[0]) != as_json(pair[1]) and pair[0] != pair[1]}
 
 
 def complete(kind: str, arguments: Arguments) -> Arguments:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nlsn_plugin import checks
@@ -99,17 +99,16 @@ def write_layout(
 ) -> None:
     """Write a file of `layout`."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    if layout == 'safetensors':
-        said = {'format': 'pt', **({METADATA_KEY: as_json(metadata)} if metadata else {})}
-        if embed and metadata:
-            tensors[EMBEDDED] = torch.tensor(list(as_json(metadata).encode()), dtype=torch.uint8)
-        save_file(tensors, path, said)
-        return
     beside = {METADATA_KEY: metadata} if metadata else {}
-    contents: dict[str, dict[str, Any]] = {
-        'authors': tensors,
-        'basicsr': {'params': tensors, **beside},
-        'mmengine': {'meta': beside, 'state_dict': {prefix + name: tensor for name, tensor in tensors.items()}},
-    }
-    with path.open('wb') as file:  # of Python's: its errors have reasons
+    with path.open('wb') as file:  # of Python's: its errors have reasons, and its files the usual permissions
+        if layout == 'safetensors':
+            if embed and metadata:
+                tensors[EMBEDDED] = torch.tensor(list(as_json(metadata).encode()), dtype=torch.uint8)
+            file.write(save(tensors, {'format': 'pt', **{key: as_json(value) for key, value in beside.items()}}))
+            return
+        contents: dict[str, dict[str, Any]] = {
+            'authors': tensors,
+            'basicsr': {'params': tensors, **beside},
+            'mmengine': {'meta': beside, 'state_dict': {prefix + name: tensor for name, tensor in tensors.items()}},
+        }
         torch.save(contents[layout], file)

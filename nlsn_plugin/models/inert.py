@@ -56,8 +56,8 @@ KNOWN = {
 """All that a pickle may call here; they build tensors from stored numbers, and a dict."""
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Finds nothing but what tensors need."""
+class InertUnpickler(pickle._Unpickler):
+    """Finds nothing but what tensors need. In Python: the form in C reserves as much memory as a damaged file says."""
 
     def find_class(self, module: str, name: str) -> Any:
         return KNOWN.get((module, name), Inert)
@@ -66,4 +66,5 @@ class InertUnpickler(pickle.Unpickler):
 def load_inertly(path: str | Path) -> Any:
     """torch.load of a file of torch's zip format, on the CPU, with a stand-in for every object that is no tensor."""
     module = SimpleNamespace(__name__='pickle', Unpickler=InertUnpickler)  # without the `load` of torch's older format
-    return torch.load(path, map_location='cpu', pickle_module=module, weights_only=False)
+    with Path(path).open('rb') as file:
+        return torch.load(file, map_location='cpu', pickle_module=module, weights_only=False)

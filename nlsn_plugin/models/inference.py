@@ -1,13 +1,17 @@
-"""Upscaling an image in tiles, and as the mean over its eight orientations."""
+"""Upscaling an image in whole windows, in tiles, and as the mean over its eight orientations."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nlsn_plugin.archs.bases import base_class, innermost
 
 Upscale = Callable[[Tensor], Tensor]
 
@@ -21,6 +25,31 @@ def enlarged(
         return in_tiles(upscale, x, scale, tile, tile_overlap) if tile else upscale(x)
 
     return over_orientations(tiled, x) if self_ensemble else tiled(x)
+
+
+def window_of(network: dict[str, Any]) -> int:
+    """Pixels that a network's input has to have a multiple of in height and width: the edge of its windows, or 1.
+
+    Args:
+        network: its type and arguments.
+    """
+    network = innermost(network)
+    parameter = inspect.signature(base_class(network['type'])).parameters.get('window_size')
+    window = network.get('window_size', parameter.default if parameter else 1)
+    return max(window) if isinstance(window, (list, tuple)) else window
+
+
+def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:
+    """`upscale` on images of any size: mirrored up to a multiple of `window`, as by BasicSR's SwinIRModel."""
+    if window == 1:
+        return upscale
+
+    def whole(x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        y = upscale(F.pad(x, (0, -width % window, 0, -height % window), 'reflect'))
+        return y[..., : height * scale, : width * scale]
+
+    return whole
 
 
 class Cut(NamedTuple):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import NonFiniteLossError
-from nlsn_plugin.models.checkpoint import load_weights, read_weights
-from nlsn_plugin.models.inference import enlarged
+from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
+from nlsn_plugin.models.description import complete, differing
+from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -34,6 +35,8 @@ class NLSNModel(SRModel):
       skipped), any optimiser of torch.optim and any scheduler of torch.optim.lr_scheduler or BasicSR;
     * `val`: tile, tile_overlap (upscale in tiles of so many low-resolution pixels), self_ensemble (x8).
 
+    Networks with windows see images mirrored up to a multiple of them, as by BasicSR's SwinIRModel.
+
     An update whose loss or gradients are not finite is skipped on the device, without waiting for it; how many, and
     from which images, is read with the log. In fp16 the scaler skips those of gradients that overflow, which is usual,
     and only losses are counted.
@@ -43,6 +46,7 @@ class NLSNModel(SRModel):
         train = opt.get('train') or {}
         self.amp_dtype = AMP[train.get('amp', 'off')]
         self.channels_last = train.get('channels_last', False)
+        self.window = window_of(opt['network_g'])
         super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -212,7 +216,9 @@ class NLSNModel(SRModel):
     def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
         val = self.opt.get('val') or {}
         overlap, self_ensemble = val.get('tile_overlap', 16), val.get('self_ensemble', False)
-        return enlarged(net, x, self.opt.get('scale', 1), val.get('tile'), overlap, self_ensemble)
+        scale = self.opt.get('scale', 1)
+        whole = in_whole_windows(net, self.window, scale)
+        return enlarged(whole, x, scale, val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
         """What has to be kept besides what BasicSR keeps: for `resume_training`."""
@@ -225,18 +231,28 @@ class NLSNModel(SRModel):
             self.nonfinite = resume_state['model']['nonfinite']
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
-        """Load weights of BasicSR's layout or of the NLSN authors' (flat) one.
+        """Load weights of any layout that `read_stored` knows, and say where their metadata differ from network_g.
 
         SRModel's own form fails on a flat state dict with a KeyError, takes any unknown `param_key` for 'params', and
         with strict=False passes over what does not fit without counting it.
 
         Raises:
-            CheckpointError: see `read_weights` and `load_weights`.
+            CheckpointError: see `read_stored` and `load_weights`.
         """
         logger = get_root_logger()
         bare = self.get_bare_model(net)
-        dropped = load_weights(bare, read_weights(load_path, param_key), load_path, strict)
+        stored = read_stored(load_path, param_key)
+        dropped = load_weights(bare, stored.weights, load_path, strict)
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
+        self.compare_with_metadata(stored.metadata, load_path)
         if dropped:
             listed = '\n'.join(f'  {line}' for line in dropped)
             logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')
+
+    def compare_with_metadata(self, metadata: Metadata | None, path: str) -> None:
+        """Say what network_g has otherwise than the network whose weights were loaded: fine-tuning may want that."""
+        network = {key: value for key, value in self.opt['network_g'].items() if key != 'type'}
+        kind = self.opt['network_g']['type']
+        if metadata is not None and metadata['type'] == kind:
+            for name, (value, other) in differing(complete(kind, network), metadata).items():
+                get_root_logger().warning(f'{path} is of a network with {name}={other!r}; network_g has {value!r}')

@@ -21,15 +21,15 @@ SAME_KEYS = ('nlsa', 'local', 'random', 'nla')
 """Attentions whose weights have the same names; 'nla' has further ones unless its keys are its queries."""
 
 
-def is_nlsn(weights: Mapping[str, Any]) -> bool:
+def is_nlsn(weights: Mapping[Any, Any]) -> bool:
     """Whether these are the names of an NLSN with attentions in it; EDSR's own weights have none."""
-    return is_edsr(weights) and any(re.fullmatch(r'body\.\d+\.conv_match\.0\.weight', name) for name in weights)
+    return is_edsr(weights) and any(re.fullmatch(r'body\.\d+\.conv_match\.0\.weight', str(name)) for name in weights)
 
 
-def is_edsr(weights: Mapping[str, Any]) -> bool:
+def is_edsr(weights: Mapping[Any, Any]) -> bool:
     """Whether these are names of the authors' EDSR, with or without attentions."""
     needed = ('sub_mean.bias', 'add_mean.bias', 'head.0.weight', 'tail.1.weight', 'body.0.')
-    return all(any(name.startswith(part) for name in weights) for part in needed)
+    return all(any(str(name).startswith(part) for name in weights) for part in needed)
 
 
 def infer(weights: Mapping[str, Tensor], path: object, img_range: float | None = None) -> Arguments:
@@ -46,6 +46,8 @@ def infer(weights: Mapping[str, Tensor], path: object, img_range: float | None =
     Raises:
         CheckpointError: they are no NLSN's.
     """
+    if any(name.startswith('nlsa.') for name in weights):
+        raise CheckpointError(f'{path} holds a WithNLSA, whose weights do not tell its arch: name it by an option file')
     if not is_edsr(weights):
         raise CheckpointError(
             f'{path} holds no NLSN: head.0.weight, body.0..., tail.1.weight, sub_mean and add_mean are expected, '

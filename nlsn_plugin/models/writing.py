@@ -15,7 +15,7 @@ from nlsn_plugin.errors import SaveError, UserError
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` write to a file beside `path`, which takes its place once it is on the disk.
 
-    Whatever `save` raises, the file beside it is removed and `path` is as it was.
+    Whatever `save` raises, or finds wrong with what it wrote, the file beside it is removed and `path` is as it was.
 
     Raises:
         SaveError: the disk is full, or not to be written to.

@@ -25,6 +25,8 @@ from nlsn_plugin.engine.contestants import Contestant, Inference, from_words
 from nlsn_plugin.engine.evaluation import Settings
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import PROTOCOLS, planes, score
+from nlsn_plugin.models.checkpoint import read_weights
+from nlsn_plugin.models.formats import save_network
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 SMALL = {'num_feat': 8, 'num_block': 8, 'n_hashes': 2, 'chunk_size': 16}
@@ -354,6 +356,30 @@ def test_the_detail_is_where_networks_differ(tmp_path: Path) -> None:
     assert gallery.where_they_differ(records[1:2], tmp_path)[2] > 0
     assert gallery.error_map(plain, plain).max() <= 4
     assert gallery.error_map(plain, plain + 100).max() > 200
+
+
+@pytest.mark.parametrize(
+    ('layout', 'ending'), [('safetensors', '.safetensors'), ('mmengine', '.pth'), ('basicsr', '.pth')]
+)
+def test_files_with_metadata_need_no_arguments_and_refuse_others(
+    layout: str, ending: str, weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f'net{ending}'
+    save_network(read_weights(weights), path, {'type': 'NLSN', 'arguments': SMALL}, layout=layout)
+    named = Contestant(from_words(['NLSN', str(path)], 3), 'cpu')
+    assert named.recipe.scale == 2  # the file's
+    lr = np.random.default_rng(0).integers(0, 256, (12, 13, 3), np.uint8)
+    assert np.array_equal(named.enlarge(lr, Inference()), contestant(weights).enlarge(lr, Inference()))
+    assert from_words(['NLSN', str(path), 'n_hashes=2', 'eval_seed=3'], 2).arguments['eval_seed'] == 3
+    for word, message in (
+        ('n_hashes=8', r'n_hashes=8 contradicts .*net\..*, whose metadata say n_hashes=2'),
+        ('chunk_size=144', r'chunk_size=144 contradicts .*, whose metadata say chunk_size=16'),
+        ('res_scale=1', r'res_scale=1 contradicts .*, whose metadata say res_scale=0.1'),
+    ):
+        with pytest.raises(UserError, match=message):
+            from_words(['NLSN', str(path), word], 2)
+    with pytest.raises(UserError, match=r'EDSR contradicts .*, whose metadata say NLSN'):
+        from_words(['EDSR', str(path)], 2)
 
 
 class TestMistakes:

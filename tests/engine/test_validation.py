@@ -10,7 +10,7 @@ import torch
 from conftest import run, write_options
 
 from nlsn_plugin import NLSN
-from nlsn_plugin.engine.validation import mean
+from nlsn_plugin.metrics.protocols import mean
 
 
 def test_an_image_that_equals_its_truth_does_not_make_the_mean_infinite(tmp_path: Path, photographs: Path) -> None:

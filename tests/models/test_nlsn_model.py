@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import GOLDEN, golden, relative_error
 
 from nlsn_plugin import NLSNModel
 from nlsn_plugin.errors import CheckpointError, NonFiniteLossError
+from nlsn_plugin.models.formats import save_network
 
 OFFICIAL_X2 = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 
@@ -44,6 +46,18 @@ def test_the_authors_file_loads_with_no_other_key_and_gives_the_golden_output() 
     torch.manual_seed(int(arrays['seed']))
     model.test()
     assert relative_error(model.output.numpy(), arrays['y']) < 1e-5
+
+
+@pytest.mark.parametrize(('layout', 'ending'), [('safetensors', '.safetensors'), ('mmengine', '.pth')])
+def test_files_of_other_layouts_load_and_where_their_metadata_differ_is_said(
+    layout: str, ending: str, tmp_path: Path, log: list[str]
+) -> None:
+    weights, path = torch.load(OFFICIAL_X2, weights_only=True), tmp_path / f'net{ending}'
+    metadata = {'type': 'NLSN', 'arguments': {'num_feat': 16, 'num_block': 8, 'chunk_size': 64}}
+    save_network(weights, path, metadata, layout=layout)
+    model = NLSNModel(options(pretrain_network_g=str(path)))
+    assert model.net_g.state_dict()['body.10.weight'].equal(weights['body.10.weight'])
+    assert log[-1] == f'{path} is of a network with chunk_size=64; network_g has 144'
 
 
 def test_weights_of_another_scale_are_an_error_by_default() -> None:

@@ -1,0 +1,113 @@
+"""Networks of the toolboxes by name: what WithNLSA is built upon."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import ArgumentError, MissingToolboxError
+
+Options = dict[str, Any]
+BASICSR_SUFFIX = '_basicsr'
+"""Ends the names of some networks in BasicSR's registry, which finds them without it too."""
+
+
+def innermost(network: Options) -> Options:
+    """Of a network's type and arguments those of the network that enlarges: itself, or what WithNLSA builds upon."""
+    arch = network.get('arch')
+    return arch if isinstance(arch, dict) else network
+
+
+def completed(network: Options, usual: Options) -> Options:
+    """A network's type and arguments, with those of `usual` that it takes and does not say; so of WithNLSA's arch."""
+    if isinstance(network.get('arch'), dict):
+        return {**network, 'arch': completed(network['arch'], usual)}
+    try:
+        taken = inspect.signature(base_class(str(network.get('type')))).parameters
+    except ArgumentError:  # which building it says
+        return network
+    return {**{name: value for name, value in usual.items() if name in taken}, **network}
+
+
+def misfits(arch: Options) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with a network's type and arguments, and the key it stands at; nothing is built."""
+    name = arch.get('type')
+    if not isinstance(name, str):
+        yield (), "lacks the key type: {'type': 'EDSR', ...} is expected"
+        return
+    try:
+        cls = base_class(name)
+    except ArgumentError as error:
+        yield ('type',), str(error)
+        return
+    for key, text in checks.misfits(cls, [key for key in arch if key != 'type']):
+        yield (() if key is None else (key,)), text
+
+
+def base_class(name: str) -> type[nn.Module]:
+    """A network of BasicSR's ARCH_REGISTRY, or else of mmengine's MODELS ('mmagic.EDSRNet' is one of a child's).
+
+    Raises:
+        ArgumentError: neither has it; the message has the nearest name.
+    """
+    known: list[str] = []
+    absent: list[str] = []
+    for toolbox, find in (('basicsr', find_in_basicsr), ('mmengine', find_in_mmengine)):
+        try:
+            load_toolbox(toolbox)
+        except MissingToolboxError as error:
+            absent.append(str(error))
+        else:
+            found, names = find(name)
+            if found is not None:
+                return found
+            known += names
+    raise ArgumentError('; '.join([f'no network {name}{checks.nearest(name, set(known))}', *absent]))
+
+
+def find_in_basicsr(name: str) -> tuple[type[nn.Module] | None, list[str]]:
+    """The class, if there is one, and the names that there are."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    names = list(ARCH_REGISTRY.keys())
+    registered = next((known for known in (name, name + BASICSR_SUFFIX) if known in names), None)
+    return (ARCH_REGISTRY.get(registered) if registered else None), names
+
+
+def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
+    """The same in mmengine's registry of the default scope, and those above it."""
+    from mmengine.registry import MODELS
+
+    with MODELS.switch_scope_and_registry(None) as registry:
+        return registry.get(name), [*registry.module_dict, *MODELS.module_dict]
+
+
+def build_base(arch: Options) -> nn.Module:
+    """The network of a type and its arguments.
+
+    Raises:
+        ArgumentError: no such network, arguments that it does not take, or it refuses them.
+    """
+    arch = dict(checks.mapping('arch', arch))
+    for keys, text in misfits(arch):
+        raise ArgumentError(': '.join(['arch', *keys, text]))
+    name = arch.pop('type')
+    try:
+        net = base_class(name)(**arch)
+    except ArgumentError as error:
+        raise ArgumentError(f'arch: {error}') from error
+    except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ArgumentError(f'arch: {name} cannot be built: {first_line(error)}') from error
+    if not isinstance(net, nn.Module):
+        raise ArgumentError(f'arch: {name} is no network')
+    return net
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,92 @@
+"""`nlsn convert`: weights from one kind of file into another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import UserError
+
+TEXT = "weights between the authors' .pt, BasicSR's .pth, safetensors and mmengine's .pth"
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        'convert',
+        help=TEXT,
+        description=f'{TEXT[0].upper()}{TEXT[1:]}, tensor for tensor. Both networks are built and compared before the '
+        'file is there.',
+        epilog='Example: nlsn convert net_g_latest.pth nlsn_x2.safetensors -opt train_NLSN_x2',
+    )
+    parser.add_argument('source', type=Path, metavar='IN', help='file of weights; its kind is seen from its content')
+    parser.add_argument('target', type=Path, metavar='OUT', help='file to write')
+    parser.add_argument(
+        'words', nargs='*', metavar='KEY=VALUE', help='arguments of the network that IN does not say; type=... too'
+    )
+    parser.add_argument(
+        '--to',
+        choices=['authors', 'basicsr', 'safetensors', 'mmengine'],
+        help="(default: by OUT's ending: .pt authors, .pth basicsr, .safetensors)",
+    )
+    parser.add_argument(
+        '-opt',
+        dest='option_file',
+        nargs='+',
+        metavar=('FILE', 'KEY=VALUE'),
+        default=[],
+        help='option file whose network_g says the arguments; KEY=VALUE ... go before it',
+    )
+    parser.add_argument(
+        '--param-key', default='params_ema', help='which weights of IN (default: params_ema, else params)'
+    )
+    parser.add_argument('--half', action='store_true', help='parameters in float16: half the size, and not lossless')
+    parser.add_argument(
+        '--embed', action='store_true', help='keep the arguments as a tensor too, for spandrel (safetensors)'
+    )
+    parser.add_argument(
+        '--prefix', default='', help="before all names, such as generator. for mmagic's models (mmengine)"
+    )
+    parser.add_argument('--force', action='store_true', help='replace OUT')
+    parser.set_defaults(run=convert)
+
+
+def convert(args: argparse.Namespace) -> None:
+    from nlsn_plugin.engine import conversion
+
+    given = {**network_g(*args.option_file[:1]), **arguments([*args.words, *args.option_file[1:]])}
+    kind = given.pop('type', None)
+    wish = conversion.Wish(args.to, args.half, args.embed, args.prefix, args.force)
+    print('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key)))
+
+
+def network_g(option_file: str | None = None) -> dict[str, Any]:
+    """The network of an option file, its type included; nothing without one."""
+    if option_file is None:
+        return {}
+    load_toolbox('basicsr')
+    from nlsn_plugin.engine.documents import Document, find_option_file
+
+    path = find_option_file(option_file)
+    network = Document(path).options.get('network_g')
+    if not isinstance(network, dict):
+        raise UserError(f'{path} has no network_g')
+    return dict(network)
+
+
+def arguments(words: list[str]) -> dict[str, Any]:
+    """KEY=VALUE ..., values as in YAML."""
+    found = {}
+    for word in words:
+        key, is_pair, value = word.partition('=')
+        if not is_pair or not key:
+            raise UserError(f'{word}: KEY=VALUE is expected, such as chunk_size=144')
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f'{word}: the value does not read: {" ".join(str(error).split())}') from error
+    return found

@@ -1,0 +1,53 @@
+"""`nlsn train-mmengine`: the command line of OpenMMLab's tools/train.py."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import UserError
+
+TEXT = "train by a config of mmengine's or mmagic's"
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        'train-mmengine', help=TEXT, description=f'{TEXT.capitalize()}. A config is a Python program, which is run.'
+    )
+    parser.add_argument('config', help='config file, or the name of a shipped one')
+    parser.add_argument('--work-dir', help='for checkpoints and logs (default: work_dirs/<name of the config>)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help="go on from this checkpoint (default: the newest in the run's folder)",
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 where there is no GPU)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='set keys, train_cfg.max_iters=9'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.set_defaults(run=train)
+
+
+def train(args: argparse.Namespace) -> None:
+    for toolbox in ('basicsr', 'mmengine'):
+        load_toolbox(toolbox)
+    from nlsn_plugin.engine.mmengine_run import train
+
+    train(args.config, args.work_dir, args.resume, args.amp, values_of(args.cfg_options), args.launcher)
+
+
+def values_of(entries: list[str]) -> dict[str, Any]:
+    """What KEY=VALUE ... say, by mmengine's rules."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    for entry in entries:
+        if '=' not in entry:
+            raise UserError(f'--cfg-options {entry}: KEY=VALUE is expected, such as train_cfg.max_iters=1000')
+    return parser.parse_args(['--cfg-options', *entries]).cfg_options if entries else {}

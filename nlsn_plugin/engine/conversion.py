@@ -1,0 +1,171 @@
+"""One file of weights into another, proved on the way: the tensors bit by bit, the networks by what they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin.errors import ArgumentError, SaveError
+from nlsn_plugin.models.building import PROBE, network_of, scale_of, upscaled
+from nlsn_plugin.models.checkpoint import Stored, Weights, read_stored
+from nlsn_plugin.models.description import OF_THE_RUN, Arguments, Description, describe
+from nlsn_plugin.models.formats import layout_of, write_layout
+from nlsn_plugin.models.recognition import RELEASED
+from nlsn_plugin.models.writing import write_whole
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be made.
+
+    Attributes:
+        layout: of `formats.LAYOUTS`; None for what the ending says.
+        half: parameters in float16, the one change that is made to tensors.
+        embed: see `formats.save_network`.
+        prefix: see `formats.save_network`.
+        force: whether a file that is there may be replaced.
+    """
+
+    layout: str | None = None
+    half: bool = False
+    embed: bool = False
+    prefix: str = ''
+    force: bool = False
+
+
+def convert(
+    source: Path, target: Path, wish: Wish, kind: str | None, given: Arguments, param_key: str | None = 'params_ema'
+) -> list[str]:
+    """Write the weights of one file into another layout; both networks are built and compared before it is there.
+
+    Args:
+        source, target: the files.
+        wish: what to make.
+        kind: class of the network, if the file does not say it; None for NLSN.
+        given: its arguments, as far as they are known.
+        param_key: which weights, see `read_stored`.
+
+    Returns:
+        What was inferred, assumed and proved, as lines.
+
+    Raises:
+        UserError: the source does not load, the target is there or cannot be written, or the networks differ.
+    """
+    layout = layout_of(target, wish.layout)
+    refuse_what_does_nothing(layout, wish)
+    stored = read_stored(source, param_key)
+    check_target(source, target, wish.force)
+    description = describe(stored, source, given, kind)
+    net = network_of(description, stored.weights, source)
+    weights = {name: stored.weights[name] for name in net.state_dict() if name in stored.weights}  # its order
+    if wish.half:
+        parameters = dict(net.named_parameters())  # buffers are few and exact: the means of MeanShift
+        weights = {name: w.half() if name in parameters else w for name, w in weights.items()}
+    metadata = None if layout == 'authors' else description.metadata
+    proved: list[str] = []
+
+    def save(path: Path) -> None:
+        write_layout(path, weights, metadata, layout, wish.embed, wish.prefix)
+        proved.append(prove(path, target, layout, weights, description, net, wish.half))
+
+    write_whole(target, save)
+    found = f'{description.type} x{scale_of(net)}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters'
+    return [
+        f'{source}: {stored.layout}, {found}',
+        *listed(description),
+        f'{target}: {layout}{", float16" if wish.half else ""}, {proved[0]}',
+        *losses(layout, description),
+    ]
+
+
+def refuse_what_does_nothing(layout: str, wish: Wish) -> None:
+    if wish.embed and layout != 'safetensors':
+        raise ArgumentError(f'--embed is for safetensors: {layout} was asked for')
+    if wish.prefix and layout != 'mmengine':
+        raise ArgumentError(f'--prefix is for mmengine: {layout} was asked for')
+
+
+def check_target(source: Path, target: Path, force: bool) -> None:
+    """Refuse a place where nothing is to be written."""
+    if target.is_dir():
+        raise SaveError(f'{target} is a folder: name the file in it')
+    if not target.parent.is_dir():
+        raise SaveError(f'there is no folder {target.parent}')
+    if target.exists() and source.samefile(target):
+        raise SaveError(f'{target} is the file that is read: name another')
+    if target.exists() and not force:
+        raise SaveError(f'{target} is there already: --force replaces it')
+
+
+def prove(
+    path: Path, target: Path, layout: str, weights: Weights, description: Description, net: nn.Module, half: bool
+) -> str:
+    """Read back what was written, build its network, compare; what was found.
+
+    Raises:
+        SaveError: a tensor is another, or the network makes something else of an image.
+    """
+    written = read_stored(path)
+    if sorted(written.weights) != sorted(weights):
+        raise SaveError(f'{target} was not written: its tensors have other names when read back')
+    for name, tensor in weights.items():
+        if not identical(tensor, written.weights[name]):
+            raise SaveError(f'{target} was not written: {name} is another when read back')
+    ours, theirs = upscaled(net), upscaled(again(written, layout, description, target))
+    difference = 0.0 if identical(ours, theirs) else float((ours - theirs).abs().max())
+    if isnan(difference) or (difference and not half):  # not a number: float16 has overflowed
+        raise SaveError(f'{target} was not written: its network makes something else, by {difference:.3g}')
+    size = f'an image of {PROBE[1]}x{PROBE[0]}'
+    if half:
+        return f'{len(weights)} tensors; its output on {size} in [0, 1] differs by {difference:.2g} at most'
+    return f'{len(weights)} tensors bit-identical, its output on {size} too'
+
+
+def again(written: Stored, layout: str, description: Description, target: Path) -> nn.Module:
+    """The network of the file that was written, from what it says itself, unless it has no room for that."""
+    own = description.arguments
+    told = own if layout == 'authors' else {name: own[name] for name in OF_THE_RUN if name in own}
+    return network_of(describe(written, target, told, description.type), written.weights, target)
+
+
+def identical(one: Tensor, other: Tensor) -> bool:
+    """Bit by bit, so that even what is not a number is equal to itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.contiguous().flatten().view(torch.uint8).equal(other.contiguous().flatten().view(torch.uint8))
+
+
+def listed(description: Description) -> list[str]:
+    """The arguments, by where they are known from; what the weights and the metadata both say, once."""
+    stored, inferred = description.stored, description.inferred
+    return [
+        f'  {source}: {words(arguments)}'
+        for source, arguments in (
+            ('inferred from its weights', {key: inferred[key] for key in inferred if key not in stored}),
+            ('from its metadata', stored),
+            ('given', description.given),
+            ('ASSUMED, since nothing says them', description.assumed),
+        )
+        if arguments
+    ]
+
+
+def losses(layout: str, description: Description) -> list[str]:
+    """What the file cannot say, and would be assumed otherwise by whoever loads it."""
+    if layout != 'authors':
+        return []
+    own = description.metadata['arguments']
+    if description.type != 'NLSN':
+        return [f"  The authors' layout has no room for arguments. To be said when loading: {words(own)}"]
+    usual: dict[str, Any] = {**RELEASED, 'attention': 'nlsa', 'attention_options': None, 'eval_seed': 0}
+    lost = {name: own[name] for name, value in usual.items() if own[name] != value}
+    return [f"  The authors' layout has no room for arguments. To be said when loading: {words(lost)}"] if lost else []
+
+
+def words(arguments: Arguments) -> str:
+    return ', '.join(f'{name}={value}' for name, value in arguments.items())
