@@ -281,9 +281,7 @@ def test_basicsr_is_not_needed(repeating: dict[int, Path], tmp_path: Path) -> No
     code = f"""
 import sys, numpy, nlsn_plugin
 assert nlsn_plugin.upscale(numpy.zeros((4, 4), 'uint8'), weights={str(repeating[2])!r}).shape == (8, 8)
-from nlsn_plugin.cli import main
-numpy.save  # and the commands
-import nlsn_plugin.engine.upscale_batch, nlsn_plugin.engine.before_after
+import nlsn_plugin.cli, nlsn_plugin.engine.upscale_batch, nlsn_plugin.engine.before_after
 print(sorted(nlsn_plugin.toolbox_problems))
 """
     done = python(code, tmp_path)
