@@ -25,6 +25,7 @@ __all__ = [
     'WithNLSA',
     '__version__',
     'toolbox_problems',
+    'upscale',
 ]
 if 'basicsr' not in toolbox_problems:
     __all__ += ['NLSNModel']  # a subclass of BasicSR's SRModel
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from nlsn_plugin.models.nlsn_model import NLSNModel
 
         return NLSNModel
+    if name == 'upscale':
+        from nlsn_plugin.engine.upscaling import upscale
+
+        return upscale
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -173,3 +173,30 @@ def ran(finished: Path, place: Path) -> Path:
 
 def experiment(place: Path, name: str = 'NLSN_x2') -> Path:
     return place / 'experiments' / name
+
+
+def save_repeating(folder: Path, scale: int) -> Path:
+    """Weights of an NLSN that repeats each pixel: what else happens to a picture then shows exactly."""
+    from nlsn_plugin import NLSN
+    from nlsn_plugin.models.formats import save_network
+
+    arguments = {'num_feat': 3, 'num_block': 1, 'upscale': scale, 'rgb_mean': [0.0, 0.0, 0.0], 'attention_at': []}
+    net = NLSN(**arguments)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.zero_()
+        for convolution in (net.head[0], net.tail[1]):
+            convolution.weight[range(3), range(3), 1, 1] = 1
+        for convolution in list(net.tail[0])[::2]:
+            copies = convolution.out_channels // 3
+            convolution.weight[range(3 * copies), [channel // copies for channel in range(3 * copies)], 1, 1] = 1
+    path = folder / f'repeating_x{scale}.safetensors'
+    save_network(net, path, {'type': 'NLSN', 'arguments': arguments})
+    return path
+
+
+@pytest.fixture(scope='session')
+def repeating(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Weights of networks that repeat each pixel, by their scale."""
+    folder = tmp_path_factory.mktemp('repeating')
+    return {scale: save_repeating(folder, scale) for scale in (2, 3, 4)}

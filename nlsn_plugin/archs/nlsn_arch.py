@@ -7,7 +7,7 @@ State-dict keys are those of the authors' released code, so that their weights l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.ops import without_autocast
 
 BLOCKS_PER_ATTENTION = 8
+
+TAIL_NUMBERS = 2**23
+"""Numbers that the upsampler may make at once where nothing is trained."""
+TAIL_CONTEXT = 2
+"""Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, later 1/2, 1/4, ... or 1/3."""
 
 
 class NLSN(nn.Module):
@@ -127,6 +132,12 @@ class NLSN(nn.Module):
         )  # and so all features: as fast, and attention needs no copies
         features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
         features = features + self._run_body(features)
+        if torch.is_grad_enabled() or is_recorded():
+            return self._enlarge(features)
+        return in_strips(self._enlarge, features, self.upscale)
+
+    def _enlarge(self, features: Tensor) -> Tensor:
+        """The image of its features, [N, num_feat, H, W] -> [N, num_out_ch, upscale * H, upscale * W]."""
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
 
     def _run_body(self, features: Tensor) -> Tensor:
@@ -135,6 +146,28 @@ class NLSN(nn.Module):
         for module in self.body:
             features = checkpoint(module, features, use_reentrant=False)
         return features
+
+
+def is_recorded() -> bool:
+    """Whether the network is being compiled or exported, for images of other sizes too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:
+    """`enlarge(features)`, a few rows at a time: what an upsampler makes is upscale**2 times as large as the features.
+
+    Each strip is computed with all the rows that it sees beyond its own, so the result is that of the whole.
+    """
+    images, channels, height, width = features.shape
+    rows = max(8 * TAIL_CONTEXT, TAIL_NUMBERS // (images * channels * upscale**2 * width))
+    if rows >= height:
+        return enlarge(features)
+    strips = []
+    for begin in range(0, height, rows):
+        first, end = max(0, begin - TAIL_CONTEXT), min(begin + rows, height)
+        strip = enlarge(features[..., first : end + TAIL_CONTEXT, :])
+        strips.append(strip[..., (begin - first) * upscale : (end - first) * upscale, :])
+    return torch.cat(strips, dim=-2)
 
 
 def attention_arguments(

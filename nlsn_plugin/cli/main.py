@@ -10,7 +10,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlsn_plugin import __version__, checks
-from nlsn_plugin.cli import benchmarks, convert, evaluate, export, modules, paper, show_buckets, train_mmengine
+from nlsn_plugin.cli import (
+    benchmarks,
+    convert,
+    evaluate,
+    export,
+    gallery,
+    modules,
+    paper,
+    show_buckets,
+    train_mmengine,
+    upscale,
+)
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
@@ -64,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--test', action='store_true', help='option files for testing, rather than for training')
     command.add_argument('--json-schema', type=Path, help='write the schema here, for editors that complete from it')
     command.set_defaults(run=show_options)
+    upscale.add(commands)
+    gallery.add(commands)
     convert.add(commands)
     export.add(commands)
     evaluate.add(commands)

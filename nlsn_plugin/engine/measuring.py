@@ -100,6 +100,11 @@ def peak_of_this_process(
     return process_memory('VmHWM') - before
 
 
+def peak_of_process() -> int | None:
+    """Bytes of memory that this process has held at most since it began; None where it cannot be told."""
+    return process_memory('VmHWM') if Path('/proc/self/status').exists() else None
+
+
 def process_memory(key: str) -> int:
     """A number of this process's, bytes."""
     found = re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -53,45 +53,69 @@ def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:
 
 
 class Cut(NamedTuple):
-    """A tile along one edge: where it begins, and from where to where its result is taken, in pixels."""
+    """A tile along one edge: where it begins, and from where to where it takes over from the tile before, in pixels."""
 
     begin: int
-    first: int
-    last: int
+    fade: int
+    full: int
 
 
 def in_tiles(upscale: Upscale, x: Tensor, scale: int, tile: int, overlap: int) -> Tensor:
-    """Upscale tile by tile; where two overlap, each gives its half of that.
+    """Upscale tile by tile; where two overlap, one fades into the other.
 
-    Attention then sees a tile alone, so the result is not that of the whole image.
+    Attention then sees a tile alone, so the result is not that of the whole image. The outer quarters of an overlap
+    only lend context: near its edge a tile knows too little.
 
     Args:
         upscale: [N, C, h, w] -> [N, C', h * scale, w * scale].
         x: [N, C, H, W].
         tile: height and width of a tile in pixels of `x`.
-        overlap: pixels that neighbours share, less than `tile`.
+        overlap: pixels that neighbours share at least, less than `tile`.
     """
     height, width = x.shape[-2:]
 
-    def result(row: Cut, column: Cut) -> Tensor:
-        y = upscale(x[..., row.begin : row.begin + tile, column.begin : column.begin + tile])
-        rows, columns = (
-            slice((cut.first - cut.begin) * scale, (cut.last - cut.begin) * scale) for cut in (row, column)
-        )
-        return y[..., rows, columns]
+    def strip(row: Cut) -> Iterator[Tensor]:
+        for column in cuts(width, tile, overlap):
+            yield upscale(x[..., row.begin : row.begin + tile, column.begin : column.begin + tile])
 
-    columns = cuts(width, tile, overlap)
-    strips = [torch.cat([result(row, column) for column in columns], dim=-1) for row in cuts(height, tile, overlap)]
-    return torch.cat(strips, dim=-2)
+    strips = (
+        blended(strip(row), cuts(width, tile, overlap), width, scale, dim=-1) for row in cuts(height, tile, overlap)
+    )
+    return blended(strips, cuts(height, tile, overlap), height, scale, dim=-2)
 
 
 def cuts(length: int, tile: int, overlap: int) -> list[Cut]:
-    """Tiles along an edge of `length`; the last one ends with it."""
+    """Tiles along an edge of `length`, evenly spread; the last one ends with it."""
     if length <= tile:
-        return [Cut(0, 0, length)]
-    begins = [*range(0, length - tile, tile - overlap), length - tile]
-    seams = [0, *((before + tile + begin) // 2 for before, begin in pairwise(begins)), length]
-    return [Cut(begin, *seam) for begin, seam in zip(begins, pairwise(seams))]
+        return [Cut(0, 0, 0)]
+    steps = -(-(length - tile) // (tile - overlap))
+    begins = [number * (length - tile) // steps for number in range(steps + 1)]
+    found = [Cut(0, 0, 0)]
+    for before, begin in pairwise(begins):
+        context = (before + tile - begin) // 4
+        found.append(Cut(begin, begin + context, before + tile - context))
+    return found
+
+
+def blended(parts: Iterator[Tensor], cuts: Sequence[Cut], length: int, scale: int, dim: int) -> Tensor:
+    """Join tiles along `dim`, each as it is made: besides what is joined, one of them is in memory at a time."""
+    part = next(parts)
+    if len(cuts) == 1:
+        return part
+    shape = list(part.shape)
+    shape[dim] = length * scale
+    joined = part.new_empty(shape)
+    joined.narrow(dim, 0, part.shape[dim]).copy_(part)
+    del part
+    for part, cut in zip(parts, cuts[1:]):
+        begin, fade, full = (pixels * scale for pixels in cut)
+        fading, rest = full - fade, begin + part.shape[dim] - full
+        weight = (torch.arange(fading, device=part.device, dtype=part.dtype) + 0.5) / max(fading, 1)
+        shared = joined.narrow(dim, fade, fading)
+        shared.lerp_(part.narrow(dim, fade - begin, fading), weight.view(-1, *[1] * (-1 - dim)).expand_as(shared))
+        joined.narrow(dim, full, rest).copy_(part.narrow(dim, full - begin, rest))
+        del part
+    return joined
 
 
 def over_orientations(upscale: Upscale, x: Tensor) -> Tensor:

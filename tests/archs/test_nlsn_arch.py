@@ -6,6 +6,7 @@ import yaml
 from conftest import DEVICE, GOLDEN, GOLDEN_NETWORKS, OPTION_FILES, golden, relative_error
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention
+from nlsn_plugin.archs import nlsn_arch
 from nlsn_plugin.layers import ATTENTIONS
 
 
@@ -241,3 +242,22 @@ def test_the_body_keeps_channels_last_and_the_image_comes_out_contiguous() -> No
     y = net(torch.rand(1, 3, 9, 10))
     assert formats == [True] * len(net.body)
     assert y.is_contiguous()
+
+
+@pytest.mark.parametrize('upscale', [1, 2, 3, 4, 8])
+@pytest.mark.parametrize('size', [(64, 17), (49, 9)])
+def test_upsampling_in_strips_gives_what_upsampling_the_whole_does(
+    upscale: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = NLSN(num_feat=8, num_block=1, upscale=upscale, attention='none').eval()
+    x = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        whole = net(x)
+        seen = []
+        net.tail.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2]))
+        monkeypatch.setattr(nlsn_arch, 'TAIL_NUMBERS', 16 * 2 * 8 * upscale**2 * size[1])
+        torch.testing.assert_close(net(x), whole, rtol=1e-5, atol=1e-6)
+    assert max(seen) == 20  # 16 rows, and 2 of context on either side
+    seen.clear()
+    net(x)
+    assert seen == [size[0]]  # where gradients are wanted, in one piece

@@ -22,13 +22,33 @@ def test_what_sees_only_its_own_pixel_is_the_same_in_tiles(size: tuple[int, int]
 
 
 @pytest.mark.parametrize('length', [1, 15, 16, 17, 30, 101])
-def test_a_seam_is_half_the_overlap_away_from_where_a_tile_ends(length: int) -> None:
-    found = cuts(length, 16, 6)
-    assert (found[0].first, found[-1].last) == (0, length)
+@pytest.mark.parametrize('overlap', [0, 1, 6, 8, 15])
+def test_tiles_cover_the_edge_and_take_over_in_the_middle_of_what_they_share(length: int, overlap: int) -> None:
+    found = cuts(length, 16, overlap)
+    assert found[0] == (0, 0, 0)
+    assert found[-1].begin + 16 >= length
+    assert len(found) == 1 or found[-1].begin + 16 == length
     for before, behind in pairwise(found):
-        assert before.last == behind.first
-        assert before.begin + 16 - before.last >= 3  # context beyond the seam, on both sides
-        assert behind.first - behind.begin >= 3
+        end = before.begin + 16
+        assert end - behind.begin >= overlap
+        assert behind.begin <= behind.fade <= behind.full <= end
+        assert before.fade <= behind.fade
+        assert end - behind.full == behind.fade - behind.begin >= overlap // 4  # context beyond, on both sides
+
+
+def test_where_tiles_overlap_one_fades_into_the_other() -> None:
+    """Tiles that know nothing but their number: the result leads from one to the next in small even steps."""
+    number = iter(range(100))
+
+    def flat(x: Tensor) -> Tensor:
+        return torch.full_like(enlarge(x), next(number))
+
+    (row,) = in_tiles(flat, torch.zeros(1, 1, 1, 40), 2, 16, 8)[0, 0, :1]
+    steps = row.diff()
+    assert (row[0], row[-1]) == (0, 3)
+    assert steps.min() == 0
+    assert steps.max() == pytest.approx(1 / 8)  # half an overlap of 8 is 4 pixels, 8 of the result
+    assert (steps > 0).sum() == 3 * 9
 
 
 def test_no_tile_is_larger_than_asked_for() -> None:

@@ -1,0 +1,40 @@
+"""`nlsn gallery`: pictures before and after, on a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nlsn_plugin.errors import UserError
+
+TEXT = 'a page of pictures before and after, with a slider over each'
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        'gallery',
+        help=TEXT,
+        description=f'{TEXT.capitalize()}: one file of HTML, which needs no network.',
+        epilog='Pairs are found by name: photo.png and photo_x2.png, the same name in before/ and after/, a picture of '
+        '--originals and one of FOLDER; or bicubic and each network, in what nlsn benchmark wrote.',
+    )
+    parser.add_argument('folder', type=Path, metavar='FOLDER', help='of results of nlsn upscale, or nlsn benchmark')
+    parser.add_argument('--originals', type=Path, metavar='FOLDER', help='the pictures before, if they lie elsewhere')
+    parser.add_argument('-o', '--output', type=Path, metavar='PAGE', help='(default: FOLDER/before_after.html)')
+    parser.add_argument('--force', action='store_true', help='overwrite a page that is there')
+    parser.set_defaults(run=gallery)
+
+
+def gallery(args: argparse.Namespace) -> None:
+    from nlsn_plugin.engine import before_after
+
+    page = args.output or args.folder / 'before_after.html'
+    pairs = before_after.find_pairs(args.folder, args.originals)
+    if page.suffix.lower() not in ('.html', '.htm'):
+        raise UserError(f'-o {page}: the name of a page ends in .html')
+    if page.exists() and not args.force:
+        raise UserError(f'{page} is there already: --force overwrites it')
+    before_after.write(pairs, page)
+    print(f'{len(pairs)} pairs: {page} ({page.stat().st_size / 1e6:.1f} MB)')

@@ -1,0 +1,187 @@
+"""`nlsn upscale`: pictures, enlarged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlsn_plugin.errors import UserError
+
+TEXT = 'enlarge pictures by 2, 3 or 4'
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        'upscale',
+        help=TEXT,
+        description=f'{TEXT.capitalize()}: PNG, JPEG, WebP, TIFF and BMP, of 8 or 16 bits; colour profile, EXIF and '
+        'transparency are kept. A picture that fails is reported, and the rest goes on.',
+        epilog='Exit status: 0 if all went well, 1 if not. Examples: nlsn upscale photo.jpg -o photo_x2.png; '
+        "nlsn upscale frames/ -o larger/ --scale 4 --suffix '' --resume",
+    )
+    parser.add_argument('inputs', nargs='+', metavar='INPUT', help="files, folders, patterns, or '-' for stdin")
+    parser.add_argument('-o', '--output', required=True, metavar='OUT', help="a file, a folder, or '-' for stdout")
+    network = parser.add_argument_group('network')
+    network.add_argument('--scale', type=int, choices=[2, 3, 4], help='(default: that of --weights, or 2)')
+    network.add_argument('--weights', type=Path, help="own or the authors' .pt, .pth or .safetensors (default: ours)")
+    network.add_argument(
+        '--set',
+        nargs='+',
+        action='extend',
+        metavar='KEY=VALUE',
+        default=[],
+        dest='arguments',
+        help='arguments of the network that its file does not say',
+    )
+    network.add_argument('--n-hashes', type=int, help="rounds of hashing (default: the network's own)")
+    network.add_argument('--self-ensemble', action='store_true', help='mean over eight orientations, 8 times as slow')
+    network.add_argument('--device', help="'cpu', 'cuda' or 'cuda:N' (default: cuda if there is a GPU)")
+    network.add_argument('--dtype', default='float32', help='float32, bfloat16 or float16 (default: float32)')
+    network.add_argument(
+        '--tile',
+        default='auto',
+        help="'none', a number of pixels, or 'auto': in tiles only where memory does not suffice (default: auto)",
+    )
+    network.add_argument('--tile-overlap', type=int, help='pixels that tiles share (default: 32)')
+    results = parser.add_argument_group('results')
+    results.add_argument('--format', help="png, jpeg, webp, tiff or bmp (default: the original's)")
+    results.add_argument('--quality', type=int, help='of JPEG and WebP, 1 to 100 (default: 95)')
+    results.add_argument('--suffix', help='put behind the names, in a folder (default: _x2, by the scale)')
+    results.add_argument('--compare', action='store_true', help='write ..._compare.png too: bicubic and the result')
+    results.add_argument('--force', action='store_true', help='overwrite results that are there (never originals)')
+    results.add_argument('--resume', action='store_true', help='leave out results that are there')
+    results.add_argument('--max-megapixels', type=float, help='refuse pictures that say they have more (default: 100)')
+    results.add_argument('--json', action='store_true', help='a line of JSON for each picture on stdout')
+    parser.set_defaults(run=upscale)
+
+
+def upscale(args: argparse.Namespace) -> None:
+    from nlsn_plugin.engine import upscale_batch
+    from nlsn_plugin.engine.upscaler import OVERLAP, Settings, Upscaler
+
+    inputs = list(upscale_batch.find_inputs(args.inputs))
+    output = chosen_output(args, inputs)
+    tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
+    overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
+    arguments = as_arguments(args.arguments)
+    settings = Settings(
+        args.scale, args.weights, arguments, args.n_hashes, args.self_ensemble, args.device, args.dtype, tile, overlap
+    )
+    upscaler = Upscaler(settings)
+    if args.suffix is None:
+        output = replace(output, suffix=f'_x{upscaler.scale}')
+    failed = upscale_batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
+    if failed:
+        sys.exit(1)
+
+
+def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
+    """The `Output` of the command line.
+
+    Raises:
+        UserError: options that contradict one another, or do nothing.
+    """
+    from nlsn_plugin.data.encoding import LOSSY, QUALITY
+    from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES
+    from nlsn_plugin.engine.upscale_batch import STANDARD, Output
+
+    kind = SUFFIXES.get(f'.{args.format.lower()}') if args.format else None
+    if args.format and kind is None:
+        raise UserError(f'--format {args.format}: choose {", ".join(name.lower() for name in FORMATS)}')
+    place = args.output
+    is_stdout = place == STANDARD
+    is_folder = not is_stdout and (Path(place).is_dir() or place.endswith('/') or not Path(place).suffix)
+    is_file = not is_stdout and not is_folder
+    if is_file:
+        of_name = SUFFIXES.get(Path(place).suffix.lower())
+        if of_name is None:
+            raise UserError(f'-o {place}: its ending is none of {", ".join(SUFFIXES)}; a folder is named {place}/')
+        if kind not in (None, of_name):
+            raise UserError(f'-o {place} and --format {args.format} differ: leave --format out')
+        kind = of_name
+    if not is_folder and len(inputs) > 1:
+        raise UserError(f'-o {place} is one file, for {len(inputs)} pictures: name a folder')
+    for option, given, needs in (
+        ('--suffix', args.suffix is not None, 'a folder'),
+        ('--compare', args.compare, 'a file or a folder'),
+        ('--resume', args.resume, 'a file or a folder'),
+        ('--json', args.json, 'a file or a folder'),
+    ):
+        if given and (is_stdout or (option == '--suffix' and not is_folder)):
+            raise UserError(f'{option} needs {needs} for its output: -o {place} is none')
+    if args.suffix and '/' in args.suffix:
+        raise UserError(f'--suffix {args.suffix} is not allowed: a part of a name is expected')
+    if args.force and args.resume:
+        raise UserError('--force overwrites what --resume leaves: leave one out')
+    if args.quality is not None:
+        if not 1 <= args.quality <= 100:
+            raise UserError(f'--quality {args.quality} is not allowed: 1 to 100 is expected')
+        if kind is not None and kind not in LOSSY:
+            raise UserError(f'--quality is for JPEG and WebP, not for {kind}: leave it out')
+    megapixels = MOST_PIXELS / 1e6 if args.max_megapixels is None else args.max_megapixels
+    if not megapixels > 0:
+        raise UserError(f'--max-megapixels {megapixels:g} is not allowed: more than 0 is expected')
+    return Output(
+        place,
+        is_file,
+        kind,
+        args.quality or QUALITY,
+        args.suffix or '',
+        args.force,
+        args.resume,
+        args.compare,
+        int(megapixels * 1e6),
+    )
+
+
+def as_number(option: str, word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"{option} {word}: 'auto', 'none' or a number of pixels is expected") from None
+
+
+def as_arguments(words: list[str]) -> dict[str, Any]:
+    """The dict of KEY=VALUE words."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition('=')
+        if not (key and equals):
+            raise UserError(f'--set {word}: KEY=VALUE is expected, such as --set chunk_size=100')
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f'--set {shlex.quote(word)}: {" ".join(str(error).split())}') from error
+    return found
+
+
+def as_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+def as_text(place: str) -> Any:
+    """Says what became of a picture: of failures on stderr, else on stdout, unless the picture itself goes there."""
+    from tqdm import tqdm
+
+    def say(record: dict[str, Any]) -> None:
+        if record['status'] == 'failed':
+            tqdm.write(f'nlsn: {record["error"]}', file=sys.stderr)
+            return
+        text = f'{record["input"]} -> {record["output"]}: '
+        if record['status'] == 'skipped':
+            text += 'is there already'
+        else:
+            text += f'{record["width"]}x{record["height"]}, {record["seconds"]:.1f} s'
+            text += f', {record["tiles"]} tiles' if record['tiles'] > 1 else ''
+            text += ''.join(f'; {note}' for note in record['notes'])
+        tqdm.write(text, file=sys.stderr if place == '-' else sys.stdout)
+
+    return say

@@ -1,0 +1,223 @@
+"""`nlsn upscale` as it is typed: files, folders, streams, what is there already, what is broken."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, error_of
+from odd_files import NO_PICTURES, odd_files
+from PIL import Image
+from skimage import data
+
+from nlsn_plugin.cli import main
+
+Upscale = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of pictures, a broken one among them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'in').mkdir()
+    cat = Image.fromarray(data.chelsea()[100:120, 100:130])
+    cat.save('in/a.png')
+    cat.convert('L').save('in/b.bmp')
+    cat.save('in/c.jpg')
+    Path('in/d.png').write_bytes(Path('in/a.png').read_bytes()[:900])
+    Path('in/notes.txt').write_text('no picture, and not looked at')
+    return tmp_path
+
+
+@pytest.fixture
+def upscale(repeating: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> Upscale:
+    """Runs the command, with weights that repeat pixels; returns its status."""
+
+    def run(*words: str, scale: int = 2) -> int:
+        capsys.readouterr()
+        try:
+            main(['upscale', *words, '--weights', str(repeating[scale])])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+def test_a_file_becomes_a_file_of_the_format_that_its_name_says(folder: Path, upscale: Upscale) -> None:
+    assert upscale('in/a.png', '-o', 'larger.tiff') == 0
+    with Image.open('larger.tiff') as larger, Image.open('in/a.png') as original:
+        assert larger.format == 'TIFF'
+        np.testing.assert_array_equal(np.asarray(larger)[::2, ::2], np.asarray(original))
+
+
+def test_a_folder_goes_on_past_what_is_broken_and_the_status_tells(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale('in', '-o', 'out', scale=3) == 1
+    said = capsys.readouterr()
+    assert sorted(path.name for path in Path('out').iterdir()) == ['a_x3.png', 'b_x3.bmp', 'c_x3.jpg']
+    assert said.out.splitlines()[0].startswith('in/a.png -> out/a_x3.png: 90x60, ')
+    (line,) = said.err.splitlines()
+    assert line.startswith('nlsn: in/d.png is truncated or damaged: ')
+    with Image.open('out/b_x3.bmp') as gray:
+        assert gray.mode == 'L'
+
+
+def test_patterns_and_files_are_each_taken_once(folder: Path, upscale: Upscale) -> None:
+    assert upscale('in/[ab].*', 'in/a.png', 'in/c.jpg', '-o', 'out/', '--format', 'webp', '--suffix', '_large') == 0
+    assert sorted(path.name for path in Path('out').iterdir()) == ['a_large.webp', 'b_large.webp', 'c_large.webp']
+
+
+def test_results_that_are_there_are_left_refused_or_overwritten(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale('in/a.png', '-o', 'out/') == 0
+    there = Path('out/a_x2.png')
+    Image.new('RGB', (60, 40)).save(there)
+    black = there.read_bytes()
+    assert upscale('in/a.png', '-o', 'out/') == 1
+    assert 'out/a_x2.png is there already: --resume leaves it, --force overwrites it' in capsys.readouterr().err
+    assert upscale('in/a.png', 'in/c.jpg', '-o', 'out/', '--resume') == 0
+    assert capsys.readouterr().out.startswith('in/a.png -> out/a_x2.png: is there already\nin/c.jpg -> out/c_x2.jpg: ')
+    assert there.read_bytes() == black
+    Image.new('RGB', (60, 41)).save(there)
+    assert upscale('in/a.png', '-o', 'out/', '--resume') == 1
+    assert 'of 60x41 pixels, and not this picture times 2: --force overwrites it' in capsys.readouterr().err
+    assert upscale('in/a.png', '-o', 'out/', '--force') == 0
+    assert there.read_bytes() != black
+
+
+def test_originals_are_never_overwritten(folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path('in/a.png').read_bytes()
+    for words in (['in/a.png', '-o', 'in/', '--suffix', ''], ['in/a.png', '-o', './in/../in/a.png']):
+        assert upscale(*words, '--force') == 1
+        assert 'is one of the originals, and they are never overwritten' in capsys.readouterr().err
+    assert Path('in/a.png').read_bytes() == before
+
+
+def test_two_pictures_of_one_name_do_not_overwrite_each_other(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path('more').mkdir()
+    shutil.copy('in/a.png', 'more/a.png')
+    assert upscale('in/a.png', 'more/a.png', '-o', 'out/', '--force') == 1
+    assert 'more/a.png: out/a_x2.png is made of in/a.png already' in capsys.readouterr().err
+
+
+def test_a_line_of_json_for_each_picture(folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upscale('in', 'absent.png', '-o', 'out', '--json', '--tile', '16', '--tile-overlap', '4') == 1
+    records = {record['input']: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {name: record['status'] for name, record in records.items()} == {
+        'in/a.png': 'done',
+        'in/b.bmp': 'done',
+        'in/c.jpg': 'done',
+        'in/d.png': 'failed',
+        'absent.png': 'failed',
+    }
+    assert records['absent.png']['error'] == 'there is no file absent.png'
+    done = records['in/a.png']
+    expected = {'output': 'out/a_x2.png', 'width': 60, 'height': 40, 'format': 'PNG', 'tile': 16, 'tiles': 6}
+    assert done.items() >= {**expected, 'dtype': 'float32', 'device': 'cpu', 'scale': 2, 'bits': 8}.items()
+    assert done['seconds'] > 0
+    assert done['memory_peak'] > 0
+
+
+def test_a_comparison_with_bicubic_lies_beside(folder: Path, upscale: Upscale) -> None:
+    assert upscale('in/a.png', '-o', 'out/', '--compare') == 0
+    with Image.open('out/a_x2_compare.png') as sheet, Image.open('out/a_x2.png') as larger:
+        left, right = np.asarray(sheet)[28:, :60], np.asarray(sheet)[28:, -60:]
+        np.testing.assert_array_equal(right, np.asarray(larger))
+        bicubic = np.asarray(Image.open('in/a.png').resize((60, 40), Image.Resampling.BICUBIC))
+        assert np.abs(left.astype(int) - bicubic).max() <= 2
+
+
+def test_standard_input_to_standard_output(folder: Path, repeating: dict[int, Path]) -> None:
+    words = [sys.executable, str(ROOT / 'tools' / 'upscale.py'), '-', '-o', '-', '--weights', str(repeating[2])]
+    done = subprocess.run(words, input=Path('in/a.png').read_bytes(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as larger:
+        assert (larger.format, larger.size) == ('PNG', (60, 40))
+    assert done.stderr.decode().startswith('- -> -: 60x40, ')
+
+
+def test_what_the_name_says_and_what_it_is(folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy('in/a.png', 'in/e.jpg')
+    assert upscale('in/e.jpg', '-o', 'out/') == 0
+    assert 'in/e.jpg -> out/e_x2.png' in (said := capsys.readouterr().out)
+    assert 'it is a PNG, whatever its name says' in said
+
+
+def test_a_limit_of_pixels_that_can_be_raised(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale('in/a.png', '-o', 'out/', '--max-megapixels', '0.0005') == 1
+    assert 'says that it has 30x20 pixels: 0.0005 megapixels are allowed' in capsys.readouterr().err
+    Image.new('1', (9000, 1)).save('wide.png')
+    assert upscale('wide.png', '-o', 'wide.webp') == 1
+    assert 'would have 18000x2 pixels, and WEBP holds 16383 along an edge' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (['in', '-o', 'out.png'], '-o out.png is one file, for 4 pictures: name a folder'),
+        (['in/a.png', '-o', 'out.gif'], '-o out.gif: its ending is none of .png'),
+        (['in/a.png', '-o', 'out.png', '--format', 'jpeg'], '-o out.png and --format jpeg differ'),
+        (['in/a.png', '-o', 'out', '--format', 'gif'], '--format gif: choose png, jpeg, webp, tiff, bmp'),
+        (['in/a.png', '-o', 'out.png', '--quality', '9'], '--quality is for JPEG and WebP, not for PNG'),
+        (['in/a.png', '-o', 'out', '--quality', '0'], '--quality 0 is not allowed'),
+        (['in/a.png', '-o', '-', '--json'], '--json needs a file or a folder for its output'),
+        (['in/a.png', '-o', 'x.png', '--suffix', 'y'], '--suffix needs a folder for its output'),
+        (['in/a.png', '-o', 'out', '--suffix', '../y'], '--suffix ../y is not allowed'),
+        (['in/a.png', '-o', 'out', '--force', '--resume'], '--force overwrites what --resume leaves'),
+        (['in/a.png', '-o', 'out', '--tile', 'some'], "--tile some: 'auto', 'none' or a number of pixels"),
+        (['in/a.png', '-o', 'out', '--set', 'chunk'], '--set chunk: KEY=VALUE is expected'),
+        (['in/a.png', '-o', 'out', '--max-megapixels', '0'], '--max-megapixels 0 is not allowed'),
+        (['in/*.gif', '-o', 'out'], 'nothing fits in/*.gif'),
+        (['.', '-o', 'out'], '. holds no pictures'),
+        (['in/a.png', '-o', 'out', '--weights', 'in/a.png'], 'in/a.png'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_mistakes_are_one_line(folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(['upscale', *words], capsys).startswith(f'nlsn: {said}')
+    assert not Path('out').exists()
+
+
+def test_200_odd_files_end_in_a_result_or_in_a_line_each(tmp_path: Path, repeating: dict[int, Path]) -> None:
+    contents = dict(odd_files())
+    assert len(contents) >= 200
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, '-m', 'nlsn_plugin', 'upscale', *contents, '-o', 'out', '--json']
+    done = subprocess.run(
+        [*command, '--weights', str(repeating[2])], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ''
+    records = {record['input']: record for record in map(json.loads, done.stdout.splitlines())}
+    assert len(records) == len(done.stdout.splitlines())
+    assert records.keys() == contents.keys()
+    for name, record in records.items():
+        if record['status'] == 'done':
+            with Image.open(tmp_path / record['output']) as larger:
+                larger.load()
+                assert larger.size == (record['width'], record['height'])
+        else:
+            assert record['status'] == 'failed'
+            assert name in record['error']
+            assert '\n' not in record['error']
+    statuses = {name: record['status'] for name, record in records.items()}
+    for name in (*NO_PICTURES, 'lab.tif', 'float.tif', 'of_32_bits.tif', 'moved.gif', 'says_65000.png', 'says_0.png'):
+        assert statuses[name] == 'failed'
+    whole = [name for name in contents if name.startswith(('good.', 'of_1x', 'of_40x', 'really_', 'palette', 'cmyk'))]
+    for name in [*whole, 'gray_of_16_bits.png', 'gray_of_16_bits.tif', 'two_pages.tif', 'broken_exif.jpg']:
+        assert statuses[name] == 'done', records[name]
