@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
+import yaml
+
 from nlsn_plugin.errors import ArgumentError
 
 
@@ -88,6 +90,20 @@ def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0
         is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if is_needed and key not in arguments:
             yield None, f'{called.__name__} needs {key}'
+
+
+def pairs(words: Iterable[str]) -> dict[str, Any]:
+    """What KEY=VALUE words say, their values in YAML."""
+    found = {}
+    for word in words:
+        key, sign, value = word.partition('=')
+        if not key.isidentifier() or not sign:
+            raise ArgumentError(f'{word}: KEY=VALUE is expected, such as num_feat=64')
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ArgumentError(f'{word}: {value} is no value') from error
+    return found
 
 
 def nearest(name: str, among: Iterable[str]) -> str:

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
 
@@ -26,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument('source', type=Path, metavar='IN', help='file of weights; its kind is seen from its content')
     parser.add_argument('target', type=Path, metavar='OUT', help='file to write')
     parser.add_argument(
-        'words', nargs='*', metavar='KEY=VALUE', help='arguments of the network that IN does not say; type=... too'
+        'pairs', nargs='*', metavar='KEY=VALUE', help='arguments of the network that IN does not say; type=... too'
     )
     parser.add_argument(
         '--to',
@@ -58,7 +57,7 @@ def add(commands: Any) -> None:
 def convert(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
 
-    given = {**network_g(*args.option_file[:1]), **arguments([*args.words, *args.option_file[1:]])}
+    given = {**network_g(*args.option_file[:1]), **checks.pairs([*args.pairs, *args.option_file[1:]])}
     kind = given.pop('type', None)
     wish = conversion.Wish(args.to, args.half, args.embed, args.prefix, args.force)
     print('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key)))
@@ -76,17 +75,3 @@ def network_g(option_file: str | None = None) -> dict[str, Any]:
     if not isinstance(network, dict):
         raise UserError(f'{path} has no network_g')
     return dict(network)
-
-
-def arguments(words: list[str]) -> dict[str, Any]:
-    """KEY=VALUE ..., values as in YAML."""
-    found = {}
-    for word in words:
-        key, is_pair, value = word.partition('=')
-        if not is_pair or not key:
-            raise UserError(f'{word}: KEY=VALUE is expected, such as chunk_size=144')
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f'{word}: the value does not read: {" ".join(str(error).split())}') from error
-    return found

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin import checks
-from nlsn_plugin.cli.convert import arguments
 from nlsn_plugin.errors import ArgumentError
 
 TEXT = 'a network as an ONNX file, or as a program of torch.export'
@@ -24,7 +23,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument('weights', type=Path, metavar='WEIGHTS', help='file of weights, as for nlsn convert')
     parser.add_argument(
-        'words', nargs='*', metavar='KEY=VALUE', help='arguments of the network that WEIGHTS does not say; type=... too'
+        'pairs', nargs='*', metavar='KEY=VALUE', help='arguments of the network that WEIGHTS does not say; type=... too'
     )
     parser.add_argument('-o', '--output', type=Path, required=True, help='file to write')
     form = parser.add_mutually_exclusive_group(required=True)
@@ -51,7 +50,7 @@ def export(args: argparse.Namespace) -> None:
     if args.opset is not None and not args.onnx:
         raise ArgumentError('--opset is of ONNX: leave it or --torch-export out')
     height, width = (checks.whole('--size', edge, least=1) for edge in args.size or (1, 1))
-    given = arguments(args.words)
+    given = checks.pairs(args.pairs)
     kind = given.pop('type', None)
     stored = read_stored(args.weights, args.param_key)
     conversion.check_target(args.weights, args.output, args.force)

@@ -30,7 +30,7 @@ from nlsn_plugin.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    args = build_parser().parse_args(words, argparse.Namespace(words=words))
+    args = parsed(words)
     try:
         args.run(args)
     except UserError as error:
@@ -40,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.status)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    """A command line; KEY=VALUE words of a command that takes them may stand anywhere in it."""
+    parser = build_parser()
+    args, others = parser.parse_known_args(words, argparse.Namespace(words=words))
+    if not hasattr(args, 'pairs') or any(word.startswith('-') or '=' not in word for word in others):
+        return parser.parse_args(words, argparse.Namespace(words=words))  # says what it does not know
+    args.pairs += others
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

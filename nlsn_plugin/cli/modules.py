@@ -6,12 +6,11 @@ import argparse
 import re
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
+from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import build_base, completed
 from nlsn_plugin.archs.places import Place, explore, matching
-from nlsn_plugin.errors import UserError
 
 TEXT = 'modules of a network after which WithNLSA can put an attention'
 USUAL = {'num_in_ch': 3, 'num_out_ch': 3}
@@ -28,14 +27,14 @@ def add(commands: Any) -> None:
         epilog="Example: nlsn modules RCAN num_feat=64 num_group=10; then after: [conv_first, 'body.*[1::2]']",
     )
     parser.add_argument('arch', metavar='ARCH', help='name of the network in the registry of BasicSR or mmengine')
-    parser.add_argument('arguments', nargs='*', metavar='KEY=VALUE', help='its arguments')
+    parser.add_argument('pairs', nargs='*', metavar='KEY=VALUE', help='its arguments')
     parser.add_argument('--all', action='store_true', help='list each by itself')
     parser.add_argument('--probe', type=int, nargs=3, metavar=('C', 'H', 'W'), help='the input (default: a small one)')
     parser.set_defaults(run=modules)
 
 
 def modules(args: argparse.Namespace) -> None:
-    arch = completed({'type': args.arch, **pairs(args.arguments)}, USUAL)
+    arch = completed({'type': args.arch, **checks.pairs(args.pairs)}, USUAL)
     net = build_base(arch)
     trial = explore(net, arch, args.probe)
     found = list(trial.places.values())
@@ -47,20 +46,6 @@ def modules(args: argparse.Namespace) -> None:
     print(tabulate(rows, headers, tablefmt='github', disable_numparse=True))
     if trial.others:
         print(f'\n{len(trial.others)} other modules give no image of features.')
-
-
-def pairs(words: list[str]) -> dict[str, Any]:
-    """The arguments that KEY=VALUE words name, their values in YAML."""
-    arguments = {}
-    for word in words:
-        key, sign, value = word.partition('=')
-        if not key.isidentifier() or not sign:
-            raise UserError(f'{word}: KEY=VALUE is expected, such as num_feat=64')
-        try:
-            arguments[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f'{word}: {value} is no value') from error
-    return arguments
 
 
 def grouped(places: list[Place], names: list[str]) -> list[list[Any]]:

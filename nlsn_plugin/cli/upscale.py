@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nlsn_plugin import checks
 from nlsn_plugin.errors import UserError
 
 TEXT = 'enlarge pictures by 2, 3 or 4'
@@ -24,11 +22,13 @@ def add(commands: Any) -> None:
         help=TEXT,
         description=f'{TEXT.capitalize()}: PNG, JPEG, WebP, TIFF and BMP, of 8 or 16 bits; colour profile, EXIF and '
         'transparency are kept. A picture that fails is reported, and the rest goes on.',
-        epilog='Exit status: 0 if all went well, 1 if not. Examples: nlsn upscale photo.jpg -o photo_x2.png; '
+        epilog='Exit status: 0 if all went well, 1 if not. Examples: nlsn upscale photo.jpg; '
         "nlsn upscale frames/ -o larger/ --scale 4 --suffix '' --resume",
     )
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help="files, folders, patterns, or '-' for stdin")
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help="a file, a folder, or '-' for stdout")
+    parser.add_argument(
+        '-o', '--output', metavar='OUT', help="a file, a folder, or '-' for stdout (default: beside each picture)"
+    )
     network = parser.add_argument_group('network')
     network.add_argument('--scale', type=int, choices=[2, 3, 4], help='(default: that of --weights, or 2)')
     network.add_argument('--weights', type=Path, help="own or the authors' .pt, .pth or .safetensors (default: ours)")
@@ -71,7 +71,7 @@ def upscale(args: argparse.Namespace) -> None:
     output = chosen_output(args, inputs)
     tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
-    arguments = as_arguments(args.arguments)
+    arguments = checks.pairs(args.arguments)
     settings = Settings(
         args.scale, args.weights, arguments, args.n_hashes, args.self_ensemble, args.device, args.dtype, tile, overlap
     )
@@ -98,7 +98,11 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
         raise UserError(f'--format {args.format}: choose {", ".join(name.lower() for name in FORMATS)}')
     place = args.output
     is_stdout = place == STANDARD
-    is_folder = not is_stdout and (Path(place).is_dir() or place.endswith('/') or not Path(place).suffix)
+    is_folder = place is None or (
+        not is_stdout and (Path(place).is_dir() or place.endswith('/') or not Path(place).suffix)
+    )
+    if place is None and Path(STANDARD) in inputs:
+        raise UserError('a picture of the standard input needs a place: add -o OUT')
     is_file = not is_stdout and not is_folder
     if is_file:
         of_name = SUFFIXES.get(Path(place).suffix.lower())
@@ -149,25 +153,11 @@ def as_number(option: str, word: str) -> int:
         raise UserError(f"{option} {word}: 'auto', 'none' or a number of pixels is expected") from None
 
 
-def as_arguments(words: list[str]) -> dict[str, Any]:
-    """The dict of KEY=VALUE words."""
-    found = {}
-    for word in words:
-        key, equals, value = word.partition('=')
-        if not (key and equals):
-            raise UserError(f'--set {word}: KEY=VALUE is expected, such as --set chunk_size=100')
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f'--set {shlex.quote(word)}: {" ".join(str(error).split())}') from error
-    return found
-
-
 def as_json(record: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
-def as_text(place: str) -> Any:
+def as_text(place: str | None) -> Any:
     """Says what became of a picture: of failures on stderr, else on stdout, unless the picture itself goes there."""
     from tqdm import tqdm
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from nlsn_plugin.engine.options import (
     misfit_of_class,
     misfits_of_network,
 )
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.metrics.protocols import in_colour
 from nlsn_plugin.models.building import ADVICE
@@ -82,11 +81,10 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     if len(plain) != 2:
         raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
     kind, weights = plain
-    pairs = [word.split('=', 1) for word in words if word not in plain]
     try:
-        arguments = {key: yaml.safe_load(value) for key, value in pairs}
-    except yaml.YAMLError as error:
-        raise UserError(f'{shown}: a value does not read: {" ".join(str(error).split())}') from error
+        arguments = checks.pairs(word for word in words if word not in plain)
+    except ArgumentError as error:
+        raise UserError(f'{shown}: {error}') from error
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
     arguments = by_metadata(kind, arguments, weights, key)
     options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})

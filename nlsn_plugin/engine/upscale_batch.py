@@ -35,18 +35,18 @@ class Output:
     """Where results go, and how.
 
     Attributes:
-        place: a file, a folder, or '-' for the standard output.
+        place: a file, a folder, or '-' for the standard output; None is beside each original.
         is_file: whether `place` is a file.
         format: one of pictures.FORMATS; None is that of the original, or what the name of a file says.
         quality: of JPEG and WebP.
-        suffix: between the name of the original and its ending, where results go to a folder.
+        suffix: between the name of the original and its ending, where `place` is no file.
         force: overwrite what is there.
         resume: leave out what is there.
         compare: put a picture beside it that shows bicubic and the result.
         most_pixels: what has more is refused.
     """
 
-    place: str
+    place: str | None
     is_file: bool = False
     format: str | None = None
     quality: int = QUALITY
@@ -169,11 +169,12 @@ def plan(path: Path, named: str, scale: int, output: Output) -> Job:
     if output.place == STANDARD:
         return Job(source, named, header, None, kind)
     if output.is_file:
-        return Job(source, named, header, Path(output.place), kind)
+        return Job(source, named, header, Path(str(output.place)), kind)
+    folder = path.parent if output.place is None else Path(output.place)
     stem, ending = ('stdin', '') if str(path) == STANDARD else (path.stem, path.suffix)
     if SUFFIXES.get(ending.lower()) != kind:
         ending = FORMATS[kind][0]
-    return Job(source, named, header, Path(output.place, stem + output.suffix + ending), kind)
+    return Job(source, named, header, folder / (stem + output.suffix + ending), kind)
 
 
 def wanted(job: Job, targets: dict[Path, str], originals: set[Path], scale: int, output: Output) -> bool:

@@ -92,6 +92,15 @@ def test_an_option_file_says_what_weights_do_not(
     assert (net.body[0].chunk_size, net.body[0].n_hashes) == (16, 3)
 
 
+def test_arguments_may_stand_anywhere(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(trained, tmp_path / 'a.safetensors', '--param-key', 'params', 'n_hashes=2', 'chunk_size=16')
+    assert load_network(tmp_path / 'a.safetensors').body[0].n_hashes == 2
+    with pytest.raises(SystemExit) as stop:
+        convert(trained, tmp_path / 'b.safetensors', '--half', 'n_hashes')
+    assert stop.value.code == 2
+    assert 'unrecognized arguments: n_hashes' in capsys.readouterr().err
+
+
 def test_param_key_takes_the_network_rather_than_its_average(trained: Path, tmp_path: Path) -> None:
     convert(trained, tmp_path / 'a.pt', '--param-key', 'params')
     params = torch.load(trained, weights_only=True)['params']
@@ -223,7 +232,7 @@ def test_what_differs_when_read_back_never_takes_its_place(
         (OFFICIAL_X2, ['num_feat=64'], 'num_feat=64 as given contradicts its weights: 16'),
         (OFFICIAL_X2, ['nhashes=4'], 'NLSN takes no nhashes: did you mean n_hashes?'),
         (OFFICIAL_X2, ['n_hashes'], 'n_hashes: KEY=VALUE is expected'),
-        (OFFICIAL_X2, ['n_hashes=[1'], 'n_hashes=[1: the value does not read'),
+        (OFFICIAL_X2, ['n_hashes=[1'], 'n_hashes=[1: [1 is no value'),
         (OFFICIAL_X2, ['type=NLSM'], 'did you mean NLSN?'),
         (OFFICIAL_X2, ['type=EDSR', 'num_in_ch=3', 'num_out_ch=3'], 'does not fit EDSR'),
         (OFFICIAL_X2, ['-opt', 'train_NLSN_x3'], 'contradicts its weights'),

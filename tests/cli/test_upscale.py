@@ -58,6 +58,15 @@ def test_a_file_becomes_a_file_of_the_format_that_its_name_says(folder: Path, up
         np.testing.assert_array_equal(np.asarray(larger)[::2, ::2], np.asarray(original))
 
 
+def test_without_a_place_results_lie_beside_the_pictures(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale('in/a.png', 'in/c.jpg') == 0
+    assert {'a_x2.png', 'c_x2.jpg'} <= {path.name for path in Path('in').iterdir()}
+    assert upscale('in/a.png', '--suffix', '', '--force') == 1
+    assert 'in/a.png is one of the originals' in capsys.readouterr().err
+
+
 def test_a_folder_goes_on_past_what_is_broken_and_the_status_tells(
     folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +177,7 @@ def test_a_limit_of_pixels_that_can_be_raised(
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
+        (['-'], 'a picture of the standard input needs a place: add -o OUT'),
         (['in', '-o', 'out.png'], '-o out.png is one file, for 4 pictures: name a folder'),
         (['in/a.png', '-o', 'out.gif'], '-o out.gif: its ending is none of .png'),
         (['in/a.png', '-o', 'out.png', '--format', 'jpeg'], '-o out.png and --format jpeg differ'),
@@ -179,7 +189,7 @@ def test_a_limit_of_pixels_that_can_be_raised(
         (['in/a.png', '-o', 'out', '--suffix', '../y'], '--suffix ../y is not allowed'),
         (['in/a.png', '-o', 'out', '--force', '--resume'], '--force overwrites what --resume leaves'),
         (['in/a.png', '-o', 'out', '--tile', 'some'], "--tile some: 'auto', 'none' or a number of pixels"),
-        (['in/a.png', '-o', 'out', '--set', 'chunk'], '--set chunk: KEY=VALUE is expected'),
+        (['in/a.png', '-o', 'out', '--set', 'chunk'], 'chunk: KEY=VALUE is expected'),
         (['in/a.png', '-o', 'out', '--max-megapixels', '0'], '--max-megapixels 0 is not allowed'),
         (['in/*.gif', '-o', 'out'], 'nothing fits in/*.gif'),
         (['.', '-o', 'out'], '. holds no pictures'),
