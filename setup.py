@@ -21,9 +21,9 @@ setup(
     packages=[*find_packages(include=['nlsn_plugin', 'nlsn_plugin.*']), 'nlsn_plugin.options'],
     package_dir={'nlsn_plugin.options': 'options'},
     package_data={
-        'nlsn_plugin': ['py.typed'],
+        'nlsn_plugin': ['py.typed', 'weights/*.safetensors'],
         'nlsn_plugin.engine': ['templates/*.html'],
-        'nlsn_plugin.options': ['*.yml', 'mmengine/*.py', 'paper/*', 'with_nlsa/*'],
+        'nlsn_plugin.options': ['*.yml', 'mmengine/*.py', 'paper/*', 'small/*', 'with_nlsa/*'],
         'nlsn_plugin.paper': ['*.csv'],
     },
     install_requires=[

@@ -23,7 +23,9 @@ def test_an_installed_package_finds_its_option_files_from_anywhere(tmp_path: Pat
     shipped, own = site / 'nlsn_plugin' / 'options', ROOT / 'options'
     found, expected = (sorted(path.relative_to(folder) for path in folder.rglob('*.yml')) for folder in (shipped, own))
     assert found == expected
-    for data in ('engine/templates/gallery.html', 'engine/templates/before_after.html', 'paper/table1.csv'):
+    templates = ('engine/templates/gallery.html', 'engine/templates/before_after.html')
+    weights = [f'weights/nlsn_small_x{scale}.safetensors' for scale in (2, 3, 4)]
+    for data in (*templates, *weights, 'paper/table1.csv'):
         assert (site / 'nlsn_plugin' / data).is_file()
 
     result = subprocess.run(
