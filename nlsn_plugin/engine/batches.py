@@ -7,8 +7,9 @@ from a saved state sees other samples than one that was not stopped. Here every 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class Loaded:
             yield batch
 
 
-def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """The batches of one process, on a GPU through BasicSR's prefetcher where the option file says so.
 
     BasicSR's prefetch_mode 'cpu' waits for ever when reading fails; the loader's own workers read ahead as well.
@@ -123,5 +124,17 @@ def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Iterato
     loaded = Loaded(dataset, order, options)
     if options.get('prefetch_mode') == 'cuda':
         prefetcher = CUDAPrefetcher(loaded, opt)
-        return iter(prefetcher.next, None)
-    return iter(loaded)
+        yield from iter(prefetcher.next, None)
+    else:
+        yield from loaded
+
+
+def close(batches: Generator[dict[str, Any], None, None]) -> None:
+    """End what `endless` began, its loader's workers too.
+
+    They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that failed
+    could wait for them for ever.
+    """
+    batches.close()
+    for worker in multiprocessing.active_children():
+        worker.kill()

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine import checkpoints, randomness
-from nlsn_plugin.engine.batches import Order, endless
+from nlsn_plugin.engine.batches import Order, close, endless
 from nlsn_plugin.engine.documents import keep_copy
 from nlsn_plugin.engine.interruption import interruptible
 from nlsn_plugin.engine.journal import Journal
@@ -60,9 +60,11 @@ def train(opt: Options, option_file: Path) -> None:
         f'{opt["train"]["total_iter"]} iterations in all, {opt["world_size"]} processes'
     )
     journal = Journal(opt, start, tb_logger)
+    batches = endless(train_set, order, opt)
     try:
-        run(model, endless(train_set, order, opt), order, val_sets, journal, tb_logger, state)
+        run(model, batches, order, val_sets, journal, tb_logger, state)
     finally:
+        close(batches)
         journal.close()
     logger.info('Save the latest model.')
     if opt['rank'] == 0:
