@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import random
+import time
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from nlsn_plugin.engine.batches import Order, endless
+from nlsn_plugin.engine.batches import Order, close, endless
 from nlsn_plugin.errors import DataError
 
 
@@ -76,3 +78,21 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: i
     with pytest.raises(DataError) as caught:
         next(endless(Damaged(), Order(10, 1, 2, 0, 1, seed=0), options(workers)))
     assert str(caught.value) == 'image 99 is damaged'
+
+
+def test_no_worker_outlives_the_run_even_if_it_hears_nothing() -> None:
+    class Stuck(Draws):
+        answered = 0
+
+        def __getitem__(self, index: int) -> dict[str, object]:
+            self.answered += 1
+            if self.answered > 2:
+                time.sleep(600)
+            return super().__getitem__(index)
+
+    stuck = endless(Stuck(), Order(10, 1, 2, 0, 1, seed=0), options(1))
+    next(stuck)
+    (worker,) = multiprocessing.active_children()
+    close(stuck)
+    worker.join(30)
+    assert worker.exitcode is not None
