@@ -37,4 +37,4 @@ def gallery(args: argparse.Namespace) -> None:
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
     before_after.write(pairs, page)
-    print(f'{len(pairs)} pairs: {page} ({page.stat().st_size / 1e6:.1f} MB)')
+    print(f'{len(pairs)} {"pair" if len(pairs) == 1 else "pairs"}: {page} ({page.stat().st_size / 1e6:.1f} MB)')
