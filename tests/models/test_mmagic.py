@@ -145,10 +145,10 @@ def mmagics_data(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             cv2.imwrite(f'{lq}/{name}', lr)
 
 
-@pytest.mark.parametrize('text', [*(path.read_text() for path in CONFIGS), *SHOWN], ids=lambda text: text[:40])
+@pytest.mark.parametrize('config', [*CONFIGS, *SHOWN], ids=lambda config: getattr(config, 'stem', 'of the page'))
 @pytest.mark.usefixtures('mmagics_data')
-def test_a_config_trains_saves_and_goes_on(text: str) -> None:
-    cfg = Config.fromstring(text, '.py')
+def test_a_config_trains_saves_and_goes_on(config: Path | str) -> None:
+    cfg = Config.fromfile(config) if isinstance(config, Path) else Config.fromstring(config, '.py')
     small = {'num_feat': 8, 'num_block': 8} if cfg.model.generator.type == 'NLSN' else {'nlsa': SMALL_NLSA}
     cfg.model.generator.update(small)
     if 'arch' in cfg.model.generator:
