@@ -13,7 +13,7 @@ from conftest import ROOT
 from pages import Example, commands, examples, option_files, paths
 
 from nlsn_plugin.cli import main
-from nlsn_plugin.cli.main import build_parser
+from nlsn_plugin.cli.main import parsed
 from nlsn_plugin.engine.documents import Document, find_option_file
 from nlsn_plugin.engine.options import checked
 
@@ -54,7 +54,7 @@ def test_commands_are_ones_there_are(example: Example, tmp_path: Path, monkeypat
     else:
         assert program in OTHER_PROGRAMS
         return
-    args = build_parser().parse_args(words)
+    args = parsed(words)
     if hasattr(args, 'opt'):
         assert find_option_file(args.opt).is_file()
 
