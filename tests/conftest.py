@@ -21,7 +21,7 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
-import nlsn_plugin  # noqa: F401  (makes basicsr importable)
+from nlsn_plugin import NLSN  # makes basicsr importable
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers > 1:  # each with its share of the cores, in the processes that it starts too
@@ -52,6 +52,20 @@ def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def official(name: str) -> dict[str, torch.Tensor]:
     """The state dict of a golden network, as the released code saved it."""
     return torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
+
+
+def like_the_released(config: dict[str, Any], **arguments: Any) -> NLSN:
+    """A network of a golden file's configuration, in eval mode, its weights fresh."""
+    return NLSN(
+        num_feat=config['n_feats'],
+        num_block=config['n_resblocks'],
+        upscale=config['scale'],
+        n_hashes=config['n_hashes'],
+        chunk_size=config['chunk_size'],
+        res_scale=config['res_scale'],
+        img_range=config['rgb_range'],
+        **arguments,
+    ).eval()
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:

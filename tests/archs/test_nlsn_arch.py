@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from conftest import DEVICE, GOLDEN, GOLDEN_NETWORKS, OPTION_FILES, golden, relative_error
+from conftest import (
+    DEVICE,
+    GOLDEN_NETWORKS,
+    OPTION_FILES,
+    golden,
+    like_the_released,
+    official,
+    relative_error,
+)
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention
 from nlsn_plugin.archs import nlsn_arch
@@ -23,18 +31,8 @@ def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: s
         if DEVICE == 'cpu' and name == 'nlsn_x3_small':
             pytest.skip("takes a minute in Triton's interpreter: for a GPU")
     config, arrays = golden(name)
-    net = NLSN(
-        num_feat=config['n_feats'],
-        num_block=config['n_resblocks'],
-        upscale=config['scale'],
-        n_hashes=config['n_hashes'],
-        chunk_size=config['chunk_size'],
-        res_scale=config['res_scale'],
-        img_range=config['rgb_range'],
-        eval_seed=None,
-        backend=backend,
-    ).eval()
-    weights = torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
+    net = like_the_released(config, eval_seed=None, backend=backend)
+    weights = official(name)
     net.load_state_dict(weights, strict=True)
     torch.manual_seed(int(arrays['seed']))
     with torch.no_grad():

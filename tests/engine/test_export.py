@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, golden, python, relative_error
+from conftest import golden, like_the_released, official, python, relative_error
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -107,16 +107,8 @@ def test_a_graph_of_one_size_equals_the_released_network(tmp_path: Path) -> None
     pytest.importorskip('onnxscript')
     pytest.importorskip('onnxruntime')
     config, arrays = golden('nlsn_x2_small')
-    net = NLSN(
-        num_feat=config['n_feats'],
-        num_block=config['n_resblocks'],
-        upscale=config['scale'],
-        n_hashes=config['n_hashes'],
-        chunk_size=config['chunk_size'],
-        res_scale=config['res_scale'],
-        img_range=config['rgb_range'],
-    ).eval()
-    net.load_state_dict(torch.load(GOLDEN / 'nlsn_x2_small_official_state_dict.pt', weights_only=True))
+    net = like_the_released(config)
+    net.load_state_dict(official('nlsn_x2_small'))
     x = torch.tensor(arrays['x'])
     height, width = x.shape[-2:]
     torch.manual_seed(int(arrays['seed']))  # the rotations that the released network drew, in place of the banks
