@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
         return NLSNModel
     if name == 'upscale':
-        from nlsn_plugin.engine.upscaling import upscale
+        from nlsn_plugin.engine.upscaling.in_memory import upscale
 
         return upscale
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -76,7 +76,7 @@ def register_into_mmengine() -> None:
     classes: dict[Any, dict[str, type]] = {MODELS: dict(NETWORKS)}
     with contextlib.suppress(MissingToolboxError):
         load_toolbox('basicsr')
-        parts = importlib.import_module('nlsn_plugin.engine.mmengine_parts')
+        parts = importlib.import_module('nlsn_plugin.engine.training.mmengine_parts')
         model = importlib.import_module('nlsn_plugin.models.mmengine_model').SuperResolutionModel
         dataset = importlib.import_module('nlsn_plugin.data.mmengine_dataset').SuperResolutionDataset
         metric = importlib.import_module('nlsn_plugin.metrics.mmengine_metric').SuperResolutionMetric

@@ -14,8 +14,8 @@ from pages import Example, commands, examples, option_files, paths
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.cli.main import parsed
-from nlsn_plugin.engine.documents import Document, find_option_file
-from nlsn_plugin.engine.options import checked
+from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.options.reading import checked
 
 PAGES = [str(path.relative_to(ROOT)) for path in paths()]
 OTHER_PROGRAMS = ('python3', 'pip', 'pytest', 'apt-get', 'git', 'cp', 'mkdir')

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 
 def add_attention_arguments(parser: argparse.ArgumentParser) -> None:
-    from nlsn_plugin.engine.attention_benchmark import DTYPES, FORMS, SUITES
+    from nlsn_plugin.engine.benchmarks.attention import DTYPES, FORMS, SUITES
 
     parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
     parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
@@ -61,9 +61,9 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     import torch
     from tabulate import tabulate
 
-    from nlsn_plugin.engine import attention_benchmark as benchmark
-    from nlsn_plugin.engine import network_benchmark as network
-    from nlsn_plugin.engine import tile_search
+    from nlsn_plugin.engine.benchmarks import attention as benchmark
+    from nlsn_plugin.engine.benchmarks import network as network
+    from nlsn_plugin.engine.benchmarks import tiles
 
     if args.network and args.tune:
         raise UserError('--network and --tune are two measurements: leave one out')
@@ -79,7 +79,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     if args.tune:
-        results = tile_search.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
+        results = tiles.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
         if args.network:
@@ -96,24 +96,24 @@ def benchmark_attention(args: argparse.Namespace) -> None:
 
 def benchmark_training(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    from nlsn_plugin.engine import training_benchmark
-    from nlsn_plugin.engine.run import read
+    from nlsn_plugin.engine.benchmarks import training
+    from nlsn_plugin.engine.training.run import read
 
     opt, _ = read(args, is_train=True)
     if not opt['train']['ema_decay']:
         raise UserError('there is no moving average to measure: add --force_yml train:ema_decay=0.999')
-    results = training_benchmark.run(opt, args.budget)
+    results = training.run(opt, args.budget)
     show(results, ('what', 'form', 'milliseconds', 'spread', 'speedup', 'runs'))
     conclude(args, results)
 
 
 def benchmark_loading(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    from nlsn_plugin.engine import loading_benchmark
+    from nlsn_plugin.engine.benchmarks import loading
 
     if min(args.crop_size) < args.gt_size:
         raise UserError(f'--crop-size {min(args.crop_size)} is less than --gt-size {args.gt_size}')
-    results = loading_benchmark.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
+    results = loading.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
     show(results, ('what', 'milliseconds', 'spread', 'megabytes', 'runs'))
     conclude(args, results)
 

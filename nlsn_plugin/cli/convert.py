@@ -68,7 +68,7 @@ def network_g(option_file: str | None = None) -> dict[str, Any]:
     if option_file is None:
         return {}
     load_toolbox('basicsr')
-    from nlsn_plugin.engine.documents import Document, find_option_file
+    from nlsn_plugin.engine.options.documents import Document, find_option_file
 
     path = find_option_file(option_file)
     network = Document(path).options.get('network_g')

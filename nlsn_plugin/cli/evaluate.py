@@ -70,8 +70,8 @@ def benchmark(args: argparse.Namespace) -> None:
     import torch
 
     from nlsn_plugin.data.benchmark_sets import BICUBIC, STANDARD, find_sets, open_set
-    from nlsn_plugin.engine import evaluation, gallery, reports
-    from nlsn_plugin.engine.contestants import Contestant, Inference
+    from nlsn_plugin.engine.evaluation import gallery, reports, scoring
+    from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
     from nlsn_plugin.engine.measuring import check_device
     from nlsn_plugin.metrics.protocols import find_protocol
     from nlsn_plugin.paper import table1
@@ -92,7 +92,7 @@ def benchmark(args: argparse.Namespace) -> None:
     check_device(device)
     contestants = [Contestant(recipe, device) for recipe in recipes]
     refuse_without_hashing(args, any(contestant.attentions for contestant in contestants))
-    settings = evaluation.Settings(
+    settings = scoring.Settings(
         protocol,
         args.border,
         Inference(args.tile, overlap(args), args.self_ensemble),
@@ -102,7 +102,7 @@ def benchmark(args: argparse.Namespace) -> None:
         None if args.no_cost or not recipes else args.cost_size or [128, 128],
     )
     sets = {scale: [open_set(name, folder, scale, args.lr) for name, folder in folders.items()] for scale in scales}
-    results = evaluation.run(contestants, sets, settings, args.output)
+    results = scoring.run(contestants, sets, settings, args.output)
     results = {'command': shlex.join(['nlsn', *args.words]), **results}
     tables = reports.tables(results, args.compare_with_paper)
     reports.write(results, tables, args.output)
@@ -113,7 +113,7 @@ def benchmark(args: argparse.Namespace) -> None:
 def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:
     """The recipes of all networks, and the scales that are measured."""
     from nlsn_plugin.data.benchmark_sets import BICUBIC
-    from nlsn_plugin.engine.contestants import from_option_file, from_words
+    from nlsn_plugin.engine.evaluation.contestants import from_option_file, from_words
 
     scales = list(dict.fromkeys(args.scale or [2]))
     if args.net and len(scales) > 1:

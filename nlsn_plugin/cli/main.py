@@ -138,28 +138,28 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    from nlsn_plugin.engine.run import train
+    from nlsn_plugin.engine.training.run import train
 
     train(args)
 
 
 def test(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    from nlsn_plugin.engine.run import test
+    from nlsn_plugin.engine.training.run import test
 
     test(args)
 
 
 def check_resume(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    from nlsn_plugin.engine import resume_check
+    from nlsn_plugin.engine.training import resume_check
 
     kills = checks.whole('--kills', args.kills, least=1)
     resume_check.run(args.opt, kills, args.seed, args.force_yml)
 
 
 def show_options(args: argparse.Namespace) -> None:
-    from nlsn_plugin.engine import schema
+    from nlsn_plugin.engine.options import schema
 
     options = schema.TestOptions if args.test else schema.TrainingOptions
     if args.json_schema:

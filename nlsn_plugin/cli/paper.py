@@ -48,7 +48,7 @@ def paper(args: argparse.Namespace) -> None:
 
     from nlsn_plugin.data.benchmark_sets import find_sets
     from nlsn_plugin.data.sample import prepare_sample_data
-    from nlsn_plugin.engine import experiments
+    from nlsn_plugin.engine.evaluation import experiments
     from nlsn_plugin.engine.measuring import check_device
 
     budget = experiments.find_budget(args.budget)

@@ -40,8 +40,8 @@ def show_buckets(args: argparse.Namespace) -> None:
     from basicsr.utils import img2tensor
 
     from nlsn_plugin.data.images import read_image
-    from nlsn_plugin.engine.attention_view import draw, features_of, view
-    from nlsn_plugin.engine.contestants import Contestant, from_option_file, from_words
+    from nlsn_plugin.engine.evaluation.attention_view import draw, features_of, view
+    from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file, from_words
     from nlsn_plugin.engine.measuring import check_device
     from nlsn_plugin.models.inference import window_of
 

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 def train(args: argparse.Namespace) -> None:
     for toolbox in ('basicsr', 'mmengine'):
         load_toolbox(toolbox)
-    from nlsn_plugin.engine.mmengine_run import train
+    from nlsn_plugin.engine.training.mmengine_run import train
 
     train(args.config, args.work_dir, args.resume, args.amp, values_of(args.cfg_options), args.launcher)
 

@@ -64,10 +64,10 @@ def add(commands: Any) -> None:
 
 
 def upscale(args: argparse.Namespace) -> None:
-    from nlsn_plugin.engine import upscale_batch
-    from nlsn_plugin.engine.upscaler import OVERLAP, Settings, Upscaler
+    from nlsn_plugin.engine.upscaling import batch
+    from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler
 
-    inputs = list(upscale_batch.find_inputs(args.inputs))
+    inputs = list(batch.find_inputs(args.inputs))
     output = chosen_output(args, inputs)
     tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
@@ -78,7 +78,7 @@ def upscale(args: argparse.Namespace) -> None:
     upscaler = Upscaler(settings)
     if args.suffix is None:
         output = replace(output, suffix=f'_x{upscaler.scale}')
-    failed = upscale_batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
+    failed = batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
     if failed:
         sys.exit(1)
 
@@ -91,7 +91,7 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
     """
     from nlsn_plugin.data.encoding import LOSSY, QUALITY
     from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES
-    from nlsn_plugin.engine.upscale_batch import STANDARD, Output
+    from nlsn_plugin.engine.upscaling.batch import STANDARD, Output
 
     kind = SUFFIXES.get(f'.{args.format.lower()}') if args.format else None
     if args.format and kind is None:

@@ -1,1 +1,1 @@
-"""Runs: training and testing on the toolbox's own parts."""
+"""Runs on the toolbox's own parts: option files, training, benchmarks, evaluation, enlarging pictures."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, ROOT, error_of, run
 
-from nlsn_plugin.engine.contestants import from_option_file
+from nlsn_plugin.engine.evaluation.contestants import from_option_file
 
 WEIGHTS = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 NETWORK = ['--net', 'NLSN', str(WEIGHTS), 'num_feat=16', 'num_block=8']

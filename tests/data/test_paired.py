@@ -14,7 +14,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from conftest import python
 
 from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset
-from nlsn_plugin.engine.randomness import seeded
+from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import DataError
 
 HR, LR = 'DIV2K_train_HR_sub.lmdb', 'DIV2K_train_LR_bicubic_X2_sub.lmdb'

@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT
 
 from nlsn_plugin import NLSN
-from nlsn_plugin.engine.documents import Document, find_option_file
-from nlsn_plugin.engine.options import checked
+from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.options.reading import checked
 from nlsn_plugin.paper.studies import STUDIES
 
 FILES = sorted((ROOT / 'options' / 'paper').glob('*.yml'))

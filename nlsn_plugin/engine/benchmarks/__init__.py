@@ -1,0 +1,1 @@
+"""Times and memory: of the layer, the network, training updates, reading samples."""

@@ -1,0 +1,86 @@
+"""Time and memory of the whole network of the paper, its attentions in several forms."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlsn_plugin.archs import NLSN
+from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, peak_memory
+from nlsn_plugin.errors import UserError
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between the forms in float32, of an image in [0, 1]."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    'reference': {'backend': 'reference'},
+    'auto': {'backend': 'auto'},
+    'no attention': {'attention_at': []},
+}
+"""Arguments of the network: two backends, and the same network without attention."""
+
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
+
+
+def run(size: tuple[int, int], device: str, budget: float, compiled: bool, memory: bool = True) -> dict[str, Any]:
+    """Measure NLSN x2 on one image of height and width `size`; records as those of `attention.run`.
+
+    Random weights: the time depends on them as little as on the image.
+    """
+    check_device(device)
+    networks = {form: make(form, device) for form in FORMS}
+    x = torch.rand(1, 3, *size, device=device)
+    difference = (upscale(networks['auto'], x) - upscale(networks['reference'], x)).abs().max().item()
+    if not difference <= LARGEST_DIFFERENCE:
+        raise UserError(f"NLSN with backend='auto' is off 'reference' by {difference:.1e}; nothing was timed")
+    steps: dict[str, Step] = {}
+    for form, network in networks.items():
+        steps |= {f'{form}, {dtype}': partial(upscale, network, x, DTYPES[dtype]) for dtype in DTYPES}
+    if compiled:
+        graph = torch.compile(networks['auto'], fullgraph=True)
+        steps |= {f'auto, torch.compile, {dtype}': partial(upscale, graph, x, DTYPES[dtype]) for dtype in DTYPES}
+    times = interleaved(steps, device, budget)
+    base = statistics.median(times['reference, float32'])
+    case = f'NLSN x2, {size[0]}x{size[1]}'
+    records = []
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        form, dtype = name.rsplit(', ', 1)
+        words = device, form, list(size), dtype
+        records.append(
+            {
+                'case': case,
+                'pass': 'forward',
+                'form': name,
+                'milliseconds': 1e3 * median,
+                'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
+                'runs': len(seconds),
+                'speedup': base / median,
+                'peak_bytes': peak_memory(f'{case}, {name}', one_image, *words) if memory and form in FORMS else None,
+            }
+        )
+    return {'machine': describe_machine(device), 'records': records}
+
+
+def make(form: str, device: str, **arguments: Any) -> NLSN:
+    """The network in one of FORMS, with the same weights for all backends."""
+    torch.manual_seed(0)
+    return NLSN(**{**arguments, **FORMS[form]}).to(device).eval()
+
+
+def upscale(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    with torch.no_grad(), torch.autocast(x.device.type, dtype) if dtype else contextlib.nullcontext():
+        return network(x)
+
+
+def one_image(device: str, form: str, size: list[int], dtype: str, **arguments: Any) -> tuple[Step, Step]:
+    """Upscaling of a small image, and of one of the size, for `peak_memory`."""
+    network = make(form, device, **arguments)
+    small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
+    return partial(upscale, network, small, DTYPES[dtype]), partial(upscale, network, x, DTYPES[dtype])

@@ -1,0 +1,103 @@
+"""What training costs beside BasicSR's own loop: whole updates, and the moving average of the weights alone."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Generator
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+from basicsr.data import build_dataloader
+from basicsr.data import build_dataset as build_dataset_of_basicsr
+from basicsr.data.data_sampler import EnlargedSampler
+from basicsr.data.prefetch_dataloader import CPUPrefetcher
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+
+from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
+from nlsn_plugin.engine.training.batches import endless
+from nlsn_plugin.engine.training.loop import order_of
+from nlsn_plugin.models.nlsn_model import NLSNModel
+
+MODELS = {'BasicSR': SRModel, 'nlsn_plugin': NLSNModel}
+
+
+def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
+    """Measure, for `budget` seconds each.
+
+    Args:
+        opt: BasicSR's options of a training run with a moving average, whose network, data and losses are taken.
+        budget: seconds.
+
+    Returns:
+        The machine, and records: what, form, milliseconds (median), spread, runs, speedup over BasicSR.
+    """
+    get_root_logger().setLevel(logging.WARNING)
+    loops = {'BasicSR': updates_of_basicsr, 'nlsn_plugin': our_updates}
+    updates = {name: loop(deepcopy(opt)) for name, loop in loops.items()}
+    steps: dict[str, Step] = {name: partial(next, loop) for name, loop in updates.items()}
+    records = rows(f'update, {opt["name"]}', interleaved(steps, 'cpu', budget))
+    for loop in updates.values():
+        loop.close()
+    paper = {**deepcopy(opt), 'network_g': {'type': 'NLSN', 'upscale': opt['scale']}}
+    for title, options in (
+        (f'moving average, {opt["name"]}', opt),
+        (f"moving average, the paper's x{opt['scale']}", paper),
+    ):
+        models = {name: model(deepcopy(options)) for name, model in MODELS.items()}
+        decay = opt['train']['ema_decay']
+        records += rows(title, interleaved({n: partial(m.model_ema, decay) for n, m in models.items()}, 'cpu', budget))
+    return {'machine': describe_machine('cpu'), 'records': records}
+
+
+def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    base = statistics.median(times['BasicSR'])
+    return [
+        {
+            'what': what,
+            'form': form,
+            'milliseconds': 1e3 * statistics.median(seconds),
+            'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
+            'runs': len(seconds),
+            'speedup': base / statistics.median(seconds),
+        }
+        for form, seconds in times.items()
+    ]
+
+
+def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
+    """BasicSR's train.py, less its log lines, validations and saves."""
+    options = opt['datasets']['train']
+    dataset = build_dataset_of_basicsr(options)
+    sampler = EnlargedSampler(dataset, 1, 0, options['dataset_enlarge_ratio'])
+    loader = build_dataloader(dataset, options, opt['num_gpu'], False, sampler, opt['manual_seed'])
+    prefetcher, model = CPUPrefetcher(loader), SRModel(opt)
+    iteration = epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        prefetcher.reset()
+        while (batch := prefetcher.next()) is not None:
+            iteration += 1
+            model.update_learning_rate(iteration, opt['train']['warmup_iter'])
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            if iteration % opt['logger']['print_freq'] == 0:
+                model.get_current_log()
+            yield
+        epoch += 1
+
+
+def our_updates(opt: dict[str, Any]) -> Generator[None, None, None]:
+    """`training.run`, less the same."""
+    dataset = build_dataset(opt['datasets']['train'])
+    batches, model = endless(dataset, order_of(opt, dataset, 0), opt), NLSNModel(opt)
+    for iteration, batch in enumerate(batches, start=1):
+        model.update_learning_rate(iteration, opt['train']['warmup_iter'])
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+        if iteration % opt['logger']['print_freq'] == 0:
+            model.get_current_log()
+        yield

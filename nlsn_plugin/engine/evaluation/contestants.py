@@ -1,0 +1,228 @@
+"""Networks that are compared: named by option files or on the command line, built, loaded, set to hash as asked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils import img2tensor, tensor2img
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.archs.bases import completed, innermost
+from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.options.reading import (
+    Options,
+    check_scale,
+    checked,
+    complete_paths,
+    home,
+    misfit_of_class,
+    misfits_of_network,
+)
+from nlsn_plugin.errors import ArgumentError, UserError
+from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.metrics.protocols import in_colour
+from nlsn_plugin.models.building import ADVICE
+from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
+from nlsn_plugin.models.description import settled
+from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network is made of.
+
+    Attributes:
+        label: what it is called in tables.
+        type: its name in BasicSR's registry.
+        arguments: of that class.
+        scale: by which it enlarges.
+        weights: the file.
+        param_key: what to take from the file, as `read_weights` has it.
+    """
+
+    label: str
+    type: str
+    arguments: dict[str, Any]
+    scale: int
+    weights: str
+    param_key: str | None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How images are enlarged: in tiles of so many LR pixels that share `tile_overlap`, over eight orientations."""
+
+    tile: int | None = None
+    tile_overlap: int = 16
+    self_ensemble: bool = False
+
+
+def from_words(words: Sequence[str], scale: int) -> Recipe:
+    """The recipe of `--net TYPE WEIGHTS [KEY=VALUE ...]`: arguments of the network, and label or param_key.
+
+    Args:
+        words: as typed.
+        scale: where they name no upscale.
+
+    Raises:
+        UserError: a word is missing or too many, no such network, arguments that it does not take.
+    """
+    shown = f'--net {" ".join(words)}'
+    plain = [word for word in words if not re.match(r'\w+=', word)]
+    if len(plain) != 2:
+        raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
+    kind, weights = plain
+    try:
+        arguments = checks.pairs(word for word in words if word not in plain)
+    except ArgumentError as error:
+        raise UserError(f'{shown}: {error}') from error
+    label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
+    arguments = by_metadata(kind, arguments, weights, key)
+    options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})
+    mistakes = list(misfit_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network((), options))
+    if mistakes:
+        keys, text = mistakes[0]
+        raise UserError(': '.join([shown, *keys, text]))
+    arguments = {key: value for key, value in options.items() if key != 'type'}
+    factor = checks.whole('upscale', innermost(options).get('upscale', scale), least=1)
+    return Recipe(str(label), kind, arguments, factor, weights, key)
+
+
+def from_option_file(name: str) -> Recipe:
+    """The recipe of an option file: its network_g, and pretrain_network_g or, of one for training, what came of it.
+
+    Raises:
+        UserError: there is no such file, or it names no weights.
+    """
+    path = find_option_file(name)
+    document = Document(path)
+    is_train = 'train' in document.options
+    opt: Options = {**checked(document, is_train), 'is_train': is_train}
+    check_scale(opt, path)
+    complete_paths(opt, home(opt, path, Path.cwd()))
+    if is_train:
+        weights, key = str(Path(opt['path']['models'], 'net_g_latest.pth')), 'params_ema'
+    else:
+        weights, key = opt['path'].get('pretrain_network_g'), opt['path'].get('param_key_g')
+    if weights is None:
+        raise UserError(f'{path} names no weights: set path: pretrain_network_g')
+    arguments = dict(opt['network_g'])
+    kind, scale = arguments.pop('type'), opt['scale']
+    arguments = by_metadata(kind, arguments, weights, key)
+    label = opt['name'].removeprefix('test_').removesuffix(f'_x{scale}')
+    return Recipe(label, kind, arguments, scale, weights, key)
+
+
+def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: str | None) -> dict[str, Any]:
+    """The arguments, and those that the file's metadata say besides; as they are while it is not there.
+
+    Raises:
+        UserError: the file does not load, or says others.
+    """
+    if not Path(weights).is_file():
+        return arguments
+    return settled(kind, arguments, read_stored(weights, param_key).metadata, weights)
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The network with fresh weights, in eval mode.
+
+    Raises:
+        UserError: it refuses its arguments.
+    """
+    try:
+        net: nn.Module = ARCH_REGISTRY.get(recipe.type)(**recipe.arguments)
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise UserError(f'{recipe.label}: {recipe.type} cannot be built: {error}') from error
+    return net.eval()
+
+
+class Contestant:
+    """A network with its weights.
+
+    Attributes:
+        digest: of the file of weights.
+        attentions: those in it that hash, in order.
+        first_seed: of the first of them, None without any.
+
+    Raises:
+        UserError: weights that are not there or do not fit, or seeds left to chance.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe = recipe
+        net = build(recipe)
+        if load_weights(net, read_weights(recipe.weights, recipe.param_key), recipe.weights, advice=ADVICE):
+            raise UserError(f'{recipe.label}: {recipe.weights} has no attentions: they would be untrained')
+        self.net = net.to(device)
+        self.digest = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
+        self.attentions = attentions_of(net)
+        self.first_seed = self.attentions[0].eval_seed if self.attentions else None
+        if self.attentions and self.first_seed is None:
+            raise UserError(f'{recipe.label}: eval_seed null hashes otherwise each time: give a number or leave it out')
+
+    def hash_by(self, n_hashes: int | None, seed: int | None) -> None:
+        """Set the rounds of all attentions, and their seeds: `seed` and those that follow it; None leaves them."""
+        set_rounds(self.net, n_hashes)
+        if seed is not None:
+            for number, attention in enumerate(self.attentions):
+                attention.eval_seed = seed + number
+
+    def enlarge(self, lr: np.ndarray, inference: Inference) -> np.ndarray:
+        """8-bit BGR [h * scale, w * scale, 3] from 8-bit BGR [h, w, 3] or gray [h, w].
+
+        Raises:
+            UserError: see `upscale`.
+        """
+        x = img2tensor(in_colour(lr).astype(np.float32) / 255)[None]
+        y = upscale(self.net, x.to(next(self.net.parameters()).device), self.recipe, inference)
+        return np.ascontiguousarray(tensor2img(y))
+
+
+def attentions_of(net: nn.Module) -> list[NonLocalSparseAttention]:
+    return [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
+
+
+def set_rounds(net: nn.Module, n_hashes: int | None) -> None:
+    if n_hashes is not None:
+        for attention in attentions_of(net):
+            attention.n_hashes = n_hashes
+
+
+def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> Tensor:
+    """Enlarge [1, 3, h, w].
+
+    Raises:
+        UserError: the network fails on it, or enlarges by another factor.
+    """
+
+    def fitting(x: Tensor) -> Tensor:
+        y = net(x)
+        expected = [1, 3, *(recipe.scale * size for size in x.shape[-2:])]
+        if list(y.shape) != expected:
+            raise UserError(
+                f'{recipe.label} made {list(y.shape)} of {list(x.shape)}: {expected} is expected at '
+                f'x{recipe.scale}; say its scale by --scale'
+            )
+        return y
+
+    try:
+        whole = in_whole_windows(fitting, window_of({'type': recipe.type, **recipe.arguments}), recipe.scale)
+        with torch.no_grad():
+            return enlarged(whole, x, recipe.scale, **asdict(inference))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f'{recipe.label} has too little memory for {list(x.shape)}: try --tile 256') from error
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f'{recipe.label} fails on an input of shape {list(x.shape)}: {reason}') from error

@@ -1,0 +1,85 @@
+"""What a network costs: parameters, multiply-adds, time and memory, for one LR image of a named size."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nlsn_plugin.engine.evaluation.contestants import (
+    Contestant,
+    Inference,
+    Recipe,
+    attentions_of,
+    build,
+    set_rounds,
+    upscale,
+)
+from nlsn_plugin.engine.measuring import Step, interleaved, peak_memory
+from nlsn_plugin.ops.library import COUNTS_FLOPS
+
+BUDGET = 5.0
+"""Seconds for the times of each network."""
+
+
+def measure(
+    contestant: Contestant, n_hashes: int | None, size: Sequence[int], device: str, inference: Inference
+) -> dict[str, Any]:
+    """The record of one network.
+
+    Args:
+        contestant: the network.
+        n_hashes: rounds of its attentions; None leaves them.
+        size: height and width of the LR image.
+        device: 'cpu' or 'cuda'.
+        inference: how it is enlarged.
+    """
+    recipe = contestant.recipe
+    contestant.hash_by(n_hashes, None)
+    step = partial(upscale, contestant.net, torch.rand(1, 3, *size, device=device), recipe, inference)
+    seconds = interleaved({recipe.label: step}, device, BUDGET)[recipe.label]
+    words = asdict(recipe), n_hashes, list(size), asdict(inference)
+    return {
+        'lr_size': list(size),
+        'parameters': count_parameters(contestant.net),
+        'multiply_adds': count_multiply_adds(contestant.net, recipe, size, inference),
+        'milliseconds': 1e3 * statistics.median(seconds),
+        'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
+        'runs': len(seconds),
+        'peak_bytes': peak_memory(recipe.label, one_image, device, *words),
+    }
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Those that training changes."""
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int | None:
+    """Of convolutions, matrix products and attention (hashing, scores and sums over windows), as PyTorch counts them.
+
+    On the meta device, where nothing is computed. None where PyTorch would leave the attention out.
+    """
+    if attentions_of(net) and not COUNTS_FLOPS:
+        return None
+    with FlopCounterMode(display=False) as counter:
+        upscale(copy.deepcopy(net).to('meta'), torch.empty(1, 3, *size, device='meta'), recipe, inference)
+    return int(counter.get_total_flops()) // 2
+
+
+def one_image(
+    device: str, recipe: dict[str, Any], n_hashes: int | None, size: list[int], inference: dict[str, Any]
+) -> tuple[Step, Step]:
+    """Upscaling of a small image, and of one of the size, for `peak_memory`; fresh weights take as much as others."""
+    made, settings = Recipe(**recipe), Inference(**inference)
+    net = build(made).to(device)
+    set_rounds(net, n_hashes)
+    small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
+    return partial(upscale, net, small, made, settings), partial(upscale, net, x, made, settings)

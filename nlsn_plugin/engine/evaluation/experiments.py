@@ -1,0 +1,289 @@
+"""The paper's tables and figures: what they need is trained, measured, and shown beside what the paper prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from nlsn_plugin.data.benchmark_sets import BenchmarkSet, open_set
+from nlsn_plugin.data.parallel import processes
+from nlsn_plugin.data.prepare import prepare_training_data
+from nlsn_plugin.data.workshop import RECORD
+from nlsn_plugin.engine.benchmarks.layer_costs import FORMULA, layer_costs
+from nlsn_plugin.engine.evaluation import reports, scoring
+from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file
+from nlsn_plugin.engine.measuring import describe_machine
+from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
+
+Options = dict[str, Any]
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the paper's schedule is trained.
+
+    Attributes:
+        name: for folders.
+        share: of the updates, and of the milestones of the learning rate.
+        batch_size: patches of an update; None for the paper's 16.
+    """
+
+    name: str
+    share: float
+    batch_size: int | None = None
+
+
+SMOKE = Budget('smoke', 150 / 1_000_000, 4)
+"""Minutes on a CPU: shows that all of it runs, not who is better."""
+
+
+def find_budget(text: str) -> Budget:
+    """'paper', 'smoke', or a share of the paper's updates such as 0.01.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ('paper', 'smoke'):
+        return SMOKE if text == 'smoke' else Budget('paper', 1.0)
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f'--budget {text}: smoke, paper, or a share of its updates such as 0.01 is expected')
+    return Budget(text, share)
+
+
+@dataclass
+class Laboratory:
+    """Where experiments are made.
+
+    Attributes:
+        output: takes option files, experiments, and results.
+        data: folders of HR images to train on; None for the LMDBs that the option files name.
+        sets: folders of sets to measure on, by name.
+        budget: how long is trained.
+        device: 'cpu' or 'cuda', of the measurement.
+        made: LMDBs of `data`, by scale.
+    """
+
+    output: Path
+    data: Sequence[Path] | None
+    sets: dict[str, Path]
+    budget: Budget
+    device: str
+    made: dict[int, list[Path]] = field(default_factory=dict)
+
+    def lmdbs(self, scale: int) -> list[Path]:
+        """What is trained on, HR and LR, made on first use."""
+        if scale not in self.made:
+            parts = self.data or []
+            self.made[scale] = prepare_training_data(
+                parts, self.output.resolve() / 'data', f'x{scale}', [scale], 192, 96
+            )
+        return self.made[scale]
+
+
+def train(network: str, laboratory: Laboratory) -> Path:
+    """Train a network of options/paper, unless that is done; go on where it was stopped.
+
+    Returns:
+        Its option file, with the budget's schedule and the laboratory's data.
+
+    Raises:
+        UserError: the training failed; it has said why.
+        InterruptedRunError: a signal ended it, and it was saved.
+    """
+    path = laboratory.output.resolve() / 'options' / f'{network}.yml'
+    options = scheduled(Document(find_option_file(f'paper/{network}.yml')).options, laboratory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    experiment = laboratory.output.resolve() / 'experiments' / options['name']
+    if (experiment / 'models' / 'net_g_latest.pth').exists():
+        return path
+    print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
+    words = [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', str(path), '--auto_resume']
+    with subprocess.Popen(words) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # a signal that it saves on
+            status = process.wait()
+    if status == InterruptedRunError.status:
+        raise InterruptedRunError(f'{network} is saved; the same command goes on')
+    if status:
+        raise UserError(f'training {network} by {path} failed')
+    return path
+
+
+def scheduled(options: Options, laboratory: Laboratory) -> Options:
+    """An experiment's options with the schedule of the budget, its data, and no validation on the way."""
+    budget, scale = laboratory.budget, options['scale']
+    training = options['datasets']['train']
+    if laboratory.data:
+        training['dataroot_gt'], training['dataroot_lq'] = map(str, laboratory.lmdbs(scale))
+    training['batch_size_per_gpu'] = budget.batch_size or training['batch_size_per_gpu']
+    training['num_worker_per_gpu'] = min(training['num_worker_per_gpu'], processes())
+    options['datasets'] = {'train': training}
+    del options['val']
+    schedule = options['train']
+    total = max(1, round(schedule['total_iter'] * budget.share))
+    schedule['scheduler']['milestones'] = [round(m * budget.share) for m in schedule['scheduler']['milestones']]
+    schedule['total_iter'] = total
+    logger = options['logger']
+    logger['save_checkpoint_freq'] = min(int(logger['save_checkpoint_freq']), max(50, total // 20))
+    logger.update(print_freq=min(logger['print_freq'], max(1, total // 10)), keep_last=1, use_tb_logger=False)
+    options['path']['experiments_root'] = str(laboratory.output.resolve() / 'experiments')
+    return options
+
+
+def run(name: str, laboratory: Laboratory) -> Results:
+    """Train and measure all that a table or figure needs.
+
+    Args:
+        name: of STUDIES.
+        laboratory: where, on what, and for how long.
+
+    Returns:
+        title, conditions, rows (label, psnr by set, paper, remark), costs of layers where the paper has them.
+    """
+    study = STUDIES[name]
+    sets = [open_set(label, folder, 2) for label, folder in laboratory.sets.items()]  # before days of training
+    note_data(laboratory)
+    files = {network: train(network, laboratory) for network in study.networks}
+    found: dict[tuple[str, int | None], dict[str, float]] = {}
+    for network, path in files.items():
+        rounds = list(dict.fromkeys(entry.rounds for entry in study.entries if entry.network == network))
+        found |= measure(network, path, rounds, sets, laboratory)
+    rows = [{**asdict(entry), 'psnr': found[entry.network, entry.rounds]} for entry in study.entries]
+    results = {'title': study.title, 'conditions': conditions(files, laboratory), 'axis': study.axis, 'rows': rows}
+    if study.costs:
+        results['costs'] = layer_costs(laboratory.device, TABLE5_GFLOPS)
+    return results
+
+
+def table1(laboratory: Laboratory) -> str:
+    """NLSN at x2, x3 and x4, trained if they are not there, beside all methods of Table 1, as Markdown."""
+    scales = (2, 3, 4)
+    sets = {scale: [open_set(label, folder, scale) for label, folder in laboratory.sets.items()] for scale in scales}
+    note_data(laboratory)
+    files = [train(f'nlsn_x{scale}', laboratory) for scale in scales]
+    contestants = [Contestant(from_option_file(str(path)), laboratory.device) for path in files]
+    settings = scoring.Settings(device=laboratory.device, cost_size=None)
+    results = scoring.run(contestants, sets, settings, laboratory.output / 'images')
+    return reports.markdown(reports.tables(results, 'NLSN'))
+
+
+def measure(
+    network: str, path: Path, rounds: Sequence[int | None], sets: Sequence[BenchmarkSet], laboratory: Laboratory
+) -> dict[tuple[str, int | None], dict[str, float]]:
+    """PSNR on Y by set, for each number of rounds."""
+    settings = scoring.Settings(n_hashes=rounds, device=laboratory.device, cost_size=None)
+    contestant = Contestant(from_option_file(str(path)), laboratory.device)
+    results = scoring.run([contestant], {contestant.recipe.scale: sets}, settings, laboratory.output / 'images')
+    labels = {
+        f'{contestant.recipe.label}, n_hashes {r}' if len(rounds) > 1 else contestant.recipe.label: r for r in rounds
+    }
+    found: dict[tuple[str, int | None], dict[str, float]] = {(network, r): {} for r in rounds}
+    for figure in results['figures']:
+        if figure['network'] in labels:
+            found[network, labels[figure['network']]][figure['set']] = figure['psnr_y']['mean']
+    return found
+
+
+def note_data(laboratory: Laboratory) -> None:
+    """Keep what experiments were trained on; refuse to mix them with others.
+
+    Raises:
+        UserError: the output holds experiments on other data.
+    """
+    kept = laboratory.output / 'plan.json'
+    plan: Options = {'budget': asdict(laboratory.budget)}
+    if laboratory.data:
+        plan['images'] = json.loads((laboratory.lmdbs(2)[0] / RECORD).read_text())['images']
+    if kept.exists() and json.loads(kept.read_text()) != plan:
+        raise UserError(
+            f'{laboratory.output} holds experiments on other data or of another budget: name another --output'
+        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(plan, indent=1) + '\n')
+
+
+def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]:
+    """What the figures were got with."""
+    options = yaml.safe_load(next(iter(files.values())).read_text())
+    return {
+        'updates': options['train']['total_iter'],
+        'batch_size': options['datasets']['train']['batch_size_per_gpu'],
+        'seed': options['manual_seed'],
+        'trained on': [str(path) for path in laboratory.data or [options['datasets']['train']['dataroot_gt']]],
+        'measured on': list(laboratory.sets),
+        'machine': describe_machine(laboratory.device),
+    }
+
+
+def markdown(results: Results) -> str:
+    """A table for people: ours beside the paper's."""
+    held = results['conditions']
+    sets = held['measured on']
+    rows = [
+        [row['label'], *(f'{row["psnr"][name]:.2f}' for name in sets), number(row['paper']), row['remark']]
+        for row in results['rows']
+    ]
+    headers = ['PSNR on Y, dB, x2', *sets, 'paper, Set5', '']
+    text = [
+        f'## {results["title"]}',
+        f'{held["updates"]} updates of {held["batch_size"]} patches on {", ".join(held["trained on"])}, seed '
+        f'{held["seed"]}; the paper: 1000000 of 16 on DIV2K.',
+        tabulate(rows, headers, tablefmt='github', disable_numparse=True),
+    ]
+    if 'costs' in results:
+        costs = [
+            [cost['label'], number(cost['gflops'], 3), number(cost['paper'], 1), number(cost['milliseconds'], 1)]
+            for cost in results['costs']
+        ]
+        columns = ['one layer, 64 channels, 100x100', 'GFLOPs', 'paper', 'ms']
+        text += [tabulate(costs, columns, tablefmt='github', disable_numparse=True), FORMULA]
+    return '\n\n'.join(text) + '\n'
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
+
+
+def draw(results: Results, path: Path) -> None:
+    """PSNR on the first set over what a figure varies."""
+    from matplotlib.figure import Figure
+
+    name = results['conditions']['measured on'][0]
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    for kind in ('NLSA', 'NLA'):
+        rows = [row for row in results['rows'] if row['label'].split(',')[0].split()[0] == kind]
+        axes.semilogx([row['x'] for row in rows], [row['psnr'][name] for row in rows], marker='.', label=kind)
+    axes.set(xlabel=results['axis'], ylabel=f'PSNR on {name}, dB', title=results['title'])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def write(name: str, results: Results, output: Path) -> list[Path]:
+    """Keep results as JSON and Markdown, and a figure as a picture."""
+    paths = [output / f'{name}.json', output / f'{name}.md']
+    paths[0].write_text(json.dumps(results, indent=1) + '\n')
+    paths[1].write_text(markdown(results))
+    if results['axis']:
+        paths.append(output / f'{name}.png')
+        draw(results, paths[-1])
+    return paths

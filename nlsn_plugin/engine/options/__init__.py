@@ -1,0 +1,1 @@
+"""Option files: found, compared with a schema, completed."""

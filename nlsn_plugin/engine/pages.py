@@ -1,0 +1,12 @@
+"""Pages of HTML that are one file each, by the templates beside this module."""
+
+from __future__ import annotations
+
+import jinja2
+
+
+def render(template: str, **values: object) -> str:
+    """The page of a template, its values escaped."""
+    loader = jinja2.PackageLoader('nlsn_plugin.engine')
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)

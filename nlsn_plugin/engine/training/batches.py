@@ -1,0 +1,140 @@
+"""Training batches without end, whose order and augmentation depend on nothing but the seed and their number.
+
+BasicSR seeds its loader's workers, so what a sample looks like depends on which worker reads it, and a run that goes on
+from a saved state sees other samples than one that was not stopped. Here every sample has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from nlsn_plugin.engine.training.interruption import SIGNALS
+from nlsn_plugin.engine.training.randomness import seeded
+from nlsn_plugin.errors import UserError
+
+Place = tuple[int, int]
+"""The seed of a sample's augmentation, and its index in the data set."""
+
+
+class Order(Sampler[list[Place]]):
+    """Batches of one process: its share of the batches of all.
+
+    The positions of an epoch are shuffled as by BasicSR's EnlargedSampler. Batch b of all processes together is what
+    one process with as large a batch would have.
+
+    Args:
+        size: images in the data set.
+        enlarge: times that an epoch goes through it.
+        batch_size: of each process.
+        rank, world_size: which process this is, of how many.
+        seed: of the augmentations.
+        first: number of the first batch.
+    """
+
+    def __init__(
+        self, size: int, enlarge: int, batch_size: int, rank: int, world_size: int, seed: int, first: int = 0
+    ) -> None:
+        self.size, self.total = size, size * enlarge
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.seed, self.first = seed, first
+        self.batches_per_epoch = self.total // (batch_size * world_size)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        together = self.batch_size * self.world_size
+        for epoch in itertools.count(self.first // self.batches_per_epoch):
+            shuffled = torch.randperm(self.total, generator=torch.Generator().manual_seed(epoch)).tolist()
+            first = self.first % self.batches_per_epoch if epoch == self.first // self.batches_per_epoch else 0
+            for batch in range(first, self.batches_per_epoch):
+                positions = range(batch * together + self.rank, (batch + 1) * together, self.world_size)
+                yield [(self.seed_of(epoch, position), shuffled[position] % self.size) for position in positions]
+
+    def seed_of(self, epoch: int, position: int) -> int:
+        sequence = np.random.SeedSequence((self.seed, epoch, position))
+        return int(sequence.generate_state(1)[0])
+
+
+class Reproducible(Dataset[Any]):
+    """A data set whose samples are augmented by the seed of their place."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, place: Place) -> Any:
+        seed, index = place
+        try:
+            with seeded(seed):
+                return self.dataset[index]
+        except UserError as error:  # a loader's worker would bury its message in a traceback
+            return error
+
+
+def collate(samples: list[Any]) -> Any:
+    """A batch, or what went wrong with one of its samples."""
+    return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
+
+
+def ignore_signals(worker: int) -> None:
+    """Let the main process alone decide what to do about signals, which go to its workers too."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Loaded:
+    """The batches of a loader; a sample that could not be read is an error here.
+
+    Raises:
+        UserError: of a sample.
+    """
+
+    def __init__(self, dataset: Dataset[Any], order: Order, options: dict[str, Any]) -> None:
+        workers = options['num_worker_per_gpu']
+        self.loader: DataLoader[Any] = DataLoader(
+            Reproducible(dataset),
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=options.get('pin_memory', False),
+            prefetch_factor=max(2, options.get('num_prefetch_queue', 1)) if workers else None,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator().manual_seed(0),  # or the loader would draw from the one for rotations
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    """The batches of one process, on a GPU through BasicSR's prefetcher where the option file says so.
+
+    BasicSR's prefetch_mode 'cpu' waits for ever when reading fails; the loader's own workers read ahead as well.
+    """
+    options = opt['datasets']['train']
+    loaded = Loaded(dataset, order, options)
+    if options.get('prefetch_mode') == 'cuda':
+        prefetcher = CUDAPrefetcher(loaded, opt)
+        yield from iter(prefetcher.next, None)
+    else:
+        yield from loaded
+
+
+def close(batches: Generator[dict[str, Any], None, None]) -> None:
+    """End what `endless` began, its loader's workers too.
+
+    They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that failed
+    could wait for them for ever.
+    """
+    batches.close()
+    for worker in multiprocessing.active_children():
+        worker.kill()

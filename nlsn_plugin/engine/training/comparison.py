@@ -1,0 +1,112 @@
+"""Bicubic | network | ground truth: figures and a picture from a finished run's validation image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from basicsr.archs import build_network
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from nlsn_plugin.data.images import enlarge
+from nlsn_plugin.engine.options.reading import Options
+from nlsn_plugin.models.checkpoint import load_weights, read_weights
+from nlsn_plugin.models.inference import in_whole_windows, window_of
+
+DETAIL = 56
+"""Edge of the magnified detail, in pixels of the ground truth."""
+
+
+def compare_with_bicubic(opt: Options) -> Path:
+    """Print the validation metrics of bicubic and of the trained network on the first validation image, and draw both.
+
+    Args:
+        opt: BasicSR's options of a finished run; its `val: metrics` are the figures.
+
+    Returns:
+        The picture, <experiment>/comparison_<image>.png.
+    """
+    validation = next(options for options in opt['datasets'].values() if options['phase'] == 'val')
+    sample = build_dataset(validation)[0]
+    net = build_network(opt['network_g']).eval()
+    weights = Path(opt['path']['models']) / 'net_g_latest.pth'
+    load_weights(net, read_weights(weights, 'params_ema'), weights)
+    with torch.no_grad():
+        output = in_whole_windows(net, window_of(opt['network_g']), opt['scale'])(sample['lq'][None])
+
+    name = opt['network_g']['type']
+    truth = tensor2img(sample['gt'])
+    images = {'bicubic': enlarge(tensor2img(sample['lq']), opt['scale']), name: tensor2img(output)}
+    figures = {
+        label: {
+            metric: calculate_metric({'img': image, 'img2': truth}, dict(options))
+            for metric, options in opt['val']['metrics'].items()
+        }
+        for label, image in images.items()
+    }
+    title = Path(sample['gt_path']).stem
+    picture = Path(opt['path']['experiments_root']) / f'comparison_{title}.png'
+    draw({**images, 'ground truth': truth}, figures, picture)
+    print(table(f'{title}, x{opt["scale"]}', figures))
+    print(f'\nSide by side: {picture}')
+    return picture
+
+
+def table(title: str, figures: dict[str, dict[str, float]]) -> str:
+    """The figures as text, one row a method, and the gain of the last over the first."""
+    metrics = list(next(iter(figures.values())))
+    first, last = next(iter(figures)), next(reversed(figures))
+    rows = {**figures, f'{last} - {first}': {m: figures[last][m] - figures[first][m] for m in metrics}}
+    width = max(map(len, [title, *rows]))
+    lines = ['', f'{title:<{width}}' + ''.join(f'{metric.upper():>10}' for metric in metrics)]
+    for label, row in rows.items():
+        sign = '+' if ' - ' in label else ''
+        cells = (
+            f'{value:{sign}.2f}' if metric.startswith('psnr') else f'{value:{sign}.4f}' for metric, value in row.items()
+        )
+        lines.append(f'{label:<{width}}' + ''.join(f'{cell:>10}' for cell in cells))
+    return '\n'.join(lines)
+
+
+def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw BGR images side by side; below, the detail in which the second gains most on the first."""
+    first, second, truth = images.values()
+    top, left = most_improved(first, second, truth)
+    height, width = truth.shape[:2]
+    column = 4.0
+    figure = Figure(figsize=(3 * column, column * (height / width + 1) + 0.4), layout='constrained')
+    axes = figure.subplots(2, 3, height_ratios=[height / width, 1])
+    for (label, image), whole, detail in zip(images.items(), axes[0], axes[1]):
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        whole.imshow(rgb)
+        whole.add_patch(Rectangle((left, top), DETAIL, DETAIL, fill=False, edgecolor='red', linewidth=1.5))
+        numbers = [f'{v:.2f} dB' if m.startswith('psnr') else f'{v:.4f}' for m, v in figures.get(label, {}).items()]
+        whole.set_title(label + ('\n' + ' / '.join(numbers) if numbers else '\n'), fontsize=11)
+        detail.imshow(rgb[top : top + DETAIL, left : left + DETAIL], interpolation='nearest')
+        whole.axis('off')
+        detail.axis('off')
+    figure.savefig(path, dpi=110)
+
+
+def most_improved(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    """Top-left corner of the DETAIL square in which the squared error falls most from `first` to `second`."""
+
+    def error(image: np.ndarray) -> np.ndarray:
+        return ((image.astype(np.float64) - truth) ** 2).sum(axis=2)
+
+    top, left, _ = largest_detail(error(first) - error(second))
+    return top, left
+
+
+def largest_detail(amount: np.ndarray) -> tuple[int, int, float]:
+    """Top-left corner of the DETAIL square that holds most of an amount for each pixel, [H, W], and how much it is."""
+    found = cv2.boxFilter(amount, -1, (DETAIL, DETAIL), anchor=(0, 0), normalize=False)
+    found = found[: max(1, found.shape[0] - DETAIL + 1), : max(1, found.shape[1] - DETAIL + 1)]
+    top, left = np.unravel_index(found.argmax(), found.shape)
+    return int(top), int(left), float(found[top, left])

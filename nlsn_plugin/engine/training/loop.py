@@ -1,0 +1,212 @@
+"""The training run, on the toolbox's datasets, models, metrics and logs."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
+from basicsr.train import init_tb_loggers
+from basicsr.utils import AvgTimer, check_resume, get_root_logger, get_time_str
+from torch.utils.data import Dataset
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.engine.options.documents import keep_copy
+from nlsn_plugin.engine.training import checkpoints, randomness
+from nlsn_plugin.engine.training.batches import Order, close, endless
+from nlsn_plugin.engine.training.interruption import interruptible
+from nlsn_plugin.engine.training.journal import Journal
+from nlsn_plugin.engine.training.log import start_log
+from nlsn_plugin.engine.training.validation import validate
+from nlsn_plugin.errors import InterruptedRunError, UserError
+
+Options = dict[str, Any]
+
+
+def train(opt: Options, option_file: Path) -> None:
+    """Train as the option file says, from the beginning or from a state.
+
+    Args:
+        opt: as `options.read_options` gives them.
+        option_file: copied to the experiment.
+
+    Raises:
+        InterruptedRunError: a signal asked for the end; the run is saved.
+        UserError: data or states that cannot be read or written, losses that are not finite.
+    """
+    torch.backends.cudnn.benchmark = True
+    state = resume_state(opt)
+    start = state['iter'] if state else 0
+    train_set, val_sets = build_datasets(opt)
+    order = order_of(opt, train_set, start)
+    make_folders(opt, state is not None)
+    logger = start_log(opt, 'train')
+    if opt['rank'] == 0:
+        keep_copy(option_file, Path(opt['path']['experiments_root']))
+    tb_logger = init_tb_loggers(opt)
+    model = build_model(opt)
+    if state:
+        model.resume_training(state)
+        model.best_metric_results = state.get('best_metric_results') or {}
+        logger.info(f'Resuming training from epoch: {state["epoch"]}, iter: {start}.')
+    logger.info(
+        f'{order.size} training images, {order.batches_per_epoch} iterations per epoch, '
+        f'{opt["train"]["total_iter"]} iterations in all, {opt["world_size"]} processes'
+    )
+    journal = Journal(opt, start, tb_logger)
+    batches = endless(train_set, order, opt)
+    try:
+        run(model, batches, order, val_sets, journal, tb_logger, state)
+    finally:
+        close(batches)
+        journal.close()
+    logger.info('Save the latest model.')
+    if opt['rank'] == 0:
+        checkpoints.save_networks(model, 'latest')
+    journal.plot()
+    if tb_logger:
+        tb_logger.close()
+
+
+def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
+    """The order of the batches, from the one of number `first`.
+
+    Raises:
+        UserError: there are less images than one batch takes; BasicSR would train nothing and save that.
+    """
+    options = opt['datasets']['train']
+    batch_size = options['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu']))
+    size, enlarge = len(train_set), options.get('dataset_enlarge_ratio', 1)  # type: ignore[arg-type]
+    order = Order(size, enlarge, batch_size, opt['rank'], opt['world_size'], opt['manual_seed'], first)
+    if not order.batches_per_epoch:
+        processes = f'{opt["world_size"]} process' + 'es' * (opt['world_size'] > 1)
+        raise UserError(
+            f'batch_size_per_gpu {batch_size} in {processes} is more than the {order.total} images of an epoch: '
+            'choose a smaller one, or a larger dataset_enlarge_ratio'
+        )
+    return order
+
+
+def run(
+    model: BaseModel,
+    batches: Any,
+    order: Order,
+    val_sets: dict[str, Dataset[Any]],
+    journal: Journal,
+    tb_logger: Any,
+    state: dict[str, Any] | None,
+) -> None:
+    """All iterations that are left."""
+    opt, start = model.opt, order.first
+    total, warmup = opt['train']['total_iter'], opt['train'].get('warmup_iter', -1)
+    timer, data_timer, began = AvgTimer(), AvgTimer(), time.monotonic()
+    if state and 'randomness' in state.get('run', {}):
+        randomness.restore_one_of(state['run']['randomness'], opt['rank'])
+    with interruptible() as interruption, logging_redirect_tqdm([get_root_logger()]):
+        for iteration in range(start + 1, total + 1):
+            batch = next(batches)
+            data_timer.record()
+            epoch = (iteration - 1) // order.batches_per_epoch
+            model.update_learning_rate(iteration, warmup_iter=warmup)
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+            timer.record()
+            journal.iteration()
+            if iteration % opt['logger']['print_freq'] == 0:
+                lrs = model.get_current_learning_rate()
+                seconds, data = timer.get_avg_time(), data_timer.get_avg_time()
+                journal.progress(epoch, iteration, lrs, seconds, data, model.get_current_log())
+            last = iteration == total
+            if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
+                validate_all(model, val_sets, iteration, journal, tb_logger)
+            interrupted = interruption.wanted() and not last
+            if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
+                save(model, epoch, iteration)
+            if interrupted:
+                number = interruption.signal
+                raise InterruptedRunError(
+                    f'ended by {number.name if number else "a signal to another process"} and saved at iteration '
+                    f'{iteration}; the same command with --auto_resume goes on'
+                )
+            data_timer.start()
+            timer.start()
+    consumed = datetime.timedelta(seconds=int(time.monotonic() - began))
+    get_root_logger().info(f'End of training. Time consumed: {consumed}')
+
+
+def validate_all(
+    model: BaseModel, val_sets: dict[str, Dataset[Any]], iteration: int, journal: Journal, tb_logger: Any
+) -> None:
+    """Measure all validation sets; keep the network that is best by the first metric on the first of them."""
+    for number, (name, dataset) in enumerate(val_sets.items()):
+        results = validate(model, dataset, iteration, tb_logger, name)
+        journal.validation(iteration, name, results)
+        if number == 0 and results and model.opt['rank'] == 0:
+            best = model.best_metric_results[name][next(iter(results))]
+            if best['iter'] == iteration:
+                checkpoints.save_networks(model, 'best')
+
+
+def save(model: BaseModel, epoch: int, iteration: int) -> None:
+    """Save all that the run needs to go on as if it had not been stopped. All processes have to call this."""
+    opt = model.opt
+    everyone: list[Any] = [randomness.current()]
+    if opt['dist']:
+        everyone = [None] * opt['world_size']
+        torch.distributed.all_gather_object(everyone, randomness.current())
+    if opt['rank'] == 0:
+        get_root_logger().info('Saving models and training states.')
+        checkpoints.save(model, epoch, iteration, {'randomness': everyone})
+        checkpoints.prune(opt, opt['logger'].get('keep_last'))
+    if opt['dist']:
+        torch.distributed.barrier()
+
+
+def resume_state(opt: Options) -> dict[str, Any] | None:
+    """The state to go on from: the one named, or with --auto_resume the newest that is intact; None for a new run."""
+    path = opt['path'].get('resume_state')
+    state = None
+    if opt['auto_resume']:
+        found = checkpoints.newest_intact(opt, print if opt['rank'] == 0 else lambda message: None)
+        path, state = found or (None, None)
+        opt['path']['resume_state'] = str(path) if path else None
+        if not found and opt['rank'] == 0:
+            print(f'there is no state in {opt["path"]["training_states"]}: the run begins at 0')
+    elif path is not None:
+        state = checkpoints.load_state(opt, Path(path))
+    if state:
+        check_resume(opt, state['iter'])
+    return state
+
+
+def make_folders(opt: Options, resuming: bool) -> None:
+    """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
+    root = Path(opt['path']['experiments_root'])
+    if opt['rank'] == 0:
+        taken = any(root.glob('models/*.pth')) or any(root.glob('training_states/*.state'))
+        if taken and not resuming:
+            if not opt.get('archive'):
+                raise UserError(
+                    f'{root} holds a run already: --auto_resume goes on with it, --archive moves it aside and begins '
+                    'anew, or choose another name in the option file'
+                )
+            root.rename(f'{root}_archived_{get_time_str()}')
+        for key in ('experiments_root', 'models', 'training_states', 'visualization'):
+            Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
+    if opt['dist']:
+        torch.distributed.barrier()
+
+
+def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:
+    """The training set, and the validation sets by their names."""
+    train_set = build_dataset(opt['datasets']['train'])
+    validation = {
+        options['name']: build_dataset(options) for phase, options in opt['datasets'].items() if phase != 'train'
+    }
+    return train_set, validation if opt.get('val') else {}

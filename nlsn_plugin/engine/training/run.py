@@ -1,0 +1,72 @@
+"""Train and test by an option file, from the working directory, on machines with and without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch.distributed
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+
+from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.data.sample import prepare_sample_data
+from nlsn_plugin.engine.options.documents import find_option_file
+from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale, read_options
+from nlsn_plugin.engine.training import loop
+from nlsn_plugin.engine.training.comparison import compare_with_bicubic
+from nlsn_plugin.engine.training.log import start_log
+from nlsn_plugin.engine.training.validation import validate
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train; afterwards compare with bicubic where the option file says so.
+
+    Args:
+        args: the command line, as `nlsn train` parses it.
+    """
+    opt, option_file = read(args, is_train=True)
+    loop.train(opt, option_file)
+    if opt['compare_with_bicubic'] and opt['rank'] == 0:
+        compare_with_bicubic(opt)
+    leave()
+
+
+def test(args: argparse.Namespace) -> None:
+    """Measure a network on all data sets of the option file; images and log go to results/<name>.
+
+    Args:
+        args: the command line, as `nlsn test` parses it.
+    """
+    opt, _ = read(args, is_train=False)
+    Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
+    start_log(opt, 'test')
+    datasets = {options['name']: build_dataset(options) for options in opt['datasets'].values()}
+    model = build_model(opt)
+    for name, dataset in datasets.items():
+        get_root_logger().info(f'Testing {name}...')
+        validate(model, dataset, opt['name'], None, name)
+    leave()
+
+
+def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
+    """Find, read and check the option file, making the quickstart's data on first use."""
+    option_file = find_option_file(args.opt).resolve()
+    opt = read_options(option_file, args, Path.cwd(), is_train)
+    os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began
+    sample_data = opt['sample_data']
+    if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
+        prepare_sample_data(Path(sample_data), opt['scale'])
+    if opt['dist']:
+        torch.distributed.barrier()
+    check_scale(opt, option_file)
+    check_paths(opt, option_file)
+    return opt, option_file
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

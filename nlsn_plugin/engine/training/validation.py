@@ -1,0 +1,104 @@
+"""Validation by the toolbox's metrics, its images shared out among all processes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from basicsr.metrics import calculate_metric
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from nlsn_plugin.compat import substituted
+from nlsn_plugin.engine.training.batches import Reproducible, collate
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.metrics.protocols import mean
+
+Results = dict[str, float]
+
+
+def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger: Any, name: str) -> Results:
+    """Measure a model on one data set; log the means and keep the best in `model.best_metric_results`.
+
+    BasicSR lets rank 0 work alone while the others run into the next iteration. Here each process takes every n-th
+    image; the means are summed up in the data set's order, and so do not depend on the number of processes.
+    All processes have to call this, and all get the results.
+
+    Args:
+        model: SRModel or one derived from it; one with a validation of its own is left to that, on rank 0.
+        dataset: of pairs.
+        iteration: for the log and for the names of images.
+        tb_logger: a SummaryWriter, or None.
+        name: the data set's.
+    """
+    opt = model.opt
+    if type(model).nondist_validation is not SRModel.nondist_validation:
+        if opt['rank'] == 0:
+            loader = DataLoader(dataset, batch_size=1)
+            loader.dataset.opt = {**getattr(dataset, 'opt', {}), 'name': name}  # type: ignore[attr-defined]
+            model.nondist_validation(loader, iteration, tb_logger, opt['val']['save_img'])
+        return {}
+    metrics = opt['val'].get('metrics') or {}
+    values: dict[int, list[float]] = {}
+    # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
+    with substituted(model, net_g=model.get_bare_model(model.net_g)):
+        indices = range(opt['rank'], len(dataset), opt['world_size'])  # type: ignore[arg-type]
+        data = Subset(Reproducible(dataset), [(0, index) for index in indices])  # type: ignore[misc]
+        loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's own
+        bar = tqdm(loader, desc=name, unit='image', leave=False, disable=not opt['val'].get('pbar') or opt['rank'] > 0)
+        for index, sample in zip(indices, bar):
+            if isinstance(sample, UserError):
+                raise sample
+            values[index] = measure(model, sample, metrics, iteration, name)
+    everyone: list[Any] = [values]
+    if opt['dist']:
+        everyone = [None] * opt['world_size']
+        torch.distributed.all_gather_object(everyone, values)
+    together = {index: found for part in everyone for index, found in part.items()}
+    results = {
+        metric: mean([together[index][number] for index in sorted(together)]) for number, metric in enumerate(metrics)
+    }
+    if results:
+        model._initialize_best_metric_results(name)
+        for metric, value in results.items():
+            model._update_best_metric_result(name, metric, value, iteration)
+        model.metric_results = results
+        if opt['rank'] == 0:
+            model._log_validation_metric_values(iteration, name, tb_logger)
+            if same := sum(any(math.isinf(value) for value in found) for found in together.values()):
+                get_root_logger().warning(f'{name}: {same} images equal theirs, and are left out of the mean PSNR')
+    return results
+
+
+def measure(
+    model: BaseModel, sample: dict[str, Any], metrics: dict[str, Any], iteration: int, name: str
+) -> list[float]:
+    """All metrics of one image, which is written too where the option file says so."""
+    opt = model.opt
+    model.feed_data(sample)
+    model.test()
+    visuals = model.get_current_visuals()
+    image = tensor2img([visuals['result']])
+    images = {'img': image}
+    if 'gt' in visuals:
+        images['img2'] = tensor2img([visuals['gt']])
+        del model.gt
+    del model.lq, model.output
+    if opt['val'].get('save_img'):
+        imwrite(image, str(image_path(opt, sample['lq_path'][0], iteration, name)))
+    return [float(calculate_metric(images, metric)) for metric in metrics.values()]
+
+
+def image_path(opt: dict[str, Any], lq_path: str, iteration: int, name: str) -> Path:
+    """Where BasicSR writes an image."""
+    stem = Path(lq_path).stem
+    folder = Path(opt['path']['visualization'])
+    if opt['is_train']:
+        return folder / stem / f'{stem}_{iteration}.png'
+    return folder / name / f'{stem}_{opt["val"].get("suffix") or opt["name"]}.png'

@@ -1,0 +1,1 @@
+"""Any picture enlarged: in memory, file by file, with comparisons."""

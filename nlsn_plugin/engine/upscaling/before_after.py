@@ -1,0 +1,158 @@
+"""A page with a slider over each pair of pictures, before and after; one file, which opens without a server.
+
+`gallery.py` is the page of an evaluation, with details and error maps; this one is for whole pictures, of anyone's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlsn_plugin.data import pictures
+from nlsn_plugin.data.encoding import encode
+from nlsn_plugin.data.pictures import SUFFIXES, Picture
+from nlsn_plugin.data.pixels import larger_by_bicubic
+from nlsn_plugin.engine.pages import render
+from nlsn_plugin.engine.upscaling.batch import COMPARISON
+from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.models.writing import write_whole
+
+SHOWN = {'PNG': 'image/png', 'JPEG': 'image/jpeg', 'WEBP': 'image/webp'}
+"""What browsers show, by Pillow's names."""
+ENLARGED = re.compile(r'_x\d+$')
+"""What `nlsn upscale` puts behind a name."""
+BEFORE, AFTER = 'before', 'after'
+BICUBIC = 'bicubic'
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files of one picture, and what to call it and them."""
+
+    title: str
+    before: Path
+    after: Path
+    before_label: str = BEFORE
+    after_label: str = AFTER
+
+
+def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
+    """The pairs in a folder: of `nlsn benchmark`, of before/ and after/, or of names with and without _x2.
+
+    Args:
+        folder: holds results.json, or before/ and after/, or pictures.
+        originals: the folder of the pictures before, if they are not in the same one.
+
+    Raises:
+        UserError: there is no such folder, or nothing in it that makes a pair.
+    """
+    for place in [folder, *([originals] if originals else [])]:
+        if not place.is_dir():
+            raise UserError(f'there is no folder {place}')
+    if originals:
+        found = list(pairs_of_names(originals, folder))
+        hint = f'one of {originals} and one of {folder} with the same name, or with _x2 behind it'
+    elif (folder / 'results.json').is_file():
+        found = list(pairs_of_benchmark(folder))
+        hint = 'images of bicubic and of a network in results.json'
+    elif (folder / BEFORE).is_dir() and (folder / AFTER).is_dir():
+        found = list(pairs_of_names(folder / BEFORE, folder / AFTER))
+        hint = 'the same names in before/ and after/'
+    else:
+        found = list(pairs_of_names(folder, folder))
+        hint = 'photo.png beside photo_x2.png, folders before/ and after/, or --originals FOLDER'
+    if not found:
+        raise UserError(f'{folder} holds no pairs of pictures: {hint} is expected')
+    return found
+
+
+def pairs_of_names(before: Path, after: Path) -> Iterator[Pair]:
+    originals = {path.stem: path for path in pictures_in(before)}
+    for path in pictures_in(after):
+        stem = path.stem if before != after and path.stem in originals else ENLARGED.sub('', path.stem)
+        original = originals.get(stem)
+        if original is not None and original != path:
+            yield Pair(path.stem, original, path)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.endswith(COMPARISON) and not path.name.startswith('.')
+    )
+
+
+def pairs_of_benchmark(folder: Path) -> Iterator[Pair]:
+    """Bicubic and each network, of every image.
+
+    Raises:
+        DataError: results.json is not that of an evaluation.
+    """
+    path = folder / 'results.json'
+    try:
+        images = [image for image in json.loads(path.read_text(encoding='utf-8'))['images'] if image['file']]
+        by_bicubic = {
+            (image['scale'], image['set'], image['image']): image['file']
+            for image in images
+            if image['network'] == BICUBIC
+        }
+        for image in images:
+            before = by_bicubic.get((image['scale'], image['set'], image['image']))
+            if before and image['network'] != BICUBIC:
+                title = f'{image["set"]}, {image["image"]}, x{image["scale"]}'
+                yield Pair(title, folder / before, folder / image['file'], BICUBIC, image['network'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path} is not what nlsn benchmark writes: {error!r}') from error
+
+
+def write(pairs: Sequence[Pair], path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        DataError: a picture that cannot be read, or two that are not of one size times a whole number.
+        SaveError: the page cannot be written.
+    """
+    page = render('before_after.html', pairs=[shown(pair) for pair in pairs])
+    write_whole(path, lambda temporary: temporary.write_text(page, encoding='utf-8'))
+
+
+def shown(pair: Pair) -> dict[str, object]:
+    """What the page needs of a pair: labels, size, and both pictures as they go into it."""
+    before, after = (pictures.read(path, str(path)) for path in (pair.before, pair.after))
+    height, width = after.colour.shape[:2]
+    old_height, old_width = before.colour.shape[:2]
+    scale = max(1, width // old_width)
+    if (old_height * scale, old_width * scale) != (height, width):
+        raise DataError(
+            f'{pair.before} of {old_width}x{old_height} and {pair.after} of {width}x{height} pixels are no pair: the '
+            'second should be as large, or a whole number of times as large'
+        )
+    label = pair.before_label
+    if scale > 1:
+        label = f'{label}, {BICUBIC} x{scale}'
+        before = larger_by_bicubic(before, scale)
+    return {
+        'title': pair.title,
+        'before': address(before, pair.before if scale == 1 else None),
+        'after': address(after, pair.after),
+        'before_label': label,
+        'after_label': pair.after_label,
+        'width': width,
+        'height': height,
+    }
+
+
+def address(picture: Picture, path: Path | None) -> str:
+    """A picture as the address of an img: the file as it is, if a browser shows it as we do."""
+    if path is not None and picture.format in SHOWN and not picture.notes:
+        return of_bytes(path.read_bytes(), SHOWN[picture.format])
+    return of_bytes(encode(picture, 'PNG')[0], SHOWN['PNG'])
+
+
+def of_bytes(content: bytes, kind: str) -> str:
+    return f'data:{kind};base64,{base64.b64encode(content).decode("ascii")}'

@@ -1,0 +1,103 @@
+"""`nlsn_plugin.upscale`: an image in memory, enlarged."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from nlsn_plugin.data.pictures import Picture, of_pillow
+from nlsn_plugin.data.pixels import largest
+from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler
+from nlsn_plugin.errors import ArgumentError
+
+Img = TypeVar('Img', np.ndarray, Image.Image)
+
+
+@functools.lru_cache(maxsize=4)
+def upscaler_for(settings: Settings, arguments: str, changed: int) -> Upscaler:
+    """Kept, so that the next image does not load the weights again, unless the file has changed."""
+    return Upscaler(replace(settings, arguments=json.loads(arguments)))
+
+
+def upscale(
+    image: Img,
+    scale: int | None = None,
+    weights: str | Path | None = None,
+    *,
+    n_hashes: int | None = None,
+    self_ensemble: bool = False,
+    device: str | None = None,
+    dtype: str = 'float32',
+    tile: int | str = 'auto',
+    overlap: int = OVERLAP,
+    **arguments: Any,
+) -> Img:
+    """Enlarge an image.
+
+    Args:
+        image: a NumPy array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, of uint8, uint16, or floats in [0, 1]; or a
+            Pillow image of any mode of 8 bits, or 16 in gray.
+        scale: 2, 3 or 4; by default that of `weights`, or 2.
+        weights, n_hashes, self_ensemble, device, dtype, tile, overlap: see `Settings`.
+        arguments: of the network, for what the file of weights does not say.
+
+    Returns:
+        [H * scale, W * scale(, channels)] of the same type; or a Pillow image, gray, RGB or with alpha, with the
+        original's colour profile.
+
+    Raises:
+        ArgumentError (a ValueError): an image or an argument that is not allowed.
+        UserError: no weights, or too little memory.
+    """
+    settings = Settings(scale, weights, None, n_hashes, self_ensemble, device, dtype, tile, overlap)
+    if isinstance(image, Image.Image):
+        picture = of_pillow(image, Picture(np.empty(0), icc=image.info.get('icc_profile')), 'the image')
+    else:
+        picture = of_array(image)
+    changed = Path(weights).stat().st_mtime_ns if weights is not None and Path(weights).is_file() else 0
+    upscaler = upscaler_for(settings, json.dumps(arguments), changed)
+    larger = upscaler.enlarge(picture, 'the image').picture
+    channels = larger.colour if larger.alpha is None else np.dstack([larger.colour, larger.alpha])
+    if not isinstance(image, Image.Image):
+        return fourth_channel(channels, image)
+    if channels.dtype == np.uint16 and channels.ndim == 3:
+        raise ArgumentError(f'a Pillow image of mode {image.mode}: Pillow has no 16 bits in colour')
+    made = Image.fromarray(channels)
+    if larger.icc:
+        made.info['icc_profile'] = larger.icc
+    return made
+
+
+def fourth_channel(channels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """With the alpha channel that an image had even if all of it is opaque."""
+    if image.ndim == 3 and image.shape[2] == 4 and channels.shape[2] == 3:
+        opaque = np.full(channels.shape[:2], largest(channels.dtype), channels.dtype)
+        return np.dstack([channels, opaque])
+    return channels
+
+
+def of_array(image: np.ndarray) -> Picture:
+    """A picture of an array's pixels.
+
+    Raises:
+        ArgumentError: another shape or type, or floats outside of [0, 1].
+    """
+    if not isinstance(image, np.ndarray):
+        raise ArgumentError(f'image is a {type(image).__name__}: a NumPy array or a Pillow image is expected')
+    shapes = '[H, W], [H, W, 3] or [H, W, 4]'
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)) or 0 in image.shape:
+        raise ArgumentError(f'image has the shape {list(image.shape)}: {shapes} is expected')
+    if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+        raise ArgumentError(f'image has {image.dtype} pixels: uint8, uint16 or floats in [0, 1] are expected')
+    if image.dtype.kind == 'f' and not (image.min() >= 0 and image.max() <= 1):
+        raise ArgumentError(f'image has values from {image.min():g} to {image.max():g}: floats in [0, 1] are expected')
+    if image.ndim == 2 or image.shape[2] == 3:
+        return Picture(image)
+    alpha = image[..., 3]
+    return Picture(image[..., :3], None if alpha.min() == largest(image.dtype) else np.ascontiguousarray(alpha))

@@ -1,0 +1,303 @@
+"""A network that enlarges pictures: one at a time, as a whole or in tiles, whichever fits into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin import checks
+from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
+from nlsn_plugin.engine.upscaling import memory
+from nlsn_plugin.errors import ArgumentError, BackendError, UserError
+from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.models.checkpoint import read_stored
+from nlsn_plugin.models.formats import load_network
+from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
+
+SCALES = (2, 3, 4)
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+OVERLAP = 32
+"""Pixels that neighbouring tiles share, unless told otherwise."""
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+"""Of BT.601: a gray picture goes through the network as RGB, and comes back as this mean of it."""
+
+Advance = Callable[[float], object]
+
+log = logging.getLogger('nlsn_plugin')
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are enlarged.
+
+    Attributes:
+        scale: 2, 3 or 4; None is that of `weights`, or 2.
+        weights: a file that `load_network` reads; None is the small network that comes with the package.
+        arguments: of the network, for what the file does not say.
+        n_hashes: rounds of hashing; None leaves the network its own.
+        self_ensemble: the mean over eight orientations.
+        device: 'cpu', 'cuda' or 'cuda:N'; None is a GPU if there is one.
+        dtype: 'float32', 'bfloat16' or 'float16', of the features.
+        tile: edge of a tile in pixels of the picture; 'none' for the whole; 'auto' for the whole where memory allows.
+        overlap: pixels that tiles share at least.
+    """
+
+    scale: int | None = None
+    weights: str | Path | None = None
+    arguments: dict[str, Any] | None = None
+    n_hashes: int | None = None
+    self_ensemble: bool = False
+    device: str | None = None
+    dtype: str = 'float32'
+    tile: int | str = 'auto'
+    overlap: int = OVERLAP
+
+
+@dataclass(frozen=True)
+class Result:
+    """An enlarged picture, and how it was made.
+
+    Attributes:
+        picture: with profile, EXIF and format of the original.
+        tile: edge of a tile, None if it was done as a whole.
+        tiles: how many.
+        predicted: bytes that the model of memory foresaw.
+        notes: what did not go as usual, a line each.
+    """
+
+    picture: Picture
+    tile: int | None
+    tiles: int
+    predicted: int
+    notes: list[str]
+
+
+class Upscaler:
+    """A network with its weights on its device; enlarges one picture after another.
+
+    Raises:
+        UserError: weights that are not there or do not fit, settings out of range or that contradict one another.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        check(settings)
+        self.settings = settings
+        self.device = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        self.dtype = DTYPES[settings.dtype]
+        if self.device == 'cpu' and self.dtype == torch.float16:
+            log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
+        weights = settings.weights or weights_in_the_box(settings.scale or 2)
+        arguments = dict(settings.arguments or {})
+        metadata = read_stored(weights, 'params_ema').metadata
+        if settings.n_hashes is not None and metadata is None:
+            arguments['n_hashes'] = settings.n_hashes  # rather than what load_network would take, and say it took
+        net = load_network(weights, **arguments)
+        self.scale = int(net.upscale)  # type: ignore[arg-type]
+        if settings.scale not in (None, self.scale):
+            raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')
+        attentions = [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
+        if settings.n_hashes is not None:
+            if not attentions:
+                raise ArgumentError(f'n_hashes={settings.n_hashes}: {weights} hashes nothing: leave it out')
+            for attention in attentions:
+                attention.n_hashes = settings.n_hashes
+        self.channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+        self.net = net.to(self.device)
+        if metadata is None or metadata['type'] == 'NLSN':
+            self.window = 1
+        else:
+            self.window = window_of({'type': metadata['type'], **metadata['arguments']})
+
+    def enlarge(self, picture: Picture, named: str, advance: Advance = lambda share: None) -> Result:
+        """Enlarge a picture; `advance` is told of each share of the work, 1 in all.
+
+        Raises:
+            UserError: too little memory even in the smallest tiles, or colours where the network takes gray.
+        """
+        notes: list[str] = []
+        colour = picture.colour if picture.alpha is None else bleed(picture.colour, picture.alpha)
+        if self.channels == 1 and colour.ndim == 3:
+            raise UserError(f'{named} has colours, and the network takes gray')
+        height, width = colour.shape[:2]
+        tile, predicted = self.plan(height, width, named, notes)
+        while True:
+            try:
+                y = self.run(self.as_input(colour), tile, advance)
+                break
+            except (RuntimeError, ValueError, AssertionError, IndexError, MemoryError) as error:
+                tile = self.smaller_tile(tile, height, width, named, error, notes)
+        alpha = None if picture.alpha is None else larger_alpha(picture.alpha, self.scale)
+        larger = replace(picture, colour=self.as_pixels(y, colour), alpha=alpha)
+        return Result(larger, tile, self.count(height, width, tile), predicted, notes)
+
+    def plan(self, height: int, width: int, named: str, notes: list[str]) -> tuple[int | None, int]:
+        """The edge of a tile, None for the whole, and the bytes that it will take.
+
+        Raises:
+            UserError: the picture and its result alone take more memory than there is.
+        """
+        wanted = self.settings.tile
+        always = memory.held(height, width, self.scale, self.settings.self_ensemble)
+        there = memory.available('cpu')
+        if always > there:
+            raise UserError(
+                f'{named} of {width}x{height} pixels and its x{self.scale} take {always / 1e9:.1f} GB, '
+                f'{there / 1e9:.1f} GB are free: cut it in pieces'
+            )
+        on_cpu = always if self.device == 'cpu' else 0
+        tile: int | None = None
+        if isinstance(wanted, int):
+            tile = wanted if wanted < max(height, width) else None
+        elif wanted == 'auto':
+            room = memory.USABLE * memory.available(self.device) - on_cpu
+            tile = memory.tile_that_fits(self.net, height, width, self.dtype, room)
+            tile = tile if tile is not None and tile < max(height, width) else None
+        edges = (height, width) if tile is None else (min(tile, height), min(tile, width))
+        predicted = memory.needed(self.net, *edges, self.dtype) + on_cpu
+        if tile is not None and wanted == 'auto':
+            whole = memory.needed(self.net, height, width, self.dtype) + on_cpu
+            notes.append(f'the whole would take about {whole / 1e9:.1f} GB of memory: done with {described(tile)}')
+            log.warning('%s: %s', named, notes[-1])
+        return tile, predicted
+
+    def smaller_tile(
+        self, tile: int | None, height: int, width: int, named: str, error: Exception, notes: list[str]
+    ) -> int:
+        """The edge of a tile to try next, if it was memory that `error` says was missing.
+
+        Raises:
+            UserError: something else went wrong, or tiles cannot be made smaller.
+        """
+        subject = f'{named} of {width}x{height} pixels'
+        if not is_out_of_memory(error):
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f'{subject}: the network fails on it: {reason}') from error
+        edge = tile or max(height, width)
+        smaller = max(memory.SMALLEST_TILE, edge // 2)
+        if self.settings.tile != 'auto':
+            raise UserError(f'{subject}: too little memory for {described(tile)}; --tile auto finds some') from error
+        if smaller >= edge:
+            raise UserError(f'{subject}: too little memory even for {described(tile)}') from error
+        notes.append(f'memory ran out with {described(tile)}: tried again with {described(smaller)}')
+        log.warning('%s: %s', named, notes[-1])
+        return smaller
+
+    def run(self, x: Tensor, tile: int | None, advance: Advance) -> Tensor:
+        """[1, C, H, W] -> [1, C, H * scale, W * scale], both in the computer's memory."""
+        orientations = 8 if self.settings.self_ensemble else 1
+        share = 1 / (orientations * self.count(x.shape[2], x.shape[3], tile))
+
+        def on_device(part: Tensor) -> Tensor:
+            with self.reporting(share, advance):
+                return self.net(part.to(self.device)).float().cpu()
+
+        autocast = torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            return enlarged(
+                in_whole_windows(on_device, self.window, self.scale),
+                x,
+                self.scale,
+                tile,
+                self.overlap(tile),
+                self.settings.self_ensemble,
+            )
+
+    @contextlib.contextmanager
+    def reporting(self, share: float, advance: Advance) -> Iterator[None]:
+        """Tell `advance` of each module of the network's body that is done."""
+        body = getattr(self.net, 'body', None)
+        steps = list(body) if isinstance(body, nn.Sequential) else [self.net]
+
+        def one_more(*_: Any) -> None:
+            advance(share / len(steps))
+
+        with contextlib.ExitStack() as hooks:
+            for step in steps:
+                hooks.callback(step.register_forward_hook(one_more).remove)
+            yield
+
+    def count(self, height: int, width: int, tile: int | None) -> int:
+        """Tiles of a picture."""
+        if tile is None:
+            return 1
+        return math.prod(len(cuts(edge, tile, self.overlap(tile))) for edge in (height, width))
+
+    def overlap(self, tile: int | None) -> int:
+        """Smaller for tiles of which it would be more than half."""
+        return self.settings.overlap if tile is None else min(self.settings.overlap, tile // 2)
+
+    def as_input(self, colour: np.ndarray) -> Tensor:
+        """uint8, uint16 or float [H, W(, 3)] -> float32 [1, C, H, W] in [0, 1], C as the network takes it."""
+        return as_tensor(colour).expand(-1, self.channels, -1, -1)
+
+    def as_pixels(self, y: Tensor, like: np.ndarray) -> np.ndarray:
+        """float32 [1, C, H, W] -> [H, W, 3], or [H, W] if `like` is gray; in its type."""
+        if like.ndim == 2 and y.shape[1] == 3:
+            y = torch.einsum('nchw,c->nhw', y, LUMA)[:, None]
+        pixels = y[0].permute(1, 2, 0).numpy() if like.ndim == 3 else y[0, 0].numpy()
+        return quantised(pixels, like.dtype)
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        ArgumentError: names the first.
+        BackendError: there is no such device.
+    """
+    if settings.scale is not None:
+        checks.one_of('scale', settings.scale, SCALES if settings.weights is None else (1, *SCALES, 8, 16))
+    if settings.n_hashes is not None:
+        checks.whole('n_hashes', settings.n_hashes, least=1)
+    checks.boolean('self_ensemble', settings.self_ensemble)
+    checks.one_of('dtype', settings.dtype, tuple(DTYPES))
+    checks.whole('overlap', settings.overlap, least=0)
+    if settings.tile not in ('auto', 'none'):
+        if isinstance(settings.tile, str):
+            raise ArgumentError(f"tile={settings.tile!r} is not allowed: 'auto', 'none' or a number of pixels")
+        if checks.whole('tile', settings.tile, least=16) <= settings.overlap:
+            raise ArgumentError(f'tile={settings.tile} is not more than overlap={settings.overlap}')
+    if settings.device is not None:
+        try:
+            torch.empty(1, device=settings.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackendError(f'device {settings.device!r} cannot be used: {reason}') from error
+
+
+def weights_in_the_box(scale: int) -> Path:
+    """The weights that come with the package.
+
+    Raises:
+        UserError: there are none for this scale.
+    """
+    path = Path(str(files('nlsn_plugin'))) / 'weights' / f'nlsn_small_x{scale}.safetensors'
+    if not path.is_file():
+        raise UserError(f'this installation holds no weights for x{scale}: name a file of weights')
+    return path
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, and nothing else, was the trouble."""
+    words = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or 'not enough memory' in words
+        or 'DefaultCPUAllocator' in words
+        or 'out of memory' in words
+    )
+
+
+def described(tile: int | None) -> str:
+    return 'the whole picture' if tile is None else f'tiles of {tile}x{tile} pixels'

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, error_of, run
+
+from nlsn_plugin import NLSN, ops
+from nlsn_plugin.engine import measuring
+from nlsn_plugin.engine.benchmarks import attention as benchmark
+from nlsn_plugin.engine.benchmarks import network
+from nlsn_plugin.errors import UserError
+
+FORMS = ['reference', 'streamed', 'streamed-onednn', 'fused']
+
+
+def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path: Path) -> None:
+    words = ['--suite', 'quick', '--form', *FORMS, '--budget', 0.1, '--threads', 1, '--json', 'figures.json']
+    result = run(ROOT / 'tools' / 'benchmark_nlsa.py', *words, cwd=tmp_path)
+    assert '| 40x40, C 64, r 4, k 144 | forward            | streamed' in result.stdout
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert figures['command'].startswith('nlsn benchmark-attention --suite quick --form reference')
+    assert figures['machine']['threads'] == 1
+    assert figures['machine']['torch'] == torch.__version__
+    by_form = {(record['form'], record['pass']): record for record in figures['records']}
+    assert {form for form, _ in by_form} == set(FORMS)
+    assert by_form['reference', 'forward']['speedup'] == 1
+    assert by_form['streamed', 'forward']['runs'] >= 3
+    if measuring.process_memory('VmHWM'):
+        peaks = [by_form[form, 'forward + backward']['peak_bytes'] for form in ('reference', 'streamed')]
+        assert peaks[0] > 3 * peaks[1] > 0
+    if not torch.cuda.is_available():
+        assert by_form['fused', 'forward']['skipped']
+
+
+def test_a_form_that_gives_other_numbers_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed = ops.FORMS['streamed']
+    monkeypatch.setitem(ops.FORMS, 'streamed', lambda *arguments: 1.001 * streamed(*arguments))
+    monkeypatch.setattr(benchmark, 'interleaved', lambda *arguments: pytest.fail('timed'))
+    with pytest.raises(UserError, match=r'the output of streamed is off reference by .*; nothing was timed'):
+        benchmark.measure(benchmark.Case(16, 20, 20), ['reference', 'streamed'], 'cpu', 'float32', 0.1, memory=False)
+
+
+def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, 'free_memory', lambda device: 1e6)
+    forms = ['reference', 'streamed']
+    records = benchmark.measure(benchmark.Case(16, 40, 40), forms, 'cpu', 'float32', 0.1, memory=False)
+    skipped = {record['form']: record.get('skipped') for record in records}
+    assert skipped == {'reference': 'needs about 0 GB', 'streamed': None}
+
+
+def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cases = [benchmark.Case(16, edge, edge) for edge in (16, 32)]
+    monkeypatch.setitem(benchmark.SUITES, 'n', cases)
+    results = benchmark.run(['n'], ['reference', 'streamed'], 'cpu', 'float32', 0.1, memory=False)
+    benchmark.plot(results['records'], tmp_path / 'n.png')
+    assert (tmp_path / 'n.png').stat().st_size > 10_000
+
+
+def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
+    monkeypatch.setattr(network, 'NLSN', small)
+    records = network.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)['records']
+    assert {record['form'] for record in records} == {
+        f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')
+    }
+
+
+def test_standard_attention_is_the_same_by_either_kernel() -> None:
+    case = benchmark.Case(16, 20, 20)
+    records = benchmark.measure(case, ['nla', 'nla-sdpa'], 'cpu', 'float32', 0.1, memory=False)  # checks first
+    assert all(record['milliseconds'] > 0 for record in records)
+
+
+def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert measuring.peak_memory('the sum', network.one_image, 'nowhere', 'auto', [8, 8], 'float32') is None
+    assert 'the sum: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not measuring.process_memory('VmHWM'), reason='reads the memory of the process')
+def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None:
+    small = {'num_feat': 64, 'num_block': 4, 'attention_at': [2]}
+    with_attention, without, reference = (
+        measuring.peak_memory(form, network.one_image, 'cpu', form, [256, 192], 'float32', **small)
+        for form in ('auto', 'no attention', 'reference')
+    )
+    assert reference > 3 * without  # so that it could fail
+    assert 0 < with_attention <= 1.5 * without
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--plot', 'n.png'], '--plot draws the sweep over n: add --suite n'),
+        (['--compile'], '--compile is for the whole network: add --network H W'),
+        (['--network', '8', '8', '--form', 'nla'], '--form is for the layer alone: leave it or --network out'),
+        (['--network', '8', '8', '--tune'], '--network and --tune are two measurements: leave one out'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error_of(['benchmark-attention', *words], capsys) == f'nlsn: {message}'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('words', [['--device', 'cuda'], ['--network', '8', '8', '--device', 'cuda'], ['--tune']])
+def test_a_missing_gpu_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(['benchmark-attention', *words], capsys)
+    assert message == "nlsn: device 'cuda' cannot be used: PyTorch finds no GPU"

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from conftest import error_of
+
+from nlsn_plugin import NLSN, NonLocalSparseAttention
+from nlsn_plugin.cli import main
+from nlsn_plugin.engine.evaluation.attention_view import features_of, view
+
+
+@pytest.mark.parametrize('neighbours', ['both', 'none'])
+@pytest.mark.parametrize('size', [(12, 12), (13, 19)])
+def test_the_weights_shown_are_those_that_the_layer_takes(neighbours: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = NonLocalSparseAttention(8, 3, 9, neighbours=neighbours).eval()
+    x = torch.randn(1, 8, *size)
+    attended = (layer(x) - x)[0]
+    value = layer.conv_assembly(x)[0]
+    for row, column in ((0, 0), (7, 5), (size[0] - 1, size[1] - 1)):
+        seen = view(layer, x, row, column)
+        torch.testing.assert_close((seen.sparse * value).sum((1, 2)), attended[:, row, column], rtol=1e-4, atol=1e-5)
+        assert seen.sparse.sum() == pytest.approx(1, abs=1e-5)
+        assert seen.dense.sum() == pytest.approx(1, abs=1e-5)
+        assert seen.same_bucket[:, row, column].all()
+        assert (seen.same_bucket.sum((1, 2)) == seen.bucket_sizes[:, row, column]).all()
+    assert (seen.sparse > 0).sum() < seen.sparse.numel()
+
+
+def test_any_layer_of_a_network() -> None:
+    torch.manual_seed(0)
+    net = NLSN(num_feat=8, num_block=16, n_hashes=2, chunk_size=16).eval()
+    x = torch.rand(1, 3, 10, 12)
+    layers = [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
+    for number in range(3):
+        layer, features = features_of(net, x, number)
+        assert layer is layers[number]
+        assert features.shape == (1, 8, 10, 12)
+    assert features_of(net, x, None)[0] is layers[-1]
+
+
+def test_the_command_draws(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ['num_feat=8', 'num_block=8', 'n_hashes=5', 'chunk_size=64']
+    torch.save(NLSN(num_feat=8, num_block=8, n_hashes=5, chunk_size=64).state_dict(), 'net.pt')
+    network = ['--net', 'NLSN', 'net.pt', *arguments, 'param_key=null']
+    words = ['show-buckets', str(photographs / 'coffee.png'), '--at', '20', '30', *network]
+    main(words)
+    assert 'drawn: buckets_coffee.png' in capsys.readouterr().out
+    assert cv2.imread('buckets_coffee.png').std() > 20
+    place = words.index('--at')
+    assert 'has 97x121 pixels' in error_of([*words[:place], '--at', '97', '0', *network], capsys)
+    assert '--layer 7: the network has 2, 0 to 1' in error_of([*words, '--layer', '7'], capsys)
+    assert 'name the network either by' in error_of(words[: place + 3], capsys)
+    words = ['show-buckets', 'none.png', '--at', '0', '0', '-opt', 'a.yml', '--scale', '3']
+    assert '--scale is said by the option file' in error_of(words, capsys)
+    assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import error_of, run
+
+from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
+from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.ops.library import COUNTS_FLOPS
+from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
+
+
+@pytest.fixture
+def tiny(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`nlsn paper` on a share of a millionth: two updates of two patches each."""
+    code = (
+        'import sys\n'
+        'from nlsn_plugin.engine.evaluation import experiments\n'
+        "experiments.SMOKE = experiments.Budget('smoke', 2e-6, 2)\n"
+        'from nlsn_plugin.cli import main\n'
+        'main(sys.argv[1:])\n'
+    )
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    for path in photographs.glob('*.png'):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return ['-c', code, 'paper', 'table4', '--budget', 'smoke', '--data', str(folder), '--sets', f'own={folder}']
+
+
+def test_a_table_is_trained_once_and_printed_beside_the_papers(tiny: list[str], tmp_path: Path) -> None:
+    first = run(*tiny, cwd=tmp_path)
+    assert first.stdout.count('training ') == 3
+    assert re.search(r'\| one projection +\| \d+\.\d\d +\| 37\.87 ', first.stdout)
+    assert '2 updates of 2 patches' in first.stdout
+    results = json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())
+    assert [row['paper'] for row in results['rows']] == [37.78, 37.86, 37.87]
+    again = run(*tiny, cwd=tmp_path)
+    assert 'training ' not in again.stdout
+    assert 'were measured before' in again.stdout
+    assert json.loads((tmp_path / 'results' / 'paper_smoke' / 'table4.json').read_text())['rows'] == results['rows']
+
+    (tmp_path / 'photographs' / 'coffee.png').unlink()
+    other = run(*tiny, cwd=tmp_path, check=False)
+    assert other.returncode == 1
+    assert 'Traceback' not in other.stderr
+
+
+def test_stopped_it_saves_and_says_so(tiny: list[str], tmp_path: Path) -> None:
+    words = [word.replace('2e-6', '1e-3') for word in tiny]
+    process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    experiment = tmp_path / 'results' / 'paper_smoke' / 'experiments' / 'ablation_baseline_x2'
+    while process.poll() is None and not (experiment / 'log.jsonl').exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1] == 'nlsn: baseline is saved; the same command goes on'
+    assert list(experiment.glob('training_states/*.state'))
+
+
+def test_budgets() -> None:
+    assert find_budget('paper') == Budget('paper', 1.0)
+    assert find_budget('0.01') == Budget('0.01', 0.01)
+    for text in ('0', '2', 'much', 'nan'):
+        with pytest.raises(UserError, match='smoke, paper, or a share of its updates'):
+            find_budget(text)
+
+
+def test_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 'there is no set Set5' in error_of(['paper', 'table2', '--budget', '0.1'], capsys)
+
+
+@pytest.mark.parametrize('name', ['fig5', 'fig6', 'table5'])
+def test_results_are_written_and_figures_drawn(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    rows = [{**asdict(entry), 'psnr': {'Set5': 30 + number / 10}} for number, entry in enumerate(study.entries)]
+    held = {'updates': 2, 'batch_size': 4, 'seed': 1, 'trained on': ['a'], 'measured on': ['Set5']}
+    results = {'title': study.title, 'conditions': held, 'axis': study.axis, 'rows': rows}
+    if study.costs:
+        results['costs'] = [{'label': 'NLA', 'gflops': 16.0, 'paper': 16.0, 'milliseconds': 1.25}]
+    paths = write(name, results, tmp_path)
+    text = (tmp_path / f'{name}.md').read_text()
+    assert json.loads((tmp_path / f'{name}.json').read_text())['rows'] == rows
+    assert all(f'{30 + number / 10:.2f}' in text for number in range(len(rows)))
+    if study.costs:
+        assert re.search(r'\| NLA +\| 16\.000 +\| 16\.0 +\| 1\.2 +\|', text)
+    else:
+        assert paths[-1].name == f'{name}.png'
+        assert cv2.imread(str(paths[-1])).std() > 10
+
+
+@pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
+def test_layers_cost_what_the_formula_says() -> None:
+    costs = {cost['label']: cost for cost in layer_costs('cpu', TABLE5_GFLOPS, budget=0.1)}
+    assert costs['NLA']['gflops'] == pytest.approx(16.0)
+    assert costs['convolution']['gflops'] == pytest.approx(2 * 10_000 * 9 * 64 * 64 / 1e9)
+    projections = 2 * 10_000 * (9 * 64 * 16 + 64 * 64)
+    for rounds in (1, 2, 4, 8):
+        one_round = 2 * 10_000 * 16 * 35 + 2 * 70 * 144 * 432 * (16 + 64)
+        assert costs[f'NLSA-r{rounds}']['gflops'] == pytest.approx((projections + rounds * one_round) / 1e9, rel=1e-3)
+    assert all(cost['milliseconds'] > 0 for cost in costs.values())

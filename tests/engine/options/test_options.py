@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import OPTION_FILES, ROOT, error_of
+
+from nlsn_plugin.cli import main
+from nlsn_plugin.engine.options.documents import Document, find_option_file, keep_copy, shipped_options
+from nlsn_plugin.engine.options.reading import check_paths, checked, fit_to_machine
+from nlsn_plugin.errors import UserError
+
+PAPER_PSNR = {  # Table 1, NLSN: Set5, Set14, B100, Urban100, Manga109
+    2: ['38.34', '34.08', '32.43', '33.42', '39.59'],
+    3: ['34.85', '30.70', '29.34', '29.25', '34.57'],
+    4: ['32.59', '28.87', '27.78', '26.96', '31.27'],
+}
+
+
+def test_an_option_file_is_found_by_path_or_by_the_name_of_a_shipped_one() -> None:
+    path = ROOT / 'options' / 'train_NLSN_x2.yml'
+    assert find_option_file(str(path)) == path
+    for name in ('train_NLSN_x2', 'train_NLSN_x2.yml', 'options/train_NLSN_x2.yml'):
+        assert find_option_file(name).samefile(path)
+
+
+def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('train_NLSN_x2.yml').touch()
+    assert find_option_file('train_NLSN_x2.yml') == Path('train_NLSN_x2.yml')
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match=r'no option file train_NLNS_x2\.yml: did you mean train_NLSN_x2\.yml\?'):
+        find_option_file('train_NLNS_x2.yml')
+    with pytest.raises(UserError, match=r'no option file zzz: there are quickstart_NLSN_x2\.yml, '):
+        find_option_file('zzz')
+
+
+@pytest.mark.parametrize('kind', [[], ['--test']])
+def test_the_schema_is_printed_with_words_for_every_key(kind: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(['options', *kind])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.fullmatch(r' *[\w.]+:( \[.*\])?  # .{6,}', line) for line in lines)
+    assert not any('None' in line for line in lines)
+    assert ('  batch_size_per_gpu:' in '\n'.join(lines)) == (not kind)
+
+
+def test_editors_get_a_json_schema_that_knows_the_shipped_files(tmp_path: Path) -> None:
+    for kind, name in (([], 'train_NLSN_x2'), (['--test'], 'test_NLSN_x2')):
+        main(['options', *kind, '--json-schema', str(tmp_path / 'schema.json')])
+        schema = json.loads((tmp_path / 'schema.json').read_text())
+        options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
+        assert options.keys() <= schema['properties'].keys()
+        assert schema['additionalProperties'] is False
+
+
+def published(network: dict[str, object], model_type: str = 'SRModel', **train: object) -> str:
+    """An option file in the shape of BasicSR's published recipes, with their keys and ways of writing numbers."""
+    return yaml.safe_dump(
+        {
+            'name': '201_a_f64b16_DIV2K_300k_B16G1_wandb', 'model_type': model_type, 'scale': 2, 'num_gpu': 1,
+            'manual_seed': 10, 'network_g': network,
+            'datasets': {
+                'train': {
+                    'name': 'DIV2K', 'type': 'PairedImageDataset', 'dataroot_gt': 'a', 'dataroot_lq': 'b',
+                    'meta_info_file': 'c.txt', 'filename_tmpl': '{}', 'io_backend': {'type': 'disk'}, 'gt_size': 96,
+                    'use_flip': True, 'use_rot': True, 'use_shuffle': True, 'num_worker_per_gpu': 6,
+                    'batch_size_per_gpu': 16, 'dataset_enlarge_ratio': 100, 'prefetch_mode': None,
+                },
+                'val': {
+                    'name': 'Set5', 'type': 'PairedImageDataset', 'dataroot_gt': 'd', 'dataroot_lq': 'e',
+                    'io_backend': {'type': 'disk'},
+                },
+            },
+            'path': {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None},
+            'train': {
+                'ema_decay': 0.999,
+                'optim_g': {'type': 'Adam', 'lr': 1e-4, 'weight_decay': 0, 'betas': [0.9, 0.99]},
+                'scheduler': {'type': 'MultiStepLR', 'milestones': [200000], 'gamma': 0.5},
+                'total_iter': 300000, 'warmup_iter': -1,
+                'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}, **train,
+            },
+            'val': {
+                'val_freq': 5e3, 'save_img': False,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': False}},
+            },
+            'logger': {
+                'print_freq': 100, 'save_checkpoint_freq': 5e3, 'use_tb_logger': True,
+                'wandb': {'project': None, 'resume_id': None},
+            },
+            'dist_params': {'backend': 'nccl', 'port': 29500},
+        }
+    )  # fmt: skip
+
+
+RGB = [0.4488, 0.4371, 0.4040]
+IN_AND_OUT = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64}
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        published({'type': 'EDSR', **IN_AND_OUT, 'num_block': 16, 'upscale': 2, 'res_scale': 1, 'rgb_mean': RGB}),
+        published({'type': 'RCAN', **IN_AND_OUT, 'num_group': 10, 'num_block': 20, 'squeeze_factor': 16}),
+        published(
+            {'type': 'MSRResNet', **IN_AND_OUT, 'num_block': 16, 'upscale': 4},
+            scheduler={'type': 'CosineAnnealingRestartLR', 'periods': [250000] * 4, 'restart_weights': [1] * 4},
+        ),
+        published({'type': 'SwinIR', 'upscale': 2, 'in_chans': 3, 'img_size': 48, 'window_size': 8}, 'SwinIRModel'),
+    ],
+    ids=['EDSR', 'RCAN', 'MSRResNet', 'SwinIR'],
+)
+def test_option_files_like_basicsrs_recipes_pass(text: str, tmp_path: Path) -> None:
+    opt = checked(Document(Path(write(tmp_path / 'a.yml', text))), is_train=True)
+    assert opt['val']['val_freq'] == 5000
+    assert opt['datasets']['train']['use_hflip'] is True
+
+
+def test_every_published_number_has_an_option_file() -> None:
+    names = {path.stem for path in shipped_options().glob('*.yml')}
+    assert names >= {f'{kind}_NLSN_x{scale}' for kind in ('train', 'test') for scale in (2, 3, 4)}
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_training_options_are_the_papers_recipe(scale: int) -> None:
+    text = (ROOT / 'options' / f'train_NLSN_x{scale}.yml').read_text()
+    options = yaml.safe_load(text)
+    assert all(number in text.split('name:')[0] for number in PAPER_PSNR[scale])
+    network, train, data = options['network_g'], options['train'], options['datasets']['train']
+    assert (network['num_feat'], network['num_block'], network['upscale']) == (256, 32, scale)
+    assert (network['n_hashes'], network['chunk_size'], network['reduction']) == (4, 144, 4)
+    assert (data['gt_size'], data['batch_size_per_gpu']) == (48 * scale, 16)
+    assert data['use_hflip']
+    assert data['use_rot']
+    optimiser = {key: float(value) if key in ('lr', 'eps') else value for key, value in train['optim_g'].items()}
+    assert optimiser == {'type': 'Adam', 'lr': 1e-4, 'weight_decay': 0, 'betas': [0.9, 0.99], 'eps': 1e-8}
+    assert train['total_iter'] == 1_000_000
+    assert train['scheduler']['milestones'] == [200_000, 400_000, 600_000, 800_000]
+    assert train['pixel_opt']['type'] == 'L1Loss'
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_test_options_score_psnr_and_ssim_on_y_over_the_five_sets(scale: int) -> None:
+    text = (ROOT / 'options' / f'test_NLSN_x{scale}.yml').read_text()
+    options = yaml.safe_load(text)
+    assert all(number in text.split('name:')[0] for number in PAPER_PSNR[scale])
+    names = [dataset['name'] for dataset in options['datasets'].values()]
+    assert names == ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
+    for metric, kind in (('psnr', 'calculate_psnr'), ('ssim', 'calculate_ssim')):
+        assert options['val']['metrics'][metric] == {'type': kind, 'crop_border': scale, 'test_y_channel': True}
+
+
+def test_training_and_testing_options_describe_one_network() -> None:
+    for scale in (2, 3, 4):
+        train, test = (
+            yaml.safe_load((ROOT / 'options' / f'{kind}_NLSN_x{scale}.yml').read_text()) for kind in ('train', 'test')
+        )
+        assert train['network_g'] == test['network_g']
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+def test_an_option_file_for_gpus_is_fitted_to_a_machine_without() -> None:
+    options = {
+        'num_gpu': 4,
+        'datasets': {'train': {'prefetch_mode': 'cuda', 'pin_memory': True}, 'val': {'prefetch_mode': 'cpu'}},
+    }
+    fit_to_machine(options)
+    assert options['num_gpu'] == 0
+    assert options['datasets'] == {
+        'train': {'prefetch_mode': None, 'pin_memory': False},
+        'val': {'prefetch_mode': 'cpu', 'pin_memory': False},
+    }
+
+
+FULL_SIZE = [path for path in OPTION_FILES if 'quickstart' not in path.stem]
+
+
+@pytest.mark.parametrize('path', FULL_SIZE, ids=lambda path: path.stem)
+def test_without_data_the_missing_path_and_the_two_ways_on_are_told(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = yaml.safe_load(path.read_text())
+    first = next(iter(options['datasets'].values()))['dataroot_gt']
+    message = error_of([path.stem.split('_')[0], '-opt', str(path)], capsys)
+    assert f'there is no {first}' in message
+    assert 'nlsn prepare --input HR_IMAGES' in message
+    assert ('--test' in message) == path.stem.startswith('test')
+    assert 'nlsn train -opt quickstart_NLSN_x2.yml' in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def write(path: Path, change: dict[str, object] | str, base: str = 'train_NLSN_x2') -> str:
+    """An option file: the text, or the shipped one with some values (train:total_iter, say) set or (...) left out."""
+    if isinstance(change, str):
+        path.write_text(change)
+        return str(path)
+    options = yaml.safe_load((ROOT / 'options' / f'{base}.yml').read_text())
+    for keys, value in change.items():
+        *above, key = keys.split(':')
+        section = options
+        for name in above:
+            section = section[name]
+        if value is ...:
+            del section[key]
+        else:
+            section[key] = value
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    return str(path)
+
+
+def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'no option file .*train_NLSN_x2\.yml: did you mean train_NLSN_x2\.yml'):
+        find_option_file(str(tmp_path / 'train_NLSN_x2.yml'))
+    with pytest.raises(UserError, match='is a folder: name the option file in it'):
+        find_option_file(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('', 'holds NoneType: keys and values are expected'),
+        ('- 1', 'holds list: keys and values are expected'),
+        ({'path': None}, 'path is None: a section is expected'),
+        ({'datasets': None}, 'datasets is None: a section is expected'),
+        ({'name': 2024}, 'name is 2024: text is expected'),
+        ({'scale': '2'}, "scale is '2': a whole number is expected"),
+        ({'scale': True}, 'scale is True: a whole number is expected'),
+        ({'train:total_iter': 2.5}, 'train: total_iter is 2.5: a whole number is expected'),
+        ({'train:ema_decay': '1e-3'}, "train: ema_decay is '1e-3': a number is expected (in YAML write 0.0001, or"),
+        ({'train:ema_decay': 1.0}, 'train: ema_decay is 1.0: Input should be less than 1'),
+        ({'train:amp': 'bf61'}, "train: amp is 'bf61': Input should be 'off', 'bf16' or 'fp16'"),
+        ({'model_type': ...}, 'lacks the key model_type'),
+        ({'network_g:type': ...}, 'network_g: lacks the key type'),
+        ({'datasets:train:batch_size_per_gpu': ...}, 'datasets: train: lacks the key batch_size_per_gpu'),
+        ({'datasets:val:dataroot_gt': 3}, 'datasets: val: dataroot_gt is 3: text is expected'),
+        ({'train:gradclip': 1.0}, 'train: gradclip is unknown: there are '),
+        ({'num_gpus': 1}, 'num_gpus is unknown: did you mean num_gpu?'),
+        ({'path:model': 'x'}, 'path: model is unknown: there are '),
+        ({'datasets:train:use_hflipp': True}, 'datasets: train: use_hflipp is unknown: did you mean use_hflip?'),
+        ({'datasets:vall': {}}, 'datasets: vall is no phase: train, val, val_2, test_1 and the like are expected'),
+        ({'logger:print_frq': 1}, 'logger: print_frq is unknown: did you mean print_freq?'),
+        ({'model_type': 'NLSNModl'}, 'model_type: no NLSNModl: did you mean NLSNModel?'),
+        ({'network_g:type': 'NLSNN'}, 'network_g: type: no NLSNN: did you mean NLSN?'),
+        ({'network_g:n_hash': 4}, 'network_g: n_hash: NLSN takes no n_hash: did you mean n_hashes?'),
+        ({'network_g:upscale': '2'}, "upscale='2' is not allowed: a whole number"),
+        ({'train:pixel_opt:type': 'L3Loss'}, 'train: pixel_opt: type: no L3Loss: did you mean L1Loss?'),
+        ({'train:pixel_opt:weight': 1}, 'train: pixel_opt: weight: L1Loss takes no weight: did you mean loss_weight?'),
+        ({'train:pixel_opt': ...}, 'train: pixel_opt or perceptual_opt is expected: there is no loss'),
+        ({'train:optim_g:type': 'AdamX'}, 'train: optim_g: type: no AdamX: did you mean Adam?'),
+        (
+            {'train:optim_g:beta': 0.9},
+            'train: optim_g: beta: Adam takes no beta: did you mean betas?',
+        ),
+        ({'train:scheduler:type': 'MultStepLR'}, 'train: scheduler: type: no MultStepLR: did you mean MultiStepLR?'),
+        ({'val:metrics:psnr:type': 'psnr'}, 'val: metrics: psnr: type: no psnr'),
+        ({'val:metrics:psnr:border': 2}, 'val: metrics: psnr: border: calculate_psnr takes no border'),
+        ({'val:metrics': ...}, 'val: has no metrics and writes no images: there is nothing to do'),
+        ({'datasets:val': ...}, 'val: there is nothing to validate on: datasets has no val'),
+        ({'datasets:train:gt_size': 97}, 'datasets: train: gt_size: 97 is not divisible by scale 2: 96 is'),
+        ({'datasets:train:use_shuffle': False}, 'datasets: train: use_shuffle is False: Input should be True'),
+        ({'train:amp': 'bf16', 'model_type': 'SRModel'}, 'train: amp: is read by NLSNModel alone, not by SRModel'),
+        ({'val:tile': 64, 'model_type': 'SRModel'}, 'val: tile: is read by NLSNModel alone, not by SRModel'),
+        ({'train:net_d_iters': 2}, 'train: net_d_iters: is read by GAN models alone, not by NLSNModel'),
+        ({'train:accumulate': 3}, 'train: accumulate: 3 does not divide batch_size_per_gpu 16'),
+        ({'val:tile': 16, 'val:tile_overlap': 16}, 'val: tile_overlap=16 is not less than tile=16'),
+        (
+            {'datasets:train:pin_memory': False, 'datasets:train:prefetch_mode': 'cuda'},
+            'prefetch_mode: cuda needs pin_memory: true',
+        ),
+    ],
+)
+def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
+    change: dict[str, object] | str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', change)
+    error = error_of(['train', '-opt', path], capsys)
+    assert message in error
+    if isinstance(change, dict) and ... not in change.values():
+        number = int(re.search(r'a\.yml, line (\d+): ', error)[1])
+        line = Path(path).read_text().splitlines()[number - 1]
+        assert any(key in line for keys in change for key in keys.split(':')[-2:])
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.yml').write_bytes(b'name: caf\xe9')
+    assert 'a.yml is not UTF-8 text' in error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--force_yml', 'foo'], '--force_yml foo: KEY=VALUE is expected'),
+        (['--force_yml', 'train:x=[1,'], '--force_yml train:x=[1,: [1, is no value'),
+        (['--force_yml', 'trian:x=1'], '--force_yml trian:x=1: trian is unknown: did you mean train?'),
+        (
+            ['--force_yml', 'train:total=1'],
+            '--force_yml train:total=1: train: total is unknown: did you mean total_iter?',
+        ),
+        (['--force_yml', 'num_gpu:x=1'], '--force_yml num_gpu:x=1: num_gpu is no section'),
+        (['--force_yml', 'scale=two'], "--force_yml scale=two: scale is 'two': a whole number is expected"),
+        (['--launcher', 'pytorch'], '--launcher pytorch: this process was not started by `torchrun'),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(['train', '-opt', 'train_NLSN_x2', *words], capsys)
+
+
+def test_the_environment_is_checked_as_the_command_line_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('NLSN_FORCE_YML', 'train:total=1')
+    message = error_of(['train', '-opt', 'train_NLSN_x2'], capsys)
+    assert 'NLSN_FORCE_YML train:total=1: train: total is unknown: did you mean total_iter?' in message
+    monkeypatch.setenv('NLSN_FORCE_YML', "name='my run' scale=two")
+    message = error_of(['train', '-opt', 'train_NLSN_x2', '--force_yml', 'scale=three'], capsys)
+    assert "--force_yml scale=three: scale is 'three': a whole number is expected" in message
+
+
+def test_bad_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'bad.yml', 'name: a\nscale: [2\nmodel_type: b\n')
+    assert f'{path}, line ' in error_of(['train', '-opt', path], capsys)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', {'train:gradclip': 1, 'scale': 'x', 'val:pbarr': True})
+    with pytest.raises(SystemExit):
+        main(['train', '-opt', path])
+    title, *lines = capsys.readouterr().err.splitlines()
+    assert title == f'nlsn: {path} has 3 mistakes:'
+    assert len(lines) == 3
+
+
+class TestBase:
+    def test_a_file_changes_and_adds_to_its_base(self, tmp_path: Path) -> None:
+        write(tmp_path / 'base.yml', {})
+        (tmp_path / 'sub').mkdir()
+        (tmp_path / 'sub' / 'middle.yml').write_text('_base_: ../base.yml\ntrain: {total_iter: 7}\n')
+        (tmp_path / 'a.yml').write_text('_base_: sub/middle.yml\nname: mine\nnetwork_g:\n  num_block: 16\n')
+        base, opt = (checked(Document(tmp_path / name), is_train=True) for name in ('base.yml', 'a.yml'))
+        assert opt.pop('name') == 'mine'
+        assert opt['train'].pop('total_iter') == 7
+        assert opt['network_g'].pop('num_block') == 16
+        del base['name'], base['train']['total_iter'], base['network_g']['num_block']
+        assert opt == base
+
+    def test_a_mistake_is_told_where_it_stands(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write(tmp_path / 'base.yml', {'train:gradclip': 1})
+        (tmp_path / 'a.yml').write_text('_base_: base.yml\nname: mine\nscale: two\n')
+        with pytest.raises(SystemExit):
+            main(['train', '-opt', str(tmp_path / 'a.yml')])
+        said = capsys.readouterr().err
+        assert "a.yml, line 3: scale is 'two'" in said
+        assert re.search(r'base\.yml, line \d+: train: gradclip is unknown', said)
+
+    @pytest.mark.parametrize(
+        ('text', 'message'),
+        [
+            ('_base_: none.yml', 'a.yml, line 1: _base_: there is no file '),
+            ('_base_: a.yml', 'a.yml, line 1: _base_: '),
+        ],
+    )
+    def test_no_such_base(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+        (tmp_path / 'a.yml').write_text(text)
+        assert message in error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys)
+
+    def test_what_a_run_keeps_is_whole(self, tmp_path: Path) -> None:
+        write(tmp_path / 'base.yml', {})
+        (tmp_path / 'a.yml').write_text('_base_: base.yml\nname: mine\n')
+        (tmp_path / 'kept').mkdir()
+        keep_copy(tmp_path / 'a.yml', tmp_path / 'kept')
+        assert Document(tmp_path / 'kept' / 'a.yml').options == Document(tmp_path / 'a.yml').options
+        assert (tmp_path / 'kept' / 'a.yml').read_text().startswith('# GENERATE TIME: ')
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', 'name: a\nscale: 2\ntrain:\n  total_iter: 1\n  total_iter: 2\n')
+    message = error_of(['train', '-opt', path], capsys)
+    assert message == f'nlsn: {path}, line 5: train: total_iter stands on line 4 already'
+
+
+def test_nothing_in_an_option_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', f'name: !!python/object/apply:os.mkdir ["{tmp_path}/made"]\n')
+    assert 'could not determine a constructor' in error_of(['train', '-opt', path], capsys)
+    assert not (tmp_path / 'made').exists()
+
+
+def test_what_basicsr_must_be_told_has_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path / 'a.yml', {'num_gpu': ..., 'logger:use_tb_logger': ..., 'dist_params': ..., 'manual_seed': 7}
+    )
+    opt = checked(Document(Path(path)), is_train=True)
+    assert opt['num_gpu'] == 'auto'
+    assert opt['logger']['use_tb_logger'] is False
+    assert opt['dist_params'] == {'backend': 'nccl', 'port': 29500}
+
+
+@pytest.mark.parametrize('upscale', [4, 3])
+def test_a_network_of_another_scale_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], upscale: int
+) -> None:
+    """BasicSR's own train_RCAN_x2.yml has upscale: 4."""
+    (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', {'network_g:upscale': upscale})
+    assert f'network_g: upscale {upscale} is not scale 2' in error_of(['train', '-opt', path], capsys)
+    assert not (tmp_path / 'experiments').exists()
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
+    with pytest.raises(UserError, match=r'there is no file nowhere/net.pth \(there is no folder nowhere\)'):
+        check_paths(opt, tmp_path / 'a.yml')
+
+
+def test_a_bad_argument_of_the_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_options, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
+    monkeypatch.chdir(tmp_path)
+    path = small_options('train_NLSN_x2', lambda options: options['network_g'].update(upscale=5))
+    message = error_of(['train', '-opt', str(path)], capsys)
+    assert message.endswith('network_g: upscale=5 is not allowed: 2, 3, 4 or another power of 2 is expected')

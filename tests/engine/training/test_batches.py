@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from nlsn_plugin.engine.training.batches import Order, close, endless
+from nlsn_plugin.errors import DataError
+
+
+class Draws(Dataset):
+    """Samples that depend on every generator a data set may draw from."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        if index == 99:
+            raise DataError('image 99 is damaged')
+        return {'index': index, 'drawn': (random.random(), np.random.rand(), torch.rand(()).item())}  # noqa: NPY002
+
+
+def options(workers: int) -> dict[str, object]:
+    return {'datasets': {'train': {'num_worker_per_gpu': workers}}}
+
+
+def batches(count: int, first: int = 0, workers: int = 0, rank: int = 0, world_size: int = 1) -> list[object]:
+    order = Order(10, 2, 6 // world_size, rank, world_size, seed=5, first=first)
+    found = itertools.islice(endless(Draws(), order, options(workers)), count)
+    return [(batch['index'].tolist(), [value.tolist() for value in batch['drawn']]) for batch in found]
+
+
+@pytest.mark.parametrize('workers', [0, 1, 2])
+@pytest.mark.parametrize('first', [0, 2, 3, 7])
+def test_batches_are_the_same_from_any_first_one_and_with_any_workers(first: int, workers: int) -> None:
+    assert batches(9)[first:] == batches(9 - first, first, workers)
+
+
+def test_an_epoch_goes_through_all_images_as_often_as_it_is_enlarged() -> None:
+    order = Order(10, 2, 5, 0, 1, seed=0)
+    places = [place for batch in itertools.islice(order, 4) for place in batch]
+    assert sorted(index for _, index in places) == sorted([*range(10), *range(10)])
+    assert len({seed for seed, _ in places}) == 20
+    assert order.batches_per_epoch == 4
+
+
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_processes_share_the_batches_of_one(world_size: int) -> None:
+    shares = [batches(4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number, (whole, _) in enumerate(batches(4)):
+        assert sorted(whole) == sorted(index for share in shares for index in share[number][0])
+
+
+def test_the_generators_of_the_run_are_left_alone() -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    expected = torch.rand(3), random.random()
+    torch.manual_seed(1)
+    random.seed(1)
+    batches(2)
+    batches(2, workers=2)
+    assert torch.rand(3).equal(expected[0])
+    assert random.random() == expected[1]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: int) -> None:
+    class Damaged(Draws):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            return super().__getitem__(99)
+
+    with pytest.raises(DataError) as caught:
+        next(endless(Damaged(), Order(10, 1, 2, 0, 1, seed=0), options(workers)))
+    assert str(caught.value) == 'image 99 is damaged'
+
+
+def test_no_worker_outlives_the_run_even_if_it_hears_nothing() -> None:
+    class Stuck(Draws):
+        answered = 0
+
+        def __getitem__(self, index: int) -> dict[str, object]:
+            self.answered += 1
+            if self.answered > 2:
+                time.sleep(600)
+            return super().__getitem__(index)
+
+    stuck = endless(Stuck(), Order(10, 1, 2, 0, 1, seed=0), options(1))
+    next(stuck)
+    (worker,) = multiprocessing.active_children()
+    close(stuck)
+    worker.join(30)
+    assert worker.exitcode is not None

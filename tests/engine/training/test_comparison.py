@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import numpy as np
+
+from nlsn_plugin.engine.training.comparison import DETAIL, most_improved, table
+
+
+def test_the_detail_is_where_the_second_image_gains_most() -> None:
+    truth = np.zeros((150, 200, 3), np.uint8)
+    first, second = truth + 3, truth + 3
+    first[70 : 70 + DETAIL, 110 : 110 + DETAIL] = 40
+    assert most_improved(first, second, truth) == (70, 110)
+
+
+def test_an_image_smaller_than_the_detail_is_shown_from_its_corner() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    assert most_improved(image, image, image) == (0, 0)
+
+
+def test_the_table_ends_with_the_gain() -> None:
+    text = table('chelsea, x2', {'bicubic': {'psnr': 35.26, 'ssim': 0.916}, 'NLSN': {'psnr': 36.5, 'ssim': 0.938}})
+    assert text.split('\n') == [
+        '',
+        'chelsea, x2         PSNR      SSIM',
+        'bicubic            35.26    0.9160',
+        'NLSN               36.50    0.9380',
+        'NLSN - bicubic     +1.24   +0.0220',
+    ]

@@ -1,0 +1,140 @@
+"""Runs shared out among processes and hosts, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TRAIN, experiment, make_short, run, write_options
+
+from nlsn_plugin.engine.training.resume_check import compare, result
+
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Two network namespaces joined by a cable: their names, and what the cable is called in each."""
+    if not shutil.which('ip'):
+        pytest.skip('two hosts need network namespaces: there is no command `ip`')
+    names = [f'nlsn_{os.getpid()}_{number}' for number in (1, 2)]
+    cable = [f'nlsn{os.getpid() % 10**6}{end}' for end in 'ab']
+
+    def ip(*words: str) -> None:
+        subprocess.run(['ip', *words], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            for name in names:
+                ip('netns', 'add', name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f'two hosts need network namespaces: {error.stderr.strip()}')
+        ip('link', 'add', cable[0], 'type', 'veth', 'peer', 'name', cable[1])
+        for number, (name, end) in enumerate(zip(names, cable), start=1):
+            ip('link', 'set', end, 'netns', name)
+            ip('-n', name, 'addr', 'add', f'10.77.0.{number}/24', 'dev', end)
+            ip('-n', name, 'link', 'set', end, 'up')
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        yield dict(zip(names, cable))
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'delete', name], check=False, capture_output=True)
+
+
+@pytest.fixture(scope='session')
+def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the short run ends with in two processes."""
+    folder = tmp_path_factory.mktemp('of_two')
+    (folder / 'datasets').symlink_to(workplace / 'datasets')
+    options = write_options(folder / 'short.yml', 'train_NLSN_x2', make_short)
+    run(*TORCHRUN, 2, TRAIN, '-opt', options, '--launcher', 'pytorch', cwd=folder)
+    return result(experiment(folder))
+
+
+class TestSeveralProcesses:
+    def test_validation_gives_exactly_what_one_process_finds(
+        self, finished: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as torchrun sets it for several
+        weights = experiment(finished) / 'models' / 'net_g_12.pth'
+        overrides = [f'path:pretrain_network_g={weights}', 'train:total_iter=1', 'train:optim_g:lr=0.0']
+        found = {}
+        for count in (1, 2, 3):
+            words = [*TORCHRUN, count, TRAIN, '-opt', short, '--launcher', 'pytorch']
+            run(*words, '--force_yml', *overrides, f'name=of_{count}', cwd=place)
+            log = (experiment(place, f'of_{count}') / 'log.jsonl').read_text().splitlines()
+            found[count] = [json.loads(line) for line in log if 'validation' in line]
+        assert found[1] == found[2] == found[3]
+        assert found[1][0]['psnr'] > 0
+
+    def test_a_run_of_two_goes_on_exactly(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
+        words = [*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch']
+        run(*words, '--force_yml', 'train:total_iter=8', cwd=place)
+        run(*words, '--auto_resume', cwd=place)
+        compare(result(experiment(place)), of_two)
+
+    def test_two_started_by_slurm_do_the_same(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
+        """With the variables that srun sets, and a stand-in for the command that lists the nodes."""
+        scontrol = place / 'scontrol'
+        scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\n127.0.0.2\\n"\n')
+        scontrol.chmod(0o755)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(TRAIN), '-opt', str(short), '--launcher', 'slurm'],
+                cwd=place,
+                env={
+                    **os.environ,
+                    'PATH': f'{place}:{os.environ["PATH"]}',
+                    'OMP_NUM_THREADS': '1',
+                    'SLURM_PROCID': str(rank),
+                    'SLURM_NTASKS': '2',
+                    'SLURM_LOCALID': '0',
+                    'SLURM_NODELIST': 'node[1-2]',
+                },
+            )
+            for rank in range(2)
+        ]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        compare(result(experiment(place)), of_two)
+
+    def test_two_hosts_do_the_same(
+        self, of_two: dict[str, Any], place: Path, short: Path, hosts: dict[str, str]
+    ) -> None:
+        processes = [
+            subprocess.Popen(
+                [
+                    *('ip', 'netns', 'exec', host, sys.executable, '-m', 'torch.distributed.run'),
+                    *('--nnodes', '2', '--node_rank', str(rank), '--nproc_per_node', '1'),
+                    *('--master_addr', '10.77.0.1', '--master_port', '29500'),
+                    *(str(TRAIN), '-opt', str(short), '--launcher', 'pytorch'),
+                ],
+                cwd=place,
+                env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': interface},
+            )
+            for rank, (host, interface) in enumerate(hosts.items())
+        ]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        compare(result(experiment(place)), of_two)
+
+    def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
+        words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']
+        words += ['--force_yml', 'train:total_iter=100000']
+        process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        log = experiment(place) / 'log.jsonl'
+        while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
+            time.sleep(0.05)
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        subprocess.run(['kill', '-9', children[-1]], check=True)
+        began = time.monotonic()
+        stderr = process.communicate(timeout=60)[1]
+        assert process.returncode != 0
+        assert time.monotonic() - began < 60
+        assert 'SIGKILL' in stderr or 'exitcode  : -9' in stderr

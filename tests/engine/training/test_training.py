@@ -1,0 +1,182 @@
+"""Runs killed, interrupted, starved of disk, fed with damaged data: in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TRAIN, experiment, make_short, run, write_options
+
+from nlsn_plugin.engine.training.resume_check import compare, newest, result
+from nlsn_plugin.models.checkpoint import load_safely
+
+LONGER = ['train:total_iter=100', 'val:val_freq=50', 'logger:save_checkpoint_freq=10']
+"""Updates for some seconds, rather than a fraction of one."""
+
+
+def said(process: subprocess.CompletedProcess[str]) -> str:
+    """The last line on stderr."""
+    return process.stderr.strip().splitlines()[-1]
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(place: Path, short: Path) -> None:
+    words = ['check-resume', '-opt', short, '--kills', 2, '--seed', 1, '--force_yml', *LONGER]
+    checked = run('-m', 'nlsn_plugin', *words, cwd=place)
+    assert 'killed 2 times' in checked.stdout
+    assert checked.stdout.strip().splitlines()[-1] == 'the same to the last bit'
+    assert list((place / 'experiments').iterdir()) == []
+
+
+@pytest.fixture(scope='session')
+def longer(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run of LONGER ends with that nothing disturbed."""
+    folder = tmp_path_factory.mktemp('longer')
+    (folder / 'datasets').symlink_to(workplace / 'datasets')
+    options = write_options(folder / 'short.yml', 'train_NLSN_x2', make_short)
+    run(TRAIN, '-opt', options, '--force_yml', *LONGER, cwd=folder)
+    return result(experiment(folder))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_run_goes_on_exactly(
+    place: Path, short: Path, longer: dict[str, Any], number: signal.Signals
+) -> None:
+    words = [sys.executable, str(TRAIN), '-opt', str(short), '--force_yml', *LONGER]
+    process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = experiment(place) / 'log.jsonl'
+    while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
+        time.sleep(0.02)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    last = stderr.strip().splitlines()[-1]
+    iteration = int(newest(experiment(place)).removesuffix('.state'))
+    assert last == (
+        f'nlsn: ended by {number.name} and saved at iteration {iteration}; the same command with --auto_resume goes on'
+    )
+    assert iteration < 100
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *LONGER, cwd=place)
+    compare(result(experiment(place)), longer)
+
+
+def test_a_damaged_state_is_passed_over_and_said(ran: Path, short: Path) -> None:
+    place = ran
+    expected = result(experiment(place))
+    states, models = experiment(place) / 'training_states', experiment(place) / 'models'
+    whole = (states / '12.state').read_bytes()
+    (states / '12.state').write_bytes(whole[: len(whole) // 2])
+    (models / 'net_g_8.pth').write_bytes(b'')
+    resumed = run(TRAIN, '-opt', short, '--auto_resume', cwd=place)
+    assert 'passed over' in resumed.stdout
+    assert '12.state does not load' in resumed.stdout
+    assert 'net_g_8.pth does not load' in resumed.stdout
+    assert 'iter: 4.' in resumed.stderr
+    compare(result(experiment(place)), expected)
+
+
+def test_auto_resume_of_a_finished_run_begins_nothing_anew_from_any_folder(
+    ran: Path, short: Path, tmp_path: Path
+) -> None:
+    (ran / 'options').mkdir()
+    option_file = shutil.copy(short, ran / 'options')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    again = run(TRAIN, '-opt', option_file, '--auto_resume', cwd=elsewhere)
+    assert 'iter: 12.' in again.stderr
+    assert [path.name for path in (ran / 'experiments').iterdir()] == ['NLSN_x2']
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_that_is_there_is_never_moved_unasked(ran: Path, short: Path) -> None:
+    place = ran
+    before = {path: path.stat().st_mtime_ns for path in experiment(place).rglob('*') if path.is_file()}
+    refused = run(TRAIN, '-opt', short, cwd=place, check=False)
+    assert refused.returncode == 1
+    assert said(refused).endswith(
+        'holds a run already: --auto_resume goes on with it, --archive moves it aside and begins anew, or choose '
+        'another name in the option file'
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in experiment(place).rglob('*') if path.is_file()}
+    run(TRAIN, '-opt', short, '--archive', '--force_yml', 'train:total_iter=4', cwd=place)
+    names = sorted(path.name for path in (place / 'experiments').iterdir())
+    assert names[0] == 'NLSN_x2'
+    assert names[1].startswith('NLSN_x2_archived_')
+
+
+def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: Path) -> None:
+    place = ran
+    for iteration in (8, 12):
+        (experiment(place) / 'training_states' / f'{iteration}.state').unlink()
+    size = (experiment(place) / 'models' / 'net_g_4.pth').stat().st_size
+    words = [sys.executable, str(TRAIN), '-opt', str(short), '--auto_resume']
+    full = subprocess.run(
+        words,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+    )
+    assert full.returncode == 1
+    assert 'could not be saved: ' in said(full)
+    assert said(full).endswith('what was saved before is intact')
+    assert newest(experiment(place)) == '4.state'
+    assert not list(experiment(place).rglob('.*.tmp'))
+    run(TRAIN, '-opt', short, '--auto_resume', cwd=place)
+    assert newest(experiment(place)) == '12.state'
+
+
+def test_what_a_run_leaves(place: Path, short: Path) -> None:
+    overrides = ['logger:keep_last=2', 'logger:use_tb_logger=true']
+    done = run(TRAIN, '-opt', short, '--force_yml', *overrides, cwd=place)
+    assert done.stderr.count('Validation Set5') == 2  # at 6 and 12; the last is not logged twice
+    names = sorted(path.name for path in (experiment(place) / 'models').iterdir())
+    assert names == ['net_g_12.pth', 'net_g_8.pth', 'net_g_best.pth', 'net_g_latest.pth']
+    lines = [json.loads(line) for line in (experiment(place) / 'log.jsonl').read_text().splitlines()]
+    assert [line['iter'] for line in lines if line['kind'] == 'train'] == list(range(1, 13))
+    assert [line['iter'] for line in lines if line['kind'] == 'validation'] == [6, 12]
+    assert all(line['l_pix'] > 0 and line['memory_gb'] > 0 for line in lines if line['kind'] == 'train')
+    state = load_safely(experiment(place) / 'training_states' / '12.state')
+    psnr = {line['iter']: line['psnr'] for line in lines if line['kind'] == 'validation'}
+    assert state['best_metric_results']['Set5']['psnr'] == {
+        'better': 'higher', 'val': max(psnr.values()), 'iter': max(psnr, key=lambda iteration: psnr[iteration]),
+    }  # fmt: skip
+    assert (experiment(place) / 'curves.png').stat().st_size > 10_000
+    assert list((place / 'tb_logger' / 'NLSN_x2').glob('events*'))
+
+
+@pytest.mark.parametrize('mode', ['~', 'cpu'])
+def test_a_damaged_image_ends_the_run_with_its_name(place: Path, short: Path, mode: str) -> None:
+    folder = place / 'own'
+    for name in ('HR', 'LR'):
+        (folder / name).mkdir(parents=True)
+        for index in range(4):
+            (folder / name / f'{index}.png').write_bytes(b'')
+    overrides = [f'datasets:train:dataroot_gt={folder}/HR', f'datasets:train:dataroot_lq={folder}/LR']
+    overrides += ['datasets:train:io_backend:type=disk', f'datasets:train:prefetch_mode={mode}']
+    failed = run(TRAIN, '-opt', short, '--force_yml', *overrides, cwd=place, check=False)
+    assert failed.returncode == 1
+    assert said(failed).startswith(f'nlsn: {folder}/HR/')
+    assert said(failed).endswith('.png is not an image, or a damaged one (0 bytes)')
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_made(place: Path, short: Path) -> None:
+    refused = run(TRAIN, '-opt', short, '--force_yml', 'datasets:train:batch_size_per_gpu=1000', cwd=place, check=False)
+    assert refused.returncode == 1
+    assert 'batch_size_per_gpu 1000 in 1 process is more than the ' in said(refused)
+    assert not (place / 'experiments').exists()
+
+
+def test_what_is_saved_loads_without_executing_anything(ran: Path) -> None:
+    for path in experiment(ran).rglob('*.*'):
+        if path.suffix in ('.pth', '.state'):
+            torch.load(path, weights_only=True)

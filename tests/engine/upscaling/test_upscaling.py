@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import python
+from PIL import Image, ImageCms
+from skimage import data
+
+import nlsn_plugin
+from nlsn_plugin import NLSN
+from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.engine.upscaling import memory
+from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
+from nlsn_plugin.errors import ArgumentError, BackendError, UserError
+from nlsn_plugin.models.formats import save_network
+
+SMALL = {'num_feat': 16, 'num_block': 2, 'n_hashes': 1, 'chunk_size': 64, 'attention_at': [1]}
+
+
+@pytest.fixture(scope='module')
+def attending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, fresh, of a small network with an attention."""
+    path = tmp_path_factory.mktemp('attending') / 'attending.safetensors'
+    torch.manual_seed(0)
+    save_network(NLSN(**SMALL), path, {'type': 'NLSN', 'arguments': SMALL})
+    return path
+
+
+def repeated(image: np.ndarray, scale: int) -> np.ndarray:
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize('shape', [(9, 7), (9, 7, 3), (9, 7, 4), (1, 1), (1, 20, 3)])
+def test_an_array_comes_back_in_its_own_kind(
+    repeating: dict[int, Path], scale: int, dtype: type, shape: tuple[int, ...]
+) -> None:
+    image = np.random.default_rng(0).random(shape, np.float32)
+    if np.dtype(dtype).kind == 'u':
+        image = (image * np.iinfo(dtype).max).round()
+    image = image.astype(dtype)
+    if shape[2:] == (4,):
+        image[..., 3] = np.iinfo(dtype).max if np.dtype(dtype).kind == 'u' else 1
+    larger = nlsn_plugin.upscale(image, scale, repeating[scale])
+    assert larger.dtype == dtype
+    np.testing.assert_allclose(larger, repeated(image, scale), rtol=1e-6 if np.dtype(dtype).kind == 'f' else 0)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'I;16'])
+def test_a_pillow_image_comes_back_as_one(repeating: dict[int, Path], mode: str) -> None:
+    if mode == 'I;16':
+        image = Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6) * 2000)
+    else:
+        image = Image.fromarray(data.chelsea()[100:105, 100:106]).convert(mode)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    image.info['icc_profile'] = profile
+    larger = nlsn_plugin.upscale(image, weights=repeating[2])
+    assert larger.size == (12, 10)
+    assert larger.mode == {'1': 'L', 'P': 'RGB', 'CMYK': 'RGB', 'LA': 'L', 'RGBA': 'RGB'}.get(mode, mode)  # opaque
+    if mode in ('RGB', 'I;16'):
+        np.testing.assert_array_equal(np.asarray(larger), repeated(np.asarray(image), 2))
+    assert larger.info.get('icc_profile') == (profile if mode in ('RGB', 'RGBA', 'P') else None)
+
+
+@pytest.mark.parametrize(
+    ('image', 'said'),
+    [
+        (np.zeros((4, 4, 2), np.uint8), r'image has the shape \[4, 4, 2\]: \[H, W\], \[H, W, 3\] or \[H, W, 4\]'),
+        (np.zeros((0, 4), np.uint8), r'image has the shape \[0, 4\]'),
+        (np.zeros((4, 4), np.int64), 'image has int64 pixels: uint8, uint16 or floats'),
+        (np.full((4, 4), 255.0), r'image has values from 255 to 255: floats in \[0, 1\] are expected'),
+        (np.full((4, 4), np.nan), 'image has values from nan to nan'),
+        ([[1, 2]], 'image is a list: a NumPy array or a Pillow image is expected'),
+    ],
+)
+def test_what_is_no_image_is_refused(repeating: dict[int, Path], image: object, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        nlsn_plugin.upscale(image, weights=repeating[2])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'error', 'said'),
+    [
+        ({'scale': 5, 'weights': None}, ArgumentError, 'scale=5 is not allowed'),
+        ({'scale': 3}, ArgumentError, 'enlarges by 2, not by 3: leave the scale out'),
+        ({'n_hashes': 2}, ArgumentError, 'hashes nothing: leave it out'),
+        ({'n_hashes': 0}, ArgumentError, 'n_hashes=0 is not allowed'),
+        ({'dtype': 'float64'}, ArgumentError, "dtype='float64' is not allowed"),
+        ({'tile': 'automatic'}, ArgumentError, "tile='automatic' is not allowed: 'auto', 'none' or a number"),
+        ({'tile': 32}, ArgumentError, 'tile=32 is not more than overlap=32'),
+        ({'tile': 8}, ArgumentError, 'tile=8 is not allowed: a whole number of at least 16'),
+        ({'device': 'gpu'}, BackendError, "device 'gpu' cannot be used"),
+        ({'weights': Path('absent.pth')}, UserError, 'there is no file absent.pth'),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    repeating: dict[int, Path], settings: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        Upscaler(Settings(**{'weights': repeating[2], **settings}))
+
+
+def test_without_weights_of_its_own_the_package_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.files', lambda package: tmp_path)
+    with pytest.raises(UserError, match='this installation holds no weights for x4: name a file of weights'):
+        nlsn_plugin.upscale(np.zeros((4, 4)), 4)
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_the_weights_in_the_box_beat_bicubic(scale: int) -> None:
+    truth = data.astronaut()[60:204, 150:294]
+    lr = np.asarray(Image.fromarray(truth).resize((144 // scale, 144 // scale), Image.Resampling.BICUBIC))
+    bicubic = np.asarray(Image.fromarray(lr).resize((144, 144), Image.Resampling.BICUBIC))
+    error, of_bicubic = (
+        np.square(np.float64(found) - truth)[8:-8, 8:-8].mean() for found in (nlsn_plugin.upscale(lr, scale), bicubic)
+    )
+    assert error < 0.8 * of_bicubic
+
+
+def test_the_options_do_what_they_say(attending: Path) -> None:
+    image = data.chelsea()[100:140, 100:148] / 255.0
+    plain = nlsn_plugin.upscale(image, weights=attending)
+    with torch.no_grad():
+        net = NLSN(**SMALL).eval()
+        net.load_state_dict(Upscaler(Settings(weights=attending)).net.state_dict())
+        own = net(torch.from_numpy(image).permute(2, 0, 1)[None].float())[0].permute(1, 2, 0)
+    np.testing.assert_allclose(plain, own.clamp(0, 1).numpy(), atol=1e-5)
+    rounds = nlsn_plugin.upscale(image, weights=attending, n_hashes=3)
+    assert not np.allclose(plain, rounds, atol=1e-5)
+    np.testing.assert_array_equal(plain, nlsn_plugin.upscale(image, weights=attending))  # rounds were not left behind
+    half = nlsn_plugin.upscale(image, weights=attending, dtype='bfloat16')
+    assert 0 < np.abs(half - plain).max() < 0.1
+    ensemble = nlsn_plugin.upscale(image, weights=attending, self_ensemble=True)
+    turned = nlsn_plugin.upscale(image[::-1], weights=attending, self_ensemble=True)[::-1]
+    np.testing.assert_allclose(ensemble, turned, atol=1e-5)
+    with pytest.raises(UserError, match='did you mean chunk_size'):
+        nlsn_plugin.upscale(image, weights=attending, chunk_sise=3)
+
+
+def test_weights_that_changed_are_loaded_again(repeating: dict[int, Path], tmp_path: Path) -> None:
+    path, image = tmp_path / 'weights.safetensors', np.ones((4, 4), np.uint8)
+    path.write_bytes(repeating[2].read_bytes())
+    assert nlsn_plugin.upscale(image, weights=path).shape == (8, 8)
+    path.write_bytes(repeating[4].read_bytes())
+    assert nlsn_plugin.upscale(image, weights=path).shape == (16, 16)
+
+
+def test_no_seam_is_seen_across_the_borders_of_tiles(attending: Path) -> None:
+    image = np.float64(data.chelsea()[:160, 100:260]) / 255
+    whole = nlsn_plugin.upscale(image, weights=attending, tile='none')
+    tiled = nlsn_plugin.upscale(image, weights=attending, tile=64)
+    assert not np.array_equal(whole, tiled)  # tiles see other pixels to attend to
+    assert np.abs(whole - tiled).mean() < 0.01
+    for axis in (0, 1):
+        steps = np.abs(np.diff(tiled - whole, axis=axis)).mean(axis=(1 - axis, 2))
+        ends = [2 * edge - 1 for begin in (0, 32, 64, 96) for edge in (begin, begin + 64) if 0 < edge < 160]
+        assert steps[ends].max() < 2 * steps.mean() + 1e-6
+
+
+def test_colours_that_nobody_sees_make_no_halo(repeating: dict[int, Path]) -> None:
+    rows, columns = np.mgrid[:24, :24]
+    disc = np.where((rows - 12) ** 2 + (columns - 12) ** 2 < 64, 255, 0).astype(np.uint8)
+    red = np.zeros((24, 24, 4), np.uint8)
+    red[disc > 0] = (255, 0, 0, 255)
+    larger = nlsn_plugin.upscale(red, weights=repeating[2])
+    seen = larger[..., 3] > 0
+    assert seen.any()
+    assert (larger[seen][:, :3] == (255, 0, 0)).all()  # not darker, where it is half transparent
+    assert larger[24, 24, 3] == 255
+    assert larger[0, 0, 3] == 0
+    green = red.copy()
+    green[disc == 0] = (0, 255, 0, 0)
+    np.testing.assert_array_equal(larger[..., 3], nlsn_plugin.upscale(green, weights=repeating[2])[..., 3])
+    np.testing.assert_array_equal(larger[seen], nlsn_plugin.upscale(green, weights=repeating[2])[seen])
+
+
+def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
+    attending: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upscaler = Upscaler(Settings(weights=attending))
+    picture = Picture(data.chelsea()[:200, :300])
+    assert upscaler.enlarge(picture, 'cat').tiles == 1
+    there = int((memory.needed(upscaler.net, 96, 96, torch.float32) + memory.held(200, 300, 2, False)) / memory.USABLE)
+    monkeypatch.setattr(memory, 'available', lambda device: there)
+    with caplog.at_level(logging.WARNING, 'nlsn_plugin'):
+        result = upscaler.enlarge(picture, 'cat')
+    assert result.tile == 96
+    assert result.tiles == 3 * 5
+    assert result.predicted <= there
+    assert 'cat: the whole would take about 0.1 GB of memory: done with tiles of 96x96 pixels' in caplog.text
+    monkeypatch.setattr(memory, 'available', lambda device: 1000)
+    with pytest.raises(UserError, match=r'cat of 300x200 pixels and its x2 take 0\.0 GB'):
+        upscaler.enlarge(picture, 'cat')
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, torch
+from pathlib import Path
+from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.engine.upscaling import memory
+from nlsn_plugin.engine.measuring import process_memory
+from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
+from nlsn_plugin.errors import UserError
+torch.set_num_threads(1)
+upscaler = Upscaler(Settings(weights=sys.argv[1]))
+whole = Upscaler(Settings(weights=sys.argv[1], tile='none'))
+small, large = (Picture(np.zeros((edge, edge, 3), np.uint8)) for edge in (70, 500))
+upscaler.enlarge(small, 'small')
+Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+before = process_memory('VmRSS')
+result = upscaler.enlarge(large, 'large')
+print(process_memory('VmHWM') - before, result.predicted, result.tile, sep='|')
+limit = process_memory('VmSize') + 70_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+result = upscaler.enlarge(large, 'large')
+print(result.tile, result.picture.colour.shape, *result.notes, sep='|')
+try:
+    whole.enlarge(large, 'large')
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope='module')
+def of_memory(attending: Path) -> list[str]:
+    """What a process says that measures its memory and then is left with little, a line each."""
+    if not Path('/proc/self/clear_refs').exists():
+        pytest.skip('peaks are read from /proc')
+    words = [sys.executable, '-c', MEMORY, str(attending)]
+    returned = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}  # else freed memory is kept
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **returned})
+    assert done.returncode == 0, done.stderr
+    return [*done.stdout.splitlines(), done.stderr]
+
+
+def test_the_model_of_memory_is_on_the_safe_side(of_memory: list[str]) -> None:
+    measured, predicted, tile = of_memory[0].split('|')
+    assert tile == 'None'
+    assert int(measured) < int(predicted) < 3 * int(measured)
+
+
+def test_memory_that_runs_out_is_found_in_smaller_tiles(of_memory: list[str]) -> None:
+    tile, shape, *notes = of_memory[1].split('|')
+    assert int(tile) < 500
+    assert shape == '(1000, 1000, 3)'
+    assert notes[0] == 'memory ran out with the whole picture: tried again with tiles of 250x250 pixels'
+    assert f'large: {notes[0]}' in of_memory[-1]
+    assert of_memory[2].startswith('large of 500x500 pixels: too little memory for the whole picture; --tile auto')
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_limits_of_containers_count(tmp_path: Path, version: int) -> None:
+    own = tmp_path / 'own'
+    own.write_text('5:cpu:/a\n4:memory:/a/b\n' if version == 1 else '0::/a/b\n')
+    root = tmp_path / 'cgroup'
+    group = root / ('memory/a' if version == 1 else 'a')
+    (group / 'b').mkdir(parents=True)
+    limit, usage = memory.V1_FILES if version == 1 else ('memory.max', 'memory.current')
+    cached = 'total_inactive_file' if version == 1 else 'inactive_file'
+    for folder, most in ((group, '1000'), (group / 'b', 'max' if version == 2 else str(2**63))):
+        (folder / limit).write_text(f'{most}\n')
+        (folder / usage).write_text('700\n')
+        (folder / 'memory.stat').write_text(f'cache 1\n{cached} 100\n')
+    assert min(memory.limits_of_groups(root, own)) == 400
+    assert list(memory.limits_of_groups(tmp_path / 'absent', own)) == []
+
+
+def test_basicsr_is_not_needed(repeating: dict[int, Path], tmp_path: Path) -> None:
+    for absent in ('basicsr', 'mmengine'):
+        (tmp_path / f'{absent}.py').write_text(f'raise ModuleNotFoundError("no {absent}")\n')
+    code = f"""
+import sys, numpy, nlsn_plugin
+assert nlsn_plugin.upscale(numpy.zeros((4, 4), 'uint8'), weights={str(repeating[2])!r}).shape == (8, 8)
+import nlsn_plugin.cli, nlsn_plugin.engine.upscaling.batch, nlsn_plugin.engine.upscaling.before_after
+print(sorted(nlsn_plugin.toolbox_problems))
+"""
+    done = python(code, tmp_path)
+    assert done.stdout.strip() == "['basicsr', 'mmengine']", done.stderr
