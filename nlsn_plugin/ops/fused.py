@@ -45,8 +45,7 @@ def forward(
     images, rounds, pixels = order.shape
     tiles = tiles or default_tiles(match, value)[0]
     settings = kernel_settings(match, value, chunk_size, neighbours, tiles)
-    tile_count = triton.cdiv(pixels, chunk_size) * triton.cdiv(chunk_size, tiles.block_m)  # if chunks are cut singly
-    grid = tile_count, images, triton.cdiv(value.shape[-1], settings['BLOCK_C'])
+    grid = most_tiles(pixels, chunk_size, tiles), images, triton.cdiv(value.shape[-1], settings['BLOCK_C'])
     length, all_finite = lengths(match), value.sum(dtype=torch.float32).isfinite()
     out, mass, found_mass = torch.empty_like(value), torch.empty_like(length), torch.empty_like(length)
     found = out if rounds == 1 else accumulator(out)
@@ -81,22 +80,23 @@ def backward(
     grad, match, value, kept, mass = (x.contiguous() for x in (grad, match, value, kept, mass))
     images, rounds, pixels = order.shape
     query_tiles, key_tiles = tiles or default_tiles(match, value)[1:]
-    query_grid, key_grid = ((triton.cdiv(pixels, cut.block_m), images) for cut in (query_tiles, key_tiles))
+    query_grid, key_grid = ((most_tiles(pixels, chunk_size, cut), images) for cut in (query_tiles, key_tiles))
     width = {'WIDTH': padded(value.shape[-1])}
     query_settings = kernel_settings(match, value, chunk_size, neighbours, query_tiles) | width
     key_settings = kernel_settings(match, value, chunk_size, neighbours, key_tiles) | width
     length, mean = lengths(match), torch.empty_like(mass)
+    all_finite = (grad.sum(dtype=torch.float32) + length.sum()).isfinite()
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
     found, found_value = accumulator(grad_match), grad_value if rounds == 1 else accumulator(grad_value)
     with torch.cuda.device_of(match):
         for h, places in enumerate(by_round(order)):
             query_kernel[query_grid](
-                grad, match, value, kept, length, mass, places, mean, found,
+                grad, match, value, kept, length, mass, places, all_finite, mean, found,
                 FIRST=h == 0, SHIFT=value.dtype in HALF, **query_settings,
             )  # fmt: skip
             results = (grad_match, grad_value) if h == rounds - 1 else (found, found_value)
             key_kernel[key_grid](
-                grad, match, value, length, mass, places, mean, found, found_value, *results,
+                grad, match, value, length, mass, places, all_finite, mean, found, found_value, *results,
                 FIRST=h == 0, **key_settings,
             )  # fmt: skip
     return grad_match, grad_value
@@ -137,6 +137,11 @@ def unsupported(match: Tensor, value: Tensor) -> str | None:
 def lengths(match: Tensor) -> Tensor:
     """|x|, float32, [N, L]."""
     return torch.linalg.vector_norm(match, dim=-1, dtype=torch.float32)
+
+
+def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
+    """How many programs `kernels.tile` may need: for each chunk the tiles that it fills, and one more for a seam."""
+    return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
 
 
 def accumulator(result: Tensor) -> Tensor:

@@ -87,6 +87,26 @@ def within(slot, window_start, k, SPAN: tl.constexpr):
 
 
 @triton.jit
+def tile(program, all_finite, L, k, seam, BLOCK_M: tl.constexpr):
+    """The places [first, end) of a program; none, if there are more programs than tiles.
+
+    A tile may reach over several chunks. Its pixels then meet others outside their windows, with weight 0, which hides
+    any but those not finite: if there are such, tiles end where their chunk does, and at the place `seam`.
+    """
+    at_once = program * BLOCK_M
+    tiles = tl.cdiv(k, BLOCK_M) + 1  # of a chunk with the seam in it
+    chunk, of_chunk = program // tiles * k, program % tiles * BLOCK_M
+    chunk_end = tl.minimum(chunk + k, L)
+    middle = tl.minimum(tl.maximum(seam, chunk), chunk_end)
+    before = tl.cdiv(middle - chunk, BLOCK_M) * BLOCK_M
+    is_before = of_chunk < before
+    singly = tl.where(is_before, chunk + of_chunk, middle + of_chunk - before)
+    first = tl.where(all_finite, at_once, singly)
+    end = tl.where(all_finite, L, tl.where(is_before, middle, chunk_end))
+    return first, tl.minimum(first + BLOCK_M, end)
+
+
+@triton.jit
 def load_keys(order, slot, end, L, k):
     """Pixels of the keys in slots, and whether the slots lie before `end`: the last pixels stand twice."""
     place = wrap(slot, L, k)
@@ -118,12 +138,7 @@ def forward_kernel(
     found, found_mass: of the rounds before, unless FIRST; result, result_mass: with this one. LAST divides. SHIFT then
     stores y_i - g(x_i) too.
     """
-    # A tile may reach over several chunks. Values then meet queries outside their window, with weight 0, which hides
-    # any but those not finite: if there are such, tiles end where their chunk does.
-    run = tl.where(tl.load(all_finite), fill(L, k), k)
-    tiles = tl.cdiv(run, BLOCK_M)
-    first = tl.program_id(0) // tiles * run + tl.program_id(0) % tiles * BLOCK_M
-    end = tl.minimum((tl.program_id(0) // tiles + 1) * run, L)
+    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, L, BLOCK_M)
     if first >= end:
         return
     order += tl.program_id(1).to(tl.int64) * L
@@ -138,7 +153,7 @@ def forward_kernel(
 
     total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     mass = tl.zeros([BLOCK_M], tl.float32)
-    slots_end = window(tl.minimum(first + BLOCK_M, end) - 1, k, BEFORE) + SPAN * k
+    slots_end = window(end - 1, k, BEFORE) + SPAN * k
     for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key, is_key = load_keys(order, slot, slots_end, L, k)
@@ -165,7 +180,7 @@ def forward_kernel(
 
 @triton.jit
 def query_kernel(
-    grad, match, value, kept, length, mass, order, mean, found,
+    grad, match, value, kept, length, mass, order, all_finite, mean, found,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
@@ -174,10 +189,12 @@ def query_kernel(
 
     mean: dy_i . y_i, the mean over the keys of dy_i . g(x_j), [N L]. kept: y_i - g(x_i) if SHIFT, else y_i.
     """
+    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, L, BLOCK_M)
+    if first >= end:
+        return
     order += tl.program_id(1).to(tl.int64) * L
-    first = tl.program_id(0) * BLOCK_M
     place = first + tl.arange(0, BLOCK_M)
-    exists = place < L
+    exists = place < end
     query = tl.load(order + place, mask=exists, other=0)
     x = load_rows(match, query, exists, c, BLOCK_K)
     bound = tl.load(length + query)
@@ -193,7 +210,7 @@ def query_kernel(
         mean_dy = tl.load(mean + query)
 
     total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    slots_end = window(tl.minimum(first + BLOCK_M, L) - 1, k, BEFORE) + SPAN * k
+    slots_end = window(end - 1, k, BEFORE) + SPAN * k
     for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key, is_key = load_keys(order, slot, slots_end, L, k)
@@ -203,7 +220,7 @@ def query_kernel(
         weight = weigh(dot(x, tl.trans(features), PRECISION), scale[None, :], bound[:, None], inside)
         dweight = multiply_rows(grad, query, exists, value, key, is_key, C, BLOCK_C, PRECISION)
         ds = tl.where(inside, weight * (dweight - mean_dy[:, None]), 0.0)
-        keys = features * scale[:, None]  # rather than ds times scale, which float16 may not hold
+        keys = tl.where(is_key[:, None], features * scale[:, None], 0.0)  # rather than ds * scale: float16 has no room
         total += dot(ds.to(x.dtype), keys.to(x.dtype), PRECISION)
 
     total /= tl.load(mass + query)[:, None]
@@ -214,7 +231,7 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    grad, match, value, length, mass, order, mean, found, found_value, result, result_value,
+    grad, match, value, length, mass, order, all_finite, mean, found, found_value, result, result_value,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
@@ -224,24 +241,25 @@ def key_kernel(
     found: what the queries and the rounds before found for features; found_value: for values, unless FIRST; result,
     result_value: with this round.
     """
+    # The last pixels of the order stand once more at the end of the last chunk: more queries meet them, some twice.
+    doubled_from = 2 * L - fill(L, k)
+    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, doubled_from, BLOCK_M)
+    if first >= end:
+        return
     order += tl.program_id(1).to(tl.int64) * L
-    first = tl.program_id(0) * BLOCK_M
-    last = tl.minimum(first + BLOCK_M, L) - 1
     place = first + tl.arange(0, BLOCK_M)
-    exists = place < L
+    exists = place < end
     key = tl.load(order + place, mask=exists, other=0)
     features = load_rows(match, key, exists, c, BLOCK_K)
     scale = load_scale(length, key)
 
-    # The last pixels of the order stand once more at the end of the last chunk: more queries meet them, some twice.
     BEHIND: tl.constexpr = SPAN - 1 - BEFORE
     window_start = window(place, k, BEHIND)
-    doubled_from = 2 * L - fill(L, k)
     is_doubled = (place >= doubled_from) & exists
     last_window_start = window(fill(L, k) - 1, k, BEHIND)
     total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     total_value = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    slots_end = tl.where(last >= doubled_from, last_window_start, window(last, k, BEHIND)) + SPAN * k
+    slots_end = tl.where(end > doubled_from, last_window_start, window(end - 1, k, BEHIND)) + SPAN * k
     for start in range(window(first, k, BEHIND), slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         query_place = wrap(slot, L, k)

@@ -141,6 +141,23 @@ def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_referen
     assert 0 < finite[0].sum() < finite[0].numel()
 
 
+@pytest.mark.parametrize('place', [0, 6, 13, 28, 38, 40])
+@pytest.mark.parametrize('length', [pytest.param(40, id='whole-chunks'), pytest.param(41, id='four-pixels-doubled')])
+@pytest.mark.parametrize('broken', ['match', 'value', 'grad'])
+def test_what_is_not_a_number_reaches_no_gradient_that_it_does_not_in_the_reference(
+    broken: str, length: int, place: int
+) -> None:
+    problem = draw(length, 5, rounds=1, images=2)
+    pixel = problem.order[0, 0, place % length]
+    getattr(problem, broken)[0, pixel, 1] = float('nan')
+    answer, truth = by_fused(problem), by_reference(problem)
+    for ours, theirs in zip(answer[1:], truth[1:]):
+        assert not (theirs.isfinite() & ~ours.isfinite()).any()
+    assert not all(theirs.isfinite().all() for theirs in truth[1:])
+    reached = answer.grad_match.isfinite() & truth.grad_match.isfinite()
+    torch.testing.assert_close(answer.grad_match[reached], truth.grad_match[reached], rtol=1e-3, atol=1e-4)
+
+
 def test_tensors_need_not_be_contiguous() -> None:
     problem = draw(20, 6)
     match, value, order, grad = (
