@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,19 @@ from nlsn_plugin.errors import ArgumentError, MissingToolboxError
 Options = dict[str, Any]
 BASICSR_SUFFIX = '_basicsr'
 """Ends the names of some networks in BasicSR's registry, which finds them without it too."""
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What networks of others raise on arguments, and on inputs, that are not theirs."""
 
 
 def innermost(network: Options) -> Options:
@@ -55,6 +70,8 @@ def base_class(name: str) -> type[nn.Module]:
     Raises:
         ArgumentError: neither has it; the message has the nearest name.
     """
+    if not isinstance(name, str):
+        raise ArgumentError(f'type={name!r} is not allowed: the name of a network is expected')
     known: list[str] = []
     absent: list[str] = []
     for toolbox, find in (('basicsr', find_in_basicsr), ('mmengine', find_in_mmengine)):
@@ -64,8 +81,10 @@ def base_class(name: str) -> type[nn.Module]:
             absent.append(str(error))
         else:
             found, names = find(name)
-            if found is not None:
+            if isinstance(found, type) and issubclass(found, nn.Module):
                 return found
+            if found is not None:
+                raise ArgumentError(f'{name} is no network')
             known += names
     raise ArgumentError('; '.join([f'no network {name}{checks.nearest(name, set(known))}', *absent]))
 
@@ -84,7 +103,38 @@ def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
     from mmengine.registry import MODELS
 
     with MODELS.switch_scope_and_registry(None) as registry:
-        return registry.get(name), [*registry.module_dict, *MODELS.module_dict]
+        return registered(registry, name), [*registry.module_dict, *MODELS.module_dict]
+
+
+def registered(registry: Any, name: str) -> Any:
+    """What mmengine's registry, one above it or one of another scope ('mmagic.EDSRNet') has by a name; None if none.
+
+    Registry.get would go on to import whatever the name is of, `os.system` too; and files of strangers hold names.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    scope, own = registry.split_scope_key(name)
+    if scope is not None and scope != registry.scope:
+        if scope in MODULE2PACKAGE:  # one of OpenMMLab's
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f'{scope}.registry')
+        root = registry
+        while root.parent is not None:
+            root = root.parent
+        registry = next((each for each in below(root) if each.scope == scope), None)
+    while registry is not None:
+        registry.import_from_location()
+        if own in registry.module_dict:
+            return registry.module_dict[own]
+        registry = registry.parent
+    return None
+
+
+def below(registry: Any) -> Iterator[Any]:
+    """A registry of mmengine's, and all that are its children."""
+    yield registry
+    for child in registry.children.values():
+        yield from below(child)
 
 
 def build_base(arch: Options) -> nn.Module:
@@ -98,16 +148,17 @@ def build_base(arch: Options) -> nn.Module:
         raise ArgumentError(': '.join(['arch', *keys, text]))
     name = arch.pop('type')
     try:
-        net = base_class(name)(**arch)
+        return base_class(name)(**arch)
     except ArgumentError as error:
         raise ArgumentError(f'arch: {error}') from error
-    except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
+    except FAILURES as error:
         raise ArgumentError(f'arch: {name} cannot be built: {first_line(error)}') from error
-    if not isinstance(net, nn.Module):
-        raise ArgumentError(f'arch: {name} is no network')
-    return net
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of others says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error of others says, in one line; with its class where that is half of what it says."""
+    line = next((line for line in str(error).splitlines() if line.strip()), '')
+    kind = type(error).__name__
+    if not line:
+        return kind
+    return f'{kind}: {line}' if isinstance(error, (LookupError, ArithmeticError)) else line

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import first_line
+from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.errors import ArgumentError
 
 SIZES = ((16, 24), (32, 48), (56, 84), (64, 96), (128, 192), (48, 48), (64, 64))
@@ -26,8 +26,6 @@ IN_CHANNELS = ('num_in_ch', 'in_chans', 'in_channels', 'in_nc', 'inp_channels', 
 """Names that networks have for the channels of their input."""
 SELECTOR = re.compile(r'([^\[\]]+)(?:\[(-?\d+|-?\d*:-?\d*(?::-?\d*)?)\])?')
 """A name, and an index or slice."""
-FAILURES = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, AttributeError)
-"""What networks raise on an input that is not theirs."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +176,8 @@ def examined(
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return f'gives a {type(output).__name__}: a tensor of features is expected'
     shape, kind = tuple(output.shape), type(module).__name__
+    if shape[2:] == (1, 1):
+        return 'gives a single pixel: an image of features is expected'
     if len(shape) == 4 and shape[0] == input_shape[0] and alike(shape[2:], input_shape):
         return Place(name, kind, shape, shape[1], None)
     if len(shape) == 3 and shape[0] == input_shape[0]:

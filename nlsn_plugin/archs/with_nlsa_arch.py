@@ -19,7 +19,7 @@ from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import build_base
 from nlsn_plugin.archs.nlsn_arch import attention_arguments
 from nlsn_plugin.archs.places import SizeArgument, chosen, explore
-from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.layers.residual import ResidualAttention
 
@@ -133,6 +133,12 @@ class WithNLSA(nn.Module):
                 'the weights are of %s without attentions: these stay as they are', base_of(self).__name__
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise UserError(
+            f'{type(self).__name__} cannot be copied to several GPUs of one process, as its hooks hold one attention: '
+            'torchrun --nproc_per_node N ... --launcher pytorch, or num_gpu: 1'
+        )
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = super().__reduce_ex__(max(protocol, 2))[2]  # the class has no name to be found by: it is made anew

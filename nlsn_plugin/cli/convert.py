@@ -35,13 +35,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         '-opt',
         dest='option_file',
-        nargs='+',
-        metavar=('FILE', 'KEY=VALUE'),
-        default=[],
+        metavar='FILE',
         help='option file whose network_g says the arguments; KEY=VALUE ... go before it',
     )
     parser.add_argument(
-        '--param-key', default='params_ema', help='which weights of IN (default: params_ema, else params)'
+        '--param-key', default='params_ema', help='which of several weights in IN (default: params_ema, else params)'
     )
     parser.add_argument('--half', action='store_true', help='parameters in float16: half the size, and not lossless')
     parser.add_argument(
@@ -57,13 +55,13 @@ def add(commands: Any) -> None:
 def convert(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
 
-    given = {**network_g(*args.option_file[:1]), **checks.pairs([*args.pairs, *args.option_file[1:]])}
+    given = {**network_g(args.option_file), **checks.pairs(args.pairs)}
     kind = given.pop('type', None)
     wish = conversion.Wish(args.to, args.half, args.embed, args.prefix, args.force)
     print('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key)))
 
 
-def network_g(option_file: str | None = None) -> dict[str, Any]:
+def network_g(option_file: str | None) -> dict[str, Any]:
     """The network of an option file, its type included; nothing without one."""
     if option_file is None:
         return {}

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument('--opset', type=int, help='of ONNX, 18 or later (default: 18)')
     parser.add_argument(
-        '--param-key', default='params_ema', help='which weights of the file (default: params_ema, else params)'
+        '--param-key', default='params_ema', help='which of several weights in it (default: params_ema, else params)'
     )
     parser.add_argument('--force', action='store_true', help='replace the file that is there')
     parser.set_defaults(run=export)
@@ -54,6 +54,9 @@ def export(args: argparse.Namespace) -> None:
     kind = given.pop('type', None)
     stored = read_stored(args.weights, args.param_key)
     conversion.check_target(args.weights, args.output, args.force)
+    ending = '.onnx' if args.onnx else '.pt2'
+    if args.output.suffix != ending:
+        raise ArgumentError(f'{args.output}: the ending {ending} is expected')
     description = describe(stored, args.weights, given, kind)
     net = network_of(description, stored.weights, args.weights)
     print('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))

@@ -88,6 +88,8 @@ def refuse_what_does_nothing(layout: str, wish: Wish) -> None:
         raise ArgumentError(f'--embed is for safetensors: {layout} was asked for')
     if wish.prefix and layout != 'mmengine':
         raise ArgumentError(f'--prefix is for mmengine: {layout} was asked for')
+    if wish.prefix and not wish.prefix.endswith('.'):
+        raise ArgumentError(f'--prefix {wish.prefix}: a dot at its end is expected: --prefix {wish.prefix}.')
 
 
 def check_target(source: Path, target: Path, force: bool) -> None:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nlsn_plugin import __version__
+from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.errors import ExportError, MissingToolboxError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
-from nlsn_plugin.models.checkpoint import Metadata, first_line
+from nlsn_plugin.models.building import channels_of
+from nlsn_plugin.models.checkpoint import Metadata
 from nlsn_plugin.models.writing import write_whole
 from nlsn_plugin.ops import MAX_BUCKETS
 
@@ -233,9 +235,8 @@ def chunk_size_of(net: nn.Module) -> int:
 
 def image(net: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     """Images as a network takes them, [N, C, H, W]: smooth, with noise; the same each time."""
-    channels = next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
     images, height, width = shape
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(images, channels, height // 8 + 2, width // 8 + 2, generator=generator)
+    coarse = torch.rand(images, channels_of(net), height // 8 + 2, width // 8 + 2, generator=generator)
     smooth = F.interpolate(coarse, (height, width), mode='bilinear')
     return (smooth + 0.02 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)

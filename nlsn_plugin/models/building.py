@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.archs.bases import base_class
+from nlsn_plugin.archs.bases import FAILURES, base_class, first_line, innermost
+from nlsn_plugin.archs.places import in_channels
 from nlsn_plugin.errors import ArgumentError, CheckpointError, UserError
-from nlsn_plugin.models.checkpoint import Weights, first_line, load_weights
+from nlsn_plugin.models.checkpoint import Weights, load_weights
 from nlsn_plugin.models.description import Arguments, Description
 
 PROBE = (24, 32)
@@ -32,6 +33,8 @@ def network_of(description: Description, weights: Weights, path: object) -> nn.M
     if missing := load_weights(net, weights, str(path), advice=ADVICE):
         raise CheckpointError(f'{path} has no attentions, {len(missing)} entries of {description.type}: a base network')
     net.eval()
+    if not isinstance(getattr(net, 'num_in_ch', None), int):
+        net.num_in_ch = in_channels(net, innermost(description.arguments))  # type: ignore[assignment]
     if not isinstance(getattr(net, 'upscale', None), int):
         net.upscale = scale_of(net)  # type: ignore[assignment]
     return net
@@ -53,7 +56,7 @@ def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
             return cls(**arguments)
     except UserError:
         raise
-    except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError) as error:
+    except FAILURES as error:
         raise ArgumentError(f'{path}: {kind} cannot be built: {first_line(error)}') from error
 
 
@@ -83,18 +86,23 @@ def scale_of(net: nn.Module) -> int:
 
 def channels_of(net: nn.Module) -> int:
     """Channels of the image that a network takes."""
-    channels = getattr(net, 'num_in_ch', None)
-    if isinstance(channels, int):
-        return channels
-    return next(module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+    return in_channels(net, {})
 
 
 def upscaled(net: nn.Module) -> Tensor:
-    """What a network in eval mode makes of an image of noise, the same each time, on the CPU."""
+    """What a network in eval mode makes of an image of noise, the same each time, on the CPU.
+
+    Raises:
+        ArgumentError: it takes no such image.
+    """
     window = getattr(net, 'window_size', 1)
     unit = window if isinstance(window, int) else 1
     size = [edge + -edge % unit for edge in PROBE]
     x = torch.rand(1, channels_of(net), *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # eval_seed=None draws from the global generator
-        return net(x)
+        try:
+            return net(x)
+        except FAILURES as error:
+            shape = 'x'.join(map(str, x.shape[1:]))
+            raise ArgumentError(f'{type(net).__name__} fails on an image of {shape}: {first_line(error)}') from error

@@ -7,7 +7,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nlsn_plugin.archs import WithNLSA
+from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.inert import load_inertly
 
@@ -128,7 +129,7 @@ def embedded_metadata(path: object, weights: Mapping[str, Tensor]) -> Metadata |
 def from_json(path: object, text: str | bytes) -> Metadata | None:
     try:
         return checked_metadata(path, json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata '{METADATA_KEY}' is no JSON: {first_line(error)}") from error
 
 
@@ -144,7 +145,25 @@ def checked_metadata(path: object, metadata: Any) -> Metadata | None:
         raise CheckpointError(
             f"{path}: its metadata '{METADATA_KEY}' are {str(metadata)[:80]}: a type and arguments are expected"
         )
+    arguments = dict(metadata['arguments'])
+    if metadata['type'] == 'WithNLSA' and isinstance(arguments.get('arch'), dict):
+        arguments['arch'] = {name: value for name, value in arguments['arch'].items() if name != 'type'}
+    for kind in classes_named(arguments):
+        raise CheckpointError(
+            f"{path}: its metadata '{METADATA_KEY}' name a class in a class, {kind}: none is built but WithNLSA's arch"
+        )
     return metadata
+
+
+def classes_named(value: Any) -> Iterator[str]:
+    """What dictionaries within a value have as their `type`: toolboxes make objects of these."""
+    if isinstance(value, dict):
+        if 'type' in value:
+            yield str(value['type'])
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from classes_named(each)
 
 
 def load_container(path: str | Path) -> Any:
@@ -200,10 +219,6 @@ def load_safely(path: str | Path) -> Any:
             return torch.load(file, map_location='cpu', weights_only=True)
     except DAMAGES as error:
         raise CheckpointError(f'{path} does not load (nothing in it was executed): {first_line(error)}') from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def shortened(names: Iterable[object], most: int) -> str:

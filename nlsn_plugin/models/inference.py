@@ -34,6 +34,8 @@ def window_of(network: dict[str, Any]) -> int:
         network: its type and arguments.
     """
     network = innermost(network)
+    if network['type'] == 'RRDBNet':  # takes pixels apart before it enlarges by 4
+        return {2: 2, 1: 4}.get(network.get('scale', 4), 1)
     parameter = inspect.signature(base_class(network['type'])).parameters.get('window_size')
     window = network.get('window_size', parameter.default if parameter else 1)
     return max(window) if isinstance(window, (list, tuple)) else window

@@ -69,7 +69,7 @@ def infer(weights: Mapping[str, Tensor], path: object, img_range: float | None =
             'img_range': img_range,
         }
         return {**arguments, **attention_arguments_of(weights, kinds, num_feat)}
-    except (KeyError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, ZeroDivisionError, IndexError, TypeError) as error:  # tensors of other shapes too
         reason = f'{error.args[0]} is missing' if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f'{path} holds no NLSN: {reason}') from error
 

@@ -18,6 +18,7 @@ from spandrel import (
 )
 from torch import nn
 
+from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.layers.residual import ResidualAttention
 from nlsn_plugin.models import recognition
 from nlsn_plugin.models.building import channels_of, network_of, scale_of, upscaled
@@ -83,7 +84,10 @@ def detects_nlsn(state_dict: StateDict) -> bool:
 
 def detects_other(state_dict: StateDict) -> bool:
     """A network of another class that says so in embedded metadata."""
-    metadata = embedded_metadata(SOURCE, state_dict)
+    try:
+        metadata = embedded_metadata(SOURCE, state_dict)
+    except CheckpointError:  # none that this plugin wrote
+        return False
     return metadata is not None and metadata['type'] != 'NLSN'
 
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nlsn_plugin import NonLocalSparseAttention, WithNLSA
 from nlsn_plugin.archs.bases import build_base
-from nlsn_plugin.errors import ArgumentError, CheckpointError
+from nlsn_plugin.errors import ArgumentError, CheckpointError, UserError
 from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.models.checkpoint import load_weights
 
@@ -355,3 +355,29 @@ def test_distributed_training_reaches_the_attentions(tmp_path: Path) -> None:
         assert all(layer.conv_match[0].weight.grad.any() for layer in attentions(net))
     finally:
         dist.destroy_process_group()
+
+
+def test_copies_for_several_gpus_of_one_process_are_refused() -> None:
+    net = WithNLSA({'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2}, 'body.0', {'chunk_size': 16})
+    with pytest.raises(UserError, match='torchrun --nproc_per_node N'):
+        net._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize(
+    ('arch', 'reason'),
+    [
+        ({'type': 'SRVGGNetCompact', 'act_type': 'lrelu'}, 'activation'),
+        ({'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'squeeze_factor': 0}, 'ZeroDivisionError'),
+        ({'type': 'SwinIR', 'depths': [2, 2], 'num_heads': [2], 'embed_dim': 8, 'img_size': 14}, 'IndexError: list'),
+    ],
+)
+def test_what_a_base_network_says_of_its_arguments_is_one_line(arch: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ArgumentError, match=f'^arch: {arch["type"]} cannot be built: .*{reason}') as caught:
+        WithNLSA(arch, 'body.0')
+    assert '\n' not in str(caught.value)
+
+
+def test_a_single_pixel_is_no_image_of_features() -> None:
+    arch = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1}
+    with pytest.raises(ArgumentError, match='which gives a single pixel'):
+        WithNLSA({**arch, 'squeeze_factor': 4}, 'AdaptiveAvgPool2d', probe=[3, 64, 64])

@@ -20,6 +20,7 @@ from nlsn_plugin.cli import main
 from nlsn_plugin.engine import conversion
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.formats import load_network
+from nlsn_plugin.models.inference import window_of
 
 OFFICIAL_X2 = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 ARGUMENTS: dict[str, Any] = {'num_feat': 8, 'num_block': 8, 'chunk_size': 16, 'n_hashes': 2}
@@ -82,7 +83,7 @@ def test_an_option_file_says_what_weights_do_not(
 ) -> None:
     options = tmp_path / 'a.yml'
     options.write_text(yaml.safe_dump({'network_g': {'type': 'NLSN', **ARGUMENTS, 'upscale': 2}}))
-    convert(trained, tmp_path / 'a.safetensors', '-opt', options, 'n_hashes=3')
+    convert('-opt', options, trained, tmp_path / 'a.safetensors', 'n_hashes=3')
     assert '  ASSUMED, since nothing says them: res_scale=0.1, attention=nlsa' in capsys.readouterr().out
     arguments = metadata_of(tmp_path / 'a.safetensors')['arguments']
     assert (arguments['chunk_size'], arguments['n_hashes'], arguments['res_scale']) == (16, 3, 0.1)
@@ -152,6 +153,21 @@ def test_a_network_of_another_class_is_named(tmp_path: Path, capsys: pytest.Capt
     convert(tmp_path / 'edsr.pth', tmp_path / 'edsr.safetensors', 'type=EDSR', *words)
     assert 'edsr.pth: basicsr, EDSR x4' in capsys.readouterr().out
     assert metadata_of(tmp_path / 'edsr.safetensors') == {'type': 'EDSR', 'arguments': arguments}
+
+
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_a_network_that_takes_pixels_apart_first(
+    scale: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from basicsr.archs.rrdbnet_arch import RRDBNet
+
+    arguments = {'num_in_ch': 3, 'num_out_ch': 3, 'scale': scale, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    torch.save({'params': RRDBNet(**arguments).state_dict()}, tmp_path / 'a.pth')
+    words = [f'{name}={value}' for name, value in arguments.items()]
+    convert(tmp_path / 'a.pth', tmp_path / 'a.safetensors', 'type=RRDBNet', *words)
+    assert f'a.pth: basicsr, RRDBNet x{scale}' in capsys.readouterr().out
+    assert load_network(tmp_path / 'a.safetensors').upscale == scale
+    assert window_of({'type': 'RRDBNet', **arguments}) == 4 // scale
 
 
 def test_with_nlsa_goes_round_by_its_option_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +254,8 @@ def test_what_differs_when_read_back_never_takes_its_place(
         (OFFICIAL_X2, ['-opt', 'train_NLSN_x3'], 'contradicts its weights'),
         (OFFICIAL_X2, ['--embed', '--to', 'basicsr'], '--embed is for safetensors: basicsr was asked for'),
         (OFFICIAL_X2, ['--prefix', 'generator.'], '--prefix is for mmengine: basicsr was asked for'),
+        (OFFICIAL_X2, ['--to', 'mmengine', '--prefix', 'generator'], 'a dot at its end is expected'),
+        (OFFICIAL_X2, ['type=3'], 'type=3 is not allowed: the name of a network is expected'),
         (OFFICIAL_X2, ['--to', 'safetensors'], 'out.pth is no name for safetensors: .safetensors is expected'),
     ],
 )

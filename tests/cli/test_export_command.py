@@ -59,6 +59,8 @@ def test_a_program_of_one_size(weights: str, capsys: pytest.CaptureFixture[str])
         (['--torch-export', '--opset', '18'], '--opset is of ONNX: leave it or --torch-export out'),
         (['--onnx', '-o', 'none/net.onnx'], 'there is no folder none'),
         (['--onnx', '-o', '.'], '. is a folder: name the file in it'),
+        (['--onnx', '-o', 'net.pt'], 'net.pt: the ending .onnx is expected'),
+        (['--torch-export'], 'net.onnx: the ending .pt2 is expected'),
     ],
 )
 def test_mistakes_are_told_before_any_work(
