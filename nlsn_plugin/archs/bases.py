@@ -77,15 +77,15 @@ def base_class(name: str) -> type[nn.Module]:
     for toolbox, find in (('basicsr', find_in_basicsr), ('mmengine', find_in_mmengine)):
         try:
             load_toolbox(toolbox)
+            found, names = find(name)
         except MissingToolboxError as error:
             absent.append(str(error))
-        else:
-            found, names = find(name)
-            if isinstance(found, type) and issubclass(found, nn.Module):
-                return found
-            if found is not None:
-                raise ArgumentError(f'{name} is no network')
-            known += names
+            continue
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            return found
+        if found is not None:
+            raise ArgumentError(f'{name} is no network')
+        known += names
     raise ArgumentError('; '.join([f'no network {name}{checks.nearest(name, set(known))}', *absent]))
 
 
@@ -123,7 +123,10 @@ def registered(registry: Any, name: str) -> Any:
             root = root.parent
         registry = next((each for each in below(root) if each.scope == scope), None)
     while registry is not None:
-        registry.import_from_location()
+        try:
+            registry.import_from_location()
+        except ImportError as error:
+            raise MissingToolboxError(f'the networks of {registry.scope} do not import: {first_line(error)}') from error
         if own in registry.module_dict:
             return registry.module_dict[own]
         registry = registry.parent
