@@ -153,7 +153,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 def reason_of(error: Exception) -> str:
     """Why PyTorch refused a file, without its advice to load it all the same."""
     if not isinstance(error, pickle.UnpicklingError) or 'Weights only' not in str(error):
-        return f': {type(error).__name__}: {first_line(error)}'
+        return f': it is damaged, or none ({type(error).__name__}: {first_line(error).split(". ")[0]})'
     lines = [line.strip() for line in str(error).splitlines()]
     advice = ('Weights only load failed', '(1)', '(2)', 'Check the documentation')
     reasons = [line for line in lines if line and not line.startswith(advice)]
