@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from nlsn_plugin.compat import load_toolbox
@@ -30,6 +31,10 @@ def add(commands: Any) -> None:
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='set keys, train_cfg.max_iters=9'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate by the batch size, as the config's says"
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     parser.set_defaults(run=train)
 
 
@@ -38,7 +43,10 @@ def train(args: argparse.Namespace) -> None:
         load_toolbox(toolbox)
     from nlsn_plugin.engine.training.mmengine_run import train
 
-    train(args.config, args.work_dir, args.resume, args.amp, values_of(args.cfg_options), args.launcher)
+    if args.local_rank is not None:  # by torch.distributed.launch; torchrun sets the variable
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    options = values_of(args.cfg_options)
+    train(args.config, args.work_dir, args.resume, args.amp, options, args.launcher, args.auto_scale_lr)
 
 
 def values_of(entries: list[str]) -> dict[str, Any]:
@@ -47,7 +55,12 @@ def values_of(entries: list[str]) -> dict[str, Any]:
 
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    values: dict[str, Any] = {}
     for entry in entries:
-        if '=' not in entry:
+        if not all(entry.partition('=')[:2]):
             raise UserError(f'--cfg-options {entry}: KEY=VALUE is expected, such as train_cfg.max_iters=1000')
-    return parser.parse_args(['--cfg-options', *entries]).cfg_options if entries else {}
+        try:
+            values |= parser.parse_args([f'--cfg-options={entry}']).cfg_options
+        except AssertionError as error:
+            raise UserError(f'--cfg-options {entry}: {error}') from error
+    return values

@@ -12,7 +12,11 @@ import torch.distributed
 
 from nlsn_plugin.errors import UserError
 
-STARTED_BY = {'pytorch': ('RANK', 'torchrun --nproc_per_node N'), 'slurm': ('SLURM_PROCID', 'srun')}
+STARTED_BY = {
+    'pytorch': ('RANK', 'torchrun --nproc_per_node N'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun -n N'),
+}
 
 LONGEST_SILENCE = datetime.timedelta(hours=1)
 """That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
@@ -31,14 +35,21 @@ def start(launcher: str, backend: str, port: int) -> None:
     """
     if launcher == 'none':
         return
-    variable, command = STARTED_BY[launcher]
-    if variable not in os.environ:
-        raise UserError(f'--launcher {launcher}: this process was not started by `{command}` ({variable} is not set)')
+    refuse_unstarted(launcher)
     if launcher == 'slurm':
         take_over_from_slurm(port)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % torch.cuda.device_count())
     torch.distributed.init_process_group(backend if torch.cuda.is_available() else 'gloo', timeout=LONGEST_SILENCE)
+
+
+def refuse_unstarted(launcher: str) -> None:
+    """Refuse a launcher ('none', or one of STARTED_BY) that has not started this process."""
+    if launcher == 'none':
+        return
+    variable, command = STARTED_BY[launcher]
+    if variable not in os.environ:
+        raise UserError(f'--launcher {launcher}: this process was not started by `{command}` ({variable} is not set)')
 
 
 def take_over_from_slurm(port: int) -> None:

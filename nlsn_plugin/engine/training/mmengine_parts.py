@@ -6,7 +6,9 @@ Registered by `nlsn_plugin.registry`.
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,21 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.runner import autocast
+from mmengine.runner import CheckpointLoader, autocast
 from torch import nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.engine.training import randomness
 from nlsn_plugin.errors import CheckpointError
-from nlsn_plugin.models.checkpoint import FITTING, load_weights, read_weights
+from nlsn_plugin.models.checkpoint import (
+    DAMAGES,
+    FITTING,
+    check_file,
+    first_line,
+    is_safetensors,
+    load_weights,
+    read_weights,
+)
 
 PREFIX = 'generator.'
 """Before the network's names in SuperResolutionModel and in mmagic's models."""
@@ -29,7 +39,7 @@ ADVICE = FITTING.replace('strict_load_g: false', 'strict=False in the config of 
 
 
 class AnyWeightsHook(Hook):
-    """Let `load_from` take weights as BasicSR and the NLSN authors keep them, and refuse what does not fit.
+    """Let `load_from` take weights as BasicSR and the NLSN authors keep them, or safetensors; refuse what does not fit.
 
     Without it mmengine (runner/checkpoint.py:_load_checkpoint_to_model) warns of such a file, loads nothing of it, and
     trains from scratch. For any model whose network is its `generator`.
@@ -48,19 +58,31 @@ class AnyWeightsHook(Hook):
         self.param_key = checks.one_of('param_key', param_key, ('params', 'params_ema'))
         self.strict = checks.boolean('strict', strict)
 
+    def before_run(self, runner: Any) -> None:
+        CheckpointLoader.register_scheme('', load_from_local, force=True)
+
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        refuse_weights_alone(runner, checkpoint)
         path = runner._load_from or runner.work_dir
         net = bare(runner.model).generator
-        if 'state_dict' in checkpoint:
-            weights = checkpoint['state_dict']
-        elif runner._resume:
-            raise CheckpointError(f'{path} holds weights alone: begin a new run from them, load_from without resume')
-        else:
-            weights = read_weights(path, self.param_key)
+        weights = checkpoint['state_dict'] if 'state_dict' in checkpoint else read_weights(path, self.param_key)
         own = {name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)} or weights
         load_weights(net, own, path, self.strict, ADVICE)  # says what does not fit; mmengine loads them again
         others = {name: w for name, w in weights.items() if own is not weights and not name.startswith(PREFIX)}
         checkpoint['state_dict'] = {**others, **{PREFIX + name: w for name, w in own.items()}}
+
+
+class WholeStateHook(Hook):
+    """Refuse to go on from what is no state of a run; know whether all that a config describes has been built."""
+
+    priority = 'VERY_HIGH'
+    is_built = False
+
+    def before_run(self, runner: Any) -> None:
+        self.is_built = True
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        refuse_weights_alone(runner, checkpoint)
 
 
 class RandomStateHook(Hook):
@@ -107,6 +129,43 @@ class BFloat16OptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """mmengine's loader of local files, for safetensors too, whatever torch.load makes of them.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, it is not allowed to be read, or holds no dict.
+    """
+    path = Path(filename).expanduser()
+    check_file(path)
+    if is_safetensors(path):
+        return read_weights(path)
+    try:
+        content = torch.load(path, map_location=map_location)
+    except DAMAGES as error:
+        raise CheckpointError(f'{path}: a checkpoint that does not load{reason_of(error)}') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path} holds a {type(content).__name__}: a dict of tensors is expected')
+    return content
+
+
+def reason_of(error: Exception) -> str:
+    """Why PyTorch refused a file, without its advice to load it all the same."""
+    if not isinstance(error, pickle.UnpicklingError) or 'Weights only' not in str(error):
+        return f': it is damaged, or none ({type(error).__name__}: {first_line(error).split(". ")[0]})'
+    lines = [line.strip() for line in str(error).splitlines()]
+    advice = ('Weights only load failed', '(1)', '(2)', 'Check the documentation')
+    reasons = [line for line in lines if line and not line.startswith(advice)]
+    reason = reasons[0].split(' Please use')[0] if reasons else lines[0]
+    return f' (nothing in it was executed): {reason}'
+
+
+def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from weights: a state has the loop's place and the histories of losses."""
+    if runner._resume and not {'iter', 'epoch'} <= checkpoint.get('meta', {}).keys():
+        path = runner._load_from or runner.work_dir
+        raise CheckpointError(f'{path} holds weights alone: begin a new run from them, load_from without resume')
 
 
 def bare(model: nn.Module) -> Any:

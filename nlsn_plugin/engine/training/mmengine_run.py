@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import pickle
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.device import get_device
+from mmengine.runner import CheckpointLoader, Runner
 
-from nlsn_plugin.checks import nearest
-from nlsn_plugin.engine.options.documents import shipped_options
-from nlsn_plugin.errors import CheckpointError, DataError, UserError
+from nlsn_plugin import checks
+from nlsn_plugin.engine.distributed import STARTED_BY, refuse_unstarted
+from nlsn_plugin.engine.training import mmengine_checks, mmengine_config
+from nlsn_plugin.engine.training.mmengine_parts import WholeStateHook, load_from_local
+from nlsn_plugin.errors import ArgumentError, DataError, OptionError, UserError
+from nlsn_plugin.models.checkpoint import check_file, first_line
 
 
 def train(
-    config: str, work_dir: str | None, resume: str | None, amp: bool, options: dict[str, Any], launcher: str
+    config: str,
+    work_dir: str | None,
+    resume: str | None,
+    amp: bool,
+    options: dict[str, Any],
+    launcher: str,
+    auto_scale_lr: bool = False,
 ) -> None:
     """Train.
 
@@ -27,37 +38,75 @@ def train(
         amp: in mixed precision: mmengine's AmpOptimWrapper, or where there is no GPU bfloat16.
         options: keys with dots and what to set them to.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        auto_scale_lr: the learning rate by the batch size over all processes, as the config's auto_scale_lr says.
 
     Raises:
-        UserError: there is no such config, its data are faulty, or a checkpoint does not load.
+        UserError: there is no such config, it or its data are faulty, or a checkpoint does not load.
     """
-    path = find_config(config)
-    cfg = Config.fromfile(path)
+    launcher = checks.one_of('launcher', options.get('launcher', launcher), ('none', *STARTED_BY))
+    check_launcher(launcher)
+    cfg = mmengine_config.read(config, options)
     cfg.launcher = launcher
-    cfg.merge_from_dict(options)
-    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', path.stem))
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(config).stem))
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
+    mmengine_checks.check(cfg, config)
     if amp:
         use_amp(cfg)
+    if auto_scale_lr:
+        scale_learning_rate(cfg, config)
+    check_checkpoint(cfg.get('load_from'))
+    check_folder(cfg.work_dir)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    state = WholeStateHook()
     try:
-        Runner.from_cfg(cfg).train()
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(state)
+        runner.train()
     except DataError as error:  # a loader's worker hides its message in a traceback
         raise DataError(str(error).splitlines()[-1].removeprefix(f'{DataError.__module__}.DataError: ')) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f'{cfg.load_from or cfg.work_dir}: {reason_of(error)}') from error
+    except UserError:
+        raise
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        if state.is_built:
+            raise
+        raise OptionError(f'{config} cannot be built: {type(error).__name__}: {first_line(error)}') from error
 
 
-def find_config(name: str) -> Path:
-    """The config of this path, or else the shipped one of this name (`options/mmengine/` and `.py` may be left out)."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {path.stem: path for path in sorted((shipped_options() / 'mmengine').glob('*.py'))}
-    if path.stem in shipped:
-        return shipped[path.stem]
-    raise UserError(f'there is no config {name}{nearest(path.stem, shipped)}')
+def check_launcher(launcher: str) -> None:
+    """Refuse to begin several processes that mmengine (dist/utils.py:init_dist) could not join."""
+    refuse_unstarted(launcher)
+    if launcher == 'mpi' and 'MASTER_ADDR' not in os.environ:
+        raise UserError('--launcher mpi: MASTER_ADDR is not set: the address of the first process is expected in it')
+    if launcher != 'none' and get_device() in ('cpu', 'mps'):
+        raise UserError(f"--launcher {launcher}: mmengine's processes need a GPU each, and there is none")
+
+
+def check_checkpoint(path: Any) -> None:
+    """Refuse a `load_from` that is not there, before anything is built; what is at an address mmengine fetches."""
+    if path is None or (isinstance(path, str) and '://' in path):
+        return
+    if not isinstance(path, str):
+        raise ArgumentError(f'load_from={path!r} is not allowed: the path of a file is expected')
+    check_file(Path(path).expanduser())
+
+
+def check_folder(path: str) -> None:
+    """Make the run's folder, and refuse one that cannot be made or written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f'work_dir {path}: no folder that can be written to ({error.strerror})') from error
+
+
+def scale_learning_rate(cfg: Config, path: str) -> None:
+    """Let mmengine scale the learning rate."""
+    scaling = cfg.get('auto_scale_lr')
+    if not isinstance(scaling, dict) or 'base_batch_size' not in scaling:
+        raise UserError(f'--auto-scale-lr: {path} has no auto_scale_lr=dict(base_batch_size=...)')
+    scaling['enable'] = True
 
 
 def use_amp(cfg: Config) -> None:
@@ -67,12 +116,3 @@ def use_amp(cfg: Config) -> None:
         wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper'
     elif 'Amp' not in wrapper.type and wrapper.type != 'BFloat16OptimWrapper':
         raise UserError(f'--amp: the config has optim_wrapper.type={wrapper.type!r}: OptimWrapper is expected')
-
-
-def reason_of(error: pickle.UnpicklingError) -> str:
-    """Why PyTorch refused a file, without its advice to load it all the same."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    advice = ('Weights only load failed', '(1)', '(2)', 'Check the documentation')
-    reasons = [line for line in lines if line and not line.startswith(advice)]
-    reason = reasons[0].split(' Please use')[0] if reasons else lines[0]
-    return f'a checkpoint that does not load (nothing in it was executed): {reason}'

@@ -17,6 +17,8 @@ from conftest import GOLDEN, ROOT, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, Registry
+from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
@@ -192,20 +194,26 @@ def small() -> SuperResolutionModel:
     return SuperResolutionModel({'type': 'NLSN', 'num_feat': 16, 'num_block': 8})
 
 
-@pytest.mark.parametrize('layout', ['authors', 'basicsr', 'mmengine', 'mmengine without a prefix'])
+@pytest.mark.parametrize('layout', ['authors', 'basicsr', 'mmengine', 'mmengine without a prefix', 'safetensors'])
 def test_weights_of_every_layout_load(layout: str, small: SuperResolutionModel, tmp_path: Path) -> None:
     from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
     weights = loaded(OFFICIAL)
-    content = {
+    content: dict[str, Any] = {
         'authors': weights,
         'basicsr': {'params': weights},
         'mmengine': {'state_dict': {f'generator.{name}': w for name, w in weights.items()}, 'meta': {}},
         'mmengine without a prefix': {'state_dict': weights, 'meta': {}},
-    }[layout]
-    torch.save(content, tmp_path / 'weights.pth')
-    checkpoint = loaded(tmp_path / 'weights.pth')
-    AnyWeightsHook().after_load_checkpoint(Stopped(small, tmp_path / 'weights.pth'), checkpoint)
+    }
+    path = tmp_path / 'weights.pth'  # an ending by which no torch.load takes safetensors
+    if layout == 'safetensors':
+        save_file(weights, path)
+    else:
+        torch.save(content[layout], path)
+    hook, runner = AnyWeightsHook(), Stopped(small, path)
+    hook.before_run(runner)
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    hook.after_load_checkpoint(runner, checkpoint)
     assert {name.removeprefix('generator.') for name in checkpoint['state_dict']} == weights.keys()
     with torch.no_grad():
         small.generator.head[0].weight.zero_()

@@ -1,0 +1,188 @@
+"""What is wrong in a config of mmengine's, seen before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    Registry,
+)
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from nlsn_plugin import checks
+from nlsn_plugin.engine.training.mmengine_config import fault
+from nlsn_plugin.errors import ArgumentError, OptionError
+
+NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+PHASES = (
+    ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ('test_dataloader', 'test_cfg', 'test_evaluator'),
+)
+"""What Runner takes together or not at all."""
+
+
+class Kind(NamedTuple):
+    """Parts of a config that one registry builds.
+
+    Attributes:
+        registry: of the classes.
+        supplied: arguments that mmengine gives, besides those of the config.
+        default: the class where the config names none.
+    """
+
+    registry: Registry
+    supplied: tuple[str, ...] = ()
+    default: str | None = None
+
+
+LOOP = ('runner', 'dataloader')
+PARTS = {
+    'model': Kind(MODELS, ('data_preprocessor',)),
+    'model.generator': Kind(MODELS),
+    'model.pixel_loss': Kind(MODELS),
+    'train_cfg': Kind(LOOPS, LOOP),
+    'val_cfg': Kind(LOOPS, (*LOOP, 'evaluator'), 'ValLoop'),
+    'train_dataloader.dataset': Kind(DATASETS),
+    'val_dataloader.dataset': Kind(DATASETS),
+    'train_dataloader.sampler': Kind(DATA_SAMPLERS, ('dataset', 'seed')),
+    'val_dataloader.sampler': Kind(DATA_SAMPLERS, ('dataset', 'seed')),
+    'val_evaluator': Kind(METRICS),
+    'optim_wrapper': Kind(OPTIM_WRAPPERS, ('optimizer', 'paramwise_cfg'), 'OptimWrapper'),
+    'optim_wrapper.optimizer': Kind(OPTIMIZERS, ('params',)),
+    'param_scheduler': Kind(PARAM_SCHEDULERS, ('optimizer', 'epoch_length', 'convert_to_iter_based')),
+    'default_hooks.*': Kind(HOOKS, ('priority',)),
+    'custom_hooks': Kind(HOOKS, ('priority',)),
+}
+"""By their names in a config; of a part that is a list, each entry is meant."""
+READ_OF_LOADERS = ('batch_size', 'num_batch_per_epoch', 'sampler')
+CALLS = (
+    ('train_dataloader', DataLoader, READ_OF_LOADERS),
+    ('val_dataloader', DataLoader, READ_OF_LOADERS),
+    ('randomness', Runner.set_randomness, ('self',)),
+)
+"""Parts that are the arguments of a call, and what besides them is given or read."""
+
+
+def check(cfg: Config, path: str) -> None:
+    """Refuse a config that Runner would refuse, or a part of it would.
+
+    Raises:
+        OptionError: a line for each mistake: what is missing, and names and arguments that are not known.
+    """
+    try:
+        mistakes = [f'{path} {text}' for text in gaps(cfg)] or [f'{path}: {key}: {text}' for key, text in misfits(cfg)]
+    except ImportError as error:  # of a class that a config imports, by its first use
+        raise OptionError(fault(Path(path), error)) from error
+    if mistakes:
+        raise OptionError('\n'.join(mistakes))
+
+
+def gaps(cfg: Config) -> Iterator[str]:
+    """What a config lacks."""
+    absent = [name for name in NEEDED if cfg.get(name) is None]
+    if absent:
+        hint = ": it is an option file for `nlsn train`, not one of mmengine's" if 'network_g' in cfg else ''
+        yield f'has no {", no ".join(absent)}{hint}'
+    for phase in PHASES:
+        absent = [name for name in phase if cfg.get(name) is None]
+        if 0 < len(absent) < len(phase):
+            yield f'has no {", no ".join(absent)}: {", ".join(phase)} go together'
+
+
+def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Classes that are not there, or arguments that they do not take or lack, and the key they stand at."""
+    for pattern, kind in PARTS.items():
+        for key, options in entries_of(cfg, pattern):
+            if isinstance(options, (str, int, float)):
+                yield key, f'{options!r} is not allowed: dict(...) is expected'
+            if not isinstance(options, Mapping):
+                continue  # an object; or None, for a hook to be left out
+            if key == 'optim_wrapper' and ('constructor' in options or 'optimizer' not in options):
+                continue  # of several optimisers, or as that constructor reads it
+            with kind.registry.switch_scope_and_registry(
+                options.get('_scope_') or cfg.get('default_scope', 'mmengine')
+            ) as registry:
+                yield from misfits_of_part(key, options, kind, registry)
+    for key, called, supplied in CALLS:
+        if isinstance(cfg.get(key), Mapping):
+            yield from misfits_of_call(key, called, list(cfg[key]), supplied)
+    wrapper = cfg.optim_wrapper
+    if isinstance(wrapper, Mapping) and 'accumulative_counts' in wrapper:
+        try:
+            checks.whole('accumulative_counts', wrapper['accumulative_counts'], least=1)
+        except ArgumentError as error:
+            yield 'optim_wrapper', str(error)
+
+
+def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
+    """The parts of a config that are meant by a key of PARTS."""
+    above, _, last = pattern.rpartition('.')
+    holder = cfg.get(above) if above else cfg._cfg_dict
+    if not isinstance(holder, Mapping):
+        return
+    for name in holder if last == '*' else [last]:
+        part = holder.get(name)
+        if name == 'val_evaluator' and isinstance(part, Mapping) and 'metrics' in part:
+            name, part = 'val_evaluator.metrics', part['metrics']
+        key = f'{above}.{name}' if above else name
+        if isinstance(part, (list, tuple)):
+            yield from ((f'{key}.{index}', entry) for index, entry in enumerate(part))
+        else:
+            yield key, part
+
+
+def misfits_of_part(key: str, options: Mapping[str, Any], kind: Kind, registry: Registry) -> Iterator[tuple[str, str]]:
+    arguments = [name for name in options if name not in ('type', '_scope_')]
+    name = options.get('type', kind.default)
+    if name is None and 'by_epoch' in options:
+        name = 'EpochBasedTrainLoop' if options['by_epoch'] else 'IterBasedTrainLoop'
+        arguments.remove('by_epoch')
+    if name is None:
+        yield key, 'has no type'
+        return
+    found = registry.get(name) if isinstance(name, str) else name
+    if not callable(found):
+        known = {*registry.module_dict, *kind.registry.module_dict}
+        yield f'{key}.type', f'no {name}{checks.nearest(str(name), known)}'
+        return
+    yield from misfits_of_call(key, found, arguments, kind.supplied)
+
+
+def misfits_of_call(
+    key: str, called: Any, arguments: list[str], supplied: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    known = parameters_behind(called)
+    for name in arguments:
+        if known and name not in (*known, *supplied):
+            yield f'{key}.{name}', f'{called.__name__} takes no {name}{checks.nearest(name, known)}'
+    for argument, text in checks.misfits(called, [*arguments, *set(supplied).difference(arguments)]):
+        if argument not in supplied:
+            yield (key if argument is None else f'{key}.{argument}'), text
+
+
+def parameters_behind(found: Any) -> list[str]:
+    """What one of mmengine's schedulers or wrappers takes that hands its `**kwargs` on to the class above it."""
+    names: list[str] = []
+    if not inspect.isclass(found) or not found.__module__.startswith('mmengine.optim.'):
+        return names
+    for cls in found.__mro__[:-1]:
+        if '__init__' in vars(cls):
+            parameters = inspect.signature(cls).parameters.values()
+            names += [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+            if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+                return names
+    return []
