@@ -27,7 +27,6 @@ from nlsn_plugin.models.checkpoint import (
     DAMAGES,
     FITTING,
     check_file,
-    first_line,
     is_safetensors,
     load_weights,
     read_weights,
