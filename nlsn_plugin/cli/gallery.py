@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 
 def gallery(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.upscaling import before_after
-    from nlsn_plugin.engine.upscaling.planning import readable
+    from nlsn_plugin.engine.upscaling.finding import readable
 
     page = args.output or args.folder / 'before_after.html'
     pairs = before_after.find_pairs(args.folder, args.originals)

@@ -226,11 +226,16 @@ def shortened(names: Iterable[object], most: int) -> str:
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse a file that is not there, or is a folder, with a hint at what may have been meant."""
-    if Path(path).is_dir():
-        raise CheckpointError(f'{path} is a folder: name the file in it')
-    if not Path(path).is_file():
-        raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
+    """Refuse a file that is not there, is a folder, with a hint at what may have been meant, or cannot be read."""
+    try:
+        if Path(path).is_dir():
+            raise CheckpointError(f'{path} is a folder: name the file in it')
+        if not Path(path).is_file():
+            raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
+        with Path(path).open('rb'):
+            pass
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def nearest_file(path: Path) -> str:

@@ -166,6 +166,7 @@ def test_a_limit_of_pixels_that_can_be_raised(
         ([''], 'an INPUT is empty'),
         (['in/a.png', '-o', ''], '-o is empty'),
         (['in/a.png', '-o', 'n' * 300], f'-o {"n" * 300} cannot be written: File name too long'),
+        (['in/a.png', '-o', 'out', '--weights', 'n' * 300], f'{"n" * 300} cannot be read: File name too long'),
         (['in/a.png', '-o', 'out', '--tile', '16'], 'tile=16 is less than twice overlap=32: larger tiles are expected'),
         (
             ['in/a.png', '-o', 'out', '--tile', '17', '--tile-overlap', '16'],

@@ -221,9 +221,16 @@ def test_names_that_are_no_utf_8_are_printed_with_marks(folder: Path, repeating:
         shutil.copy('in/a.png', name)
     except OSError:
         pytest.skip('file names are UTF-8 here')
-    words = command(repeating[2], name, os.fsdecode(b'absent\xe9.png'))
+    folder_of_results = Path(os.fsdecode(b'out\xe9'))
+    folder_of_results.mkdir()
+    for result in ('a.png', 'a_x2.png'):
+        shutil.copy('in/a.png', folder_of_results / result)
+    words = command(repeating[2], name, os.fsdecode(b'absent\xe9.png'), str(folder_of_results), '--force')
     strict = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
     done = subprocess.run(words, capture_output=True, timeout=120, env=strict)
-    assert done.stderr.decode() == 'nlsn: there is no file absent\ufffd.png\n'
+    assert done.stderr.decode().splitlines() == [
+        'out\ufffd: earlier results (1) were left out: name them to enlarge them too',
+        'nlsn: there is no file absent\ufffd.png',
+    ]
     assert done.stdout.decode().startswith('caf\ufffd.png -> caf\ufffd_x2.png: 60x40, ')
     assert Path(os.fsdecode(b'caf\xe9_x2.png')).is_file()

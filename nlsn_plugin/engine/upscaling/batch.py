@@ -14,8 +14,8 @@ from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import LOSSY, encode
 from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.measuring import peak_of_process
-from nlsn_plugin.engine.upscaling.finding import STANDARD, Found
-from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan, readable
+from nlsn_plugin.engine.upscaling.finding import STANDARD, Found, readable
+from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan
 from nlsn_plugin.engine.upscaling.side_by_side import side_by_side
 from nlsn_plugin.engine.upscaling.upscaler import Upscaler
 from nlsn_plugin.errors import DataError, SaveError, UserError
@@ -41,7 +41,7 @@ def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Rep
     total = sum(job.header.width * job.header.height for job in jobs)
     with tqdm(total=total, unit='px', unit_scale=True, delay=1, leave=False, smoothing=0.1, disable=None) as bar:
         for job in jobs:
-            bar.set_description(readable(job.named[-40:]), refresh=False)
+            bar.set_description(job.named[-40:], refresh=False)
             before = bar.n
             pixels = job.header.width * job.header.height
 
@@ -66,7 +66,7 @@ def jobs_of(inputs: Sequence[Found], scale: int, output: Output, report: Report)
     jobs = []
     targets = Targets([found.path for found in inputs], scale, output)
     for found in inputs:
-        named = 'standard input' if str(found.path) == STANDARD else str(found.path)
+        named = 'standard input' if str(found.path) == STANDARD else readable(str(found.path))
         record: Record = {'input': str(found.path), 'output': None}
         try:
             if found.problem:

@@ -17,8 +17,7 @@ from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import SUFFIXES, Picture
 from nlsn_plugin.data.pixels import larger_by_bicubic
 from nlsn_plugin.engine.pages import render
-from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, real
-from nlsn_plugin.engine.upscaling.planning import readable
+from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, readable, real
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.models.writing import write_whole
 
@@ -47,8 +46,19 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
         originals: the folder of the pictures before, if they are not in the same one.
 
     Raises:
-        UserError: there is no such folder, or nothing in it that makes a pair.
+        UserError: there is no such folder, it cannot be read, or nothing in it makes a pair.
     """
+    try:
+        found, hint = pairs_and_hint(folder, originals)
+    except OSError as error:
+        raise DataError(f'{error.filename or folder} cannot be read: {error.strerror}') from error
+    if not found:
+        raise UserError(f'{folder} holds no pairs of pictures: {hint} is expected')
+    return found
+
+
+def pairs_and_hint(folder: Path, originals: Path | None) -> tuple[list[Pair], str]:
+    """Pairs, and what would make some."""
     for place in [folder, *([originals] if originals else [])]:
         if not place.is_dir():
             raise UserError(f'there is no folder {place}')
@@ -64,9 +74,7 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
     else:
         found = list(pairs_of_names(folder, folder))
         hint = 'photo.png beside photo_x2.png, folders before/ and after/, or --originals FOLDER'
-    if not found:
-        raise UserError(f'{folder} holds no pairs of pictures: {hint} is expected')
-    return found
+    return found, hint
 
 
 def pairs_of_names(before: Path, after: Path) -> Iterator[Pair]:

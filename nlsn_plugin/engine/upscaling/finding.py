@@ -70,6 +70,11 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def readable(text: str) -> str:
+    """With marks where a file's name is no UTF-8, so that it can be printed."""
+    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+
+
 def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
     """The files that one word means.
 
@@ -101,7 +106,9 @@ def without_results(folder: Path, files: list[Path], suffix: str | None) -> list
     originals = [path for path in files if made_of(path, suffix) not in stems]
     if len(originals) < len(files):
         count = len(files) - len(originals)
-        log.warning('%s: earlier results (%d) were left out: name them to enlarge them too', folder, count)
+        log.warning(
+            '%s: earlier results (%d) were left out: name them to enlarge them too', readable(str(folder)), count
+        )
     return originals
 
 

@@ -70,11 +70,6 @@ class Job:
     record: Record = field(default_factory=dict)
 
 
-def readable(text: str) -> str:
-    """With marks where a file's name is no UTF-8, so that it can be printed."""
-    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-
-
 def plan(path: Path, named: str, scale: int, output: Output) -> Job:
     """What is to be done with a file.
 

@@ -223,6 +223,8 @@ def test_names_that_are_no_utf_8_are_shown_with_marks(
 def test_mistakes_are_one_line(page: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert error_of(['gallery', str(pairs)], capsys).endswith('is there already: --force overwrites it')
+    long = tmp_path / ('n' * 300)
+    assert error_of(['gallery', str(long)], capsys) == f'nlsn: {long} cannot be read: File name too long'
     assert 'there is no folder' in error_of(['gallery', str(tmp_path / 'absent')], capsys)
     assert 'holds no pairs of pictures: photo.png beside photo_x2.png' in error_of(['gallery', str(tmp_path)], capsys)
     assert 'ends in .html' in error_of(['gallery', str(pairs), '-o', str(tmp_path / 'page.png')], capsys)
