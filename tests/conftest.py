@@ -214,3 +214,40 @@ def repeating(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Weights of networks that repeat each pixel, by their scale."""
     folder = tmp_path_factory.mktemp('repeating')
     return {scale: save_repeating(folder, scale) for scale in (2, 3, 4)}
+
+
+Upscale = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of pictures, a broken one among them."""
+    from PIL import Image
+    from skimage import data
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'in').mkdir()
+    cat = Image.fromarray(data.chelsea()[100:120, 100:130])
+    cat.save('in/a.png')
+    cat.convert('L').save('in/b.bmp')
+    cat.save('in/c.jpg')
+    Path('in/d.png').write_bytes(Path('in/a.png').read_bytes()[:900])
+    Path('in/notes.txt').write_text('no picture, and not looked at')
+    return tmp_path
+
+
+@pytest.fixture
+def upscale(repeating: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> Upscale:
+    """Runs the command, with weights that repeat pixels; returns its status."""
+
+    from nlsn_plugin.cli import main
+
+    def run(*words: str, scale: int = 2) -> int:
+        capsys.readouterr()
+        try:
+            main(['upscale', *words, '--weights', str(repeating[scale])])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'gallery',
         help=TEXT,
-        description=f'{TEXT.capitalize()}: one file of HTML, which needs no network.',
+        description=f'{TEXT.capitalize()}: one file of HTML, which needs no network. A pair that '
+        'cannot be shown is reported and left out; the exit status is 1 then.',
         epilog='Pairs are found by name: photo.png and photo_x2.png, the same name in before/ and after/, a picture of '
         '--originals and one of FOLDER; or bicubic and each network, in what nlsn benchmark wrote.',
     )
@@ -29,6 +31,7 @@ def add(commands: Any) -> None:
 
 def gallery(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.upscaling import before_after
+    from nlsn_plugin.engine.upscaling.finding import readable
 
     page = args.output or args.folder / 'before_after.html'
     pairs = before_after.find_pairs(args.folder, args.originals)
@@ -36,5 +39,9 @@ def gallery(args: argparse.Namespace) -> None:
         raise UserError(f'-o {page}: the name of a page ends in .html')
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
-    before_after.write(pairs, page)
-    print(f'{len(pairs)} {"pair" if len(pairs) == 1 else "pairs"}: {page} ({page.stat().st_size / 1e6:.1f} MB)')
+    count = before_after.write(pairs, page, lambda line: print(readable(f'nlsn: {line}'), file=sys.stderr))
+    if count:
+        size = f'{page.stat().st_size / 1e6:.1f} MB'
+        print(readable(f'{count} {"pair" if count == 1 else "pairs"}: {page} ({size})'))
+    if count < len(pairs):
+        sys.exit(1)

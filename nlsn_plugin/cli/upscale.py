@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nlsn_plugin import checks
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import SaveError, UserError
 
 TEXT = 'enlarge pictures by 2, 3 or 4'
 
@@ -65,10 +68,13 @@ def add(commands: Any) -> None:
 
 def upscale(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.upscaling import batch
+    from nlsn_plugin.engine.upscaling.finding import find_inputs
     from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler
 
-    inputs = list(batch.find_inputs(args.inputs))
-    output = chosen_output(args, inputs)
+    if args.output == '':
+        raise UserError("-o is empty: a file, a folder or '-' is expected")
+    inputs = find_inputs(args.inputs, args.output, args.suffix)
+    output = chosen_output(args, [found.path for found in inputs])
     tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
     arguments = checks.pairs(args.arguments)
@@ -78,7 +84,12 @@ def upscale(args: argparse.Namespace) -> None:
     upscaler = Upscaler(settings)
     if args.suffix is None:
         output = replace(output, suffix=f'_x{upscaler.scale}')
-    failed = batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
+    try:
+        failed = batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
+    except BrokenPipeError:  # who read has seen enough
+        abandon(sys.stdout)
+        abandon(sys.stderr)
+        sys.exit(128 + 13)  # as if SIGPIPE had ended it
     if failed:
         sys.exit(1)
 
@@ -91,16 +102,15 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
     """
     from nlsn_plugin.data.encoding import LOSSY, QUALITY
     from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES
-    from nlsn_plugin.engine.upscaling.batch import STANDARD, Output
+    from nlsn_plugin.engine.upscaling.finding import STANDARD
+    from nlsn_plugin.engine.upscaling.planning import Output
 
     kind = SUFFIXES.get(f'.{args.format.lower()}') if args.format else None
     if args.format and kind is None:
         raise UserError(f'--format {args.format}: choose {", ".join(name.lower() for name in FORMATS)}')
     place = args.output
     is_stdout = place == STANDARD
-    is_folder = place is None or (
-        not is_stdout and (Path(place).is_dir() or place.endswith('/') or not Path(place).suffix)
-    )
+    is_folder = not is_stdout and (place is None or is_for_a_folder(place))
     if place is None and Path(STANDARD) in inputs:
         raise UserError('a picture of the standard input needs a place: add -o OUT')
     is_file = not is_stdout and not is_folder
@@ -131,8 +141,8 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
         if kind is not None and kind not in LOSSY:
             raise UserError(f'--quality is for JPEG and WebP, not for {kind}: leave it out')
     megapixels = MOST_PIXELS / 1e6 if args.max_megapixels is None else args.max_megapixels
-    if not megapixels > 0:
-        raise UserError(f'--max-megapixels {megapixels:g} is not allowed: more than 0 is expected')
+    if not (megapixels > 0 and math.isfinite(megapixels * 1e6)):
+        raise UserError(f'--max-megapixels {megapixels:g} is not allowed: a number of more than 0 is expected')
     return Output(
         place,
         is_file,
@@ -146,6 +156,24 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
     )
 
 
+def is_for_a_folder(place: str) -> bool:
+    """Whether results go into a folder of this name, and not to a file of it.
+
+    Raises:
+        UserError: a file that is no picture has it, or no file can have it.
+    """
+    path = Path(place)
+    try:
+        if path.is_dir():
+            return True
+        by_name = place.endswith('/') or not path.suffix
+        if by_name and path.exists():
+            raise UserError(f'-o {place} is a file: a folder is expected, or a name that ends in .png or the like')
+    except OSError as error:
+        raise UserError(f'-o {place} cannot be written: {error.strerror}') from error
+    return by_name
+
+
 def as_number(option: str, word: str) -> int:
     try:
         return int(word)
@@ -154,24 +182,55 @@ def as_number(option: str, word: str) -> int:
 
 
 def as_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record), flush=True)
+    """Says what became of a picture in a line of JSON, and of failures on stderr too."""
+    if record['status'] == 'failed':
+        put(f'nlsn: {record["error"]}', sys.stderr)
+    put(json.dumps(record), sys.stdout)
 
 
-def as_text(place: str | None) -> Any:
+def as_text(place: str | None) -> Callable[[dict[str, Any]], None]:
     """Says what became of a picture: of failures on stderr, else on stdout, unless the picture itself goes there."""
-    from tqdm import tqdm
 
     def say(record: dict[str, Any]) -> None:
         if record['status'] == 'failed':
-            tqdm.write(f'nlsn: {record["error"]}', file=sys.stderr)
+            put(f'nlsn: {record["error"]}', sys.stderr)
             return
         text = f'{record["input"]} -> {record["output"]}: '
         if record['status'] == 'skipped':
             text += 'is there already'
         else:
             text += f'{record["width"]}x{record["height"]}, {record["seconds"]:.1f} s'
-            text += f', {record["tiles"]} tiles' if record['tiles'] > 1 else ''
+            text += f', {record["tiles"]} tiles' if record.get('tiles', 1) > 1 else ''
             text += ''.join(f'; {note}' for note in record['notes'])
-        tqdm.write(text, file=sys.stderr if place == '-' else sys.stdout)
+        put(text, sys.stderr if place == '-' else sys.stdout)
 
     return say
+
+
+def put(line: str, stream: TextIO) -> None:
+    """Print a line, past the bar of progress.
+
+    Raises:
+        SaveError: it cannot be written.
+        BrokenPipeError: nobody reads it any more.
+    """
+    from tqdm import tqdm
+
+    from nlsn_plugin.engine.upscaling.finding import readable
+
+    try:
+        tqdm.write(readable(line), file=stream)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon(stream)
+        name = 'standard error' if stream is sys.stderr else 'standard output'
+        raise SaveError(f'{name} could not be written: {error.strerror}') from error
+
+
+def abandon(stream: TextIO) -> None:
+    """Leave a stream that takes nothing more: else the interpreter tries once more as it ends, and complains."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)

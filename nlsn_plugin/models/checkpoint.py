@@ -218,7 +218,21 @@ def load_safely(path: str | Path) -> Any:
         with Path(path).open('rb') as file:  # by a path torch.load would go by its ending
             return torch.load(file, map_location='cpu', weights_only=True)
     except DAMAGES as error:
-        raise CheckpointError(f'{path} does not load (nothing in it was executed): {first_line(error)}') from error
+        raise CheckpointError(f'{path} does not load (nothing in it was executed): {refusal(path, error)}') from error
+
+
+def refusal(path: str | Path, error: Exception) -> str:
+    """Why torch.load does not read a file, without its advice to load it unsafely."""
+    if isinstance(error, OSError):
+        return first_line(error)
+    with Path(path).open('rb') as file:
+        begin = file.read(2)
+    if begin and begin != b'PK' and begin[:1] != b'\x80':  # neither a zip nor a pickle
+        return 'it is no file of weights: .pt, .pth or .safetensors is expected'
+    if not isinstance(error, pickle.UnpicklingError):
+        return first_line(error)
+    told = [line.strip() for line in str(error).splitlines() if 'nsupported' in line]
+    return told[0].split(' Please use')[0] if told else 'it holds something other than tensors'
 
 
 def shortened(names: Iterable[object], most: int) -> str:
@@ -227,11 +241,16 @@ def shortened(names: Iterable[object], most: int) -> str:
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse a file that is not there, or is a folder, with a hint at what may have been meant."""
-    if Path(path).is_dir():
-        raise CheckpointError(f'{path} is a folder: name the file in it')
-    if not Path(path).is_file():
-        raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
+    """Refuse a file that is not there, is a folder, with a hint at what may have been meant, or cannot be read."""
+    try:
+        if Path(path).is_dir():
+            raise CheckpointError(f'{path} is a folder: name the file in it')
+        if not Path(path).is_file():
+            raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
+        with Path(path).open('rb'):
+            pass
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
 
 
 def nearest_file(path: Path) -> str:

@@ -20,7 +20,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     Raises:
         SaveError: the disk is full, or not to be written to.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')  # a valid name however long that of `path` is
     try:
         save(temporary)
         with temporary.open('rb+') as file:

@@ -7,48 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, error_of
+from conftest import ROOT, Upscale, error_of
 from odd_files import NO_PICTURES, odd_files
 from PIL import Image
-from skimage import data
-
-from nlsn_plugin.cli import main
-
-Upscale = Callable[..., int]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a folder of pictures, a broken one among them."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'in').mkdir()
-    cat = Image.fromarray(data.chelsea()[100:120, 100:130])
-    cat.save('in/a.png')
-    cat.convert('L').save('in/b.bmp')
-    cat.save('in/c.jpg')
-    Path('in/d.png').write_bytes(Path('in/a.png').read_bytes()[:900])
-    Path('in/notes.txt').write_text('no picture, and not looked at')
-    return tmp_path
-
-
-@pytest.fixture
-def upscale(repeating: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> Upscale:
-    """Runs the command, with weights that repeat pixels; returns its status."""
-
-    def run(*words: str, scale: int = 2) -> int:
-        capsys.readouterr()
-        try:
-            main(['upscale', *words, '--weights', str(repeating[scale])])
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return run
 
 
 def test_a_file_becomes_a_file_of_the_format_that_its_name_says(folder: Path, upscale: Upscale) -> None:
@@ -123,7 +88,8 @@ def test_two_pictures_of_one_name_do_not_overwrite_each_other(
 
 def test_a_line_of_json_for_each_picture(folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]) -> None:
     assert upscale('in', 'absent.png', '-o', 'out', '--json', '--tile', '16', '--tile-overlap', '4') == 1
-    records = {record['input']: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
+    said = capsys.readouterr()
+    records = {record['input']: record for record in map(json.loads, said.out.splitlines())}
     assert {name: record['status'] for name, record in records.items()} == {
         'in/a.png': 'done',
         'in/b.bmp': 'done',
@@ -132,6 +98,7 @@ def test_a_line_of_json_for_each_picture(folder: Path, upscale: Upscale, capsys:
         'absent.png': 'failed',
     }
     assert records['absent.png']['error'] == 'there is no file absent.png'
+    assert 'nlsn: there is no file absent.png' in said.err.splitlines()
     done = records['in/a.png']
     expected = {'output': 'out/a_x2.png', 'width': 60, 'height': 40, 'format': 'PNG', 'tile': 16, 'tiles': 6}
     assert done.items() >= {**expected, 'dtype': 'float32', 'device': 'cpu', 'scale': 2, 'bits': 8}.items()
@@ -191,9 +158,25 @@ def test_a_limit_of_pixels_that_can_be_raised(
         (['in/a.png', '-o', 'out', '--tile', 'some'], "--tile some: 'auto', 'none' or a number of pixels"),
         (['in/a.png', '-o', 'out', '--set', 'chunk'], 'chunk: KEY=VALUE is expected'),
         (['in/a.png', '-o', 'out', '--max-megapixels', '0'], '--max-megapixels 0 is not allowed'),
+        (['in/a.png', '-o', 'out', '--max-megapixels', 'inf'], '--max-megapixels inf is not allowed'),
+        (['in/a.png', '-o', 'out', '--max-megapixels', '1e308'], '--max-megapixels 1e+308 is not allowed'),
         (['in/*.gif', '-o', 'out'], 'nothing fits in/*.gif'),
+        (['i*', '-o', 'out'], 'i* fits nothing but folders: name these, or the pictures in them'),
         (['.', '-o', 'out'], '. holds no pictures'),
-        (['in/a.png', '-o', 'out', '--weights', 'in/a.png'], 'in/a.png'),
+        ([''], 'an INPUT is empty'),
+        (['in/a.png', '-o', ''], '-o is empty'),
+        (['in/a.png', '-o', 'n' * 300], f'-o {"n" * 300} cannot be written: File name too long'),
+        (['in/a.png', '-o', 'out', '--weights', 'n' * 300], f'{"n" * 300} cannot be read: File name too long'),
+        (['in/a.png', '-o', 'out', '--tile', '16'], 'tile=16 is less than twice overlap=32: larger tiles are expected'),
+        (
+            ['in/a.png', '-o', 'out', '--tile', '17', '--tile-overlap', '16'],
+            'tile=17 is less than twice overlap=16: larger tiles are expected, or a smaller overlap (--tile-overlap 8)',
+        ),
+        (['in/a.png', '-o', 'out', '--device', 'meta'], "device 'meta' cannot be used: 'cpu', 'cuda' or 'cuda:N' is"),
+        (
+            ['in/a.png', '-o', 'out', '--weights', 'in/a.png'],
+            'in/a.png does not load (nothing in it was executed): it is no file of weights: .pt, .pth or .safetensors',
+        ),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
@@ -212,8 +195,9 @@ def test_200_odd_files_end_in_a_result_or_in_a_line_each(tmp_path: Path, repeati
         [*command, '--weights', str(repeating[2])], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr == ''
     records = {record['input']: record for record in map(json.loads, done.stdout.splitlines())}
+    failures = [record['error'] for record in records.values() if record['status'] == 'failed']
+    assert done.stderr.splitlines() == [f'nlsn: {error}' for error in failures]
     assert len(records) == len(done.stdout.splitlines())
     assert records.keys() == contents.keys()
     for name, record in records.items():

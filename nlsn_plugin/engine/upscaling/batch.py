@@ -1,106 +1,30 @@
-"""Many pictures enlarged, file by file: found, checked, written as a whole or not at all; what fails is reported."""
+"""Many pictures enlarged, file by file: checked, written as a whole or not at all; what fails is reported."""
 
 from __future__ import annotations
 
-import glob
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nlsn_plugin.data import pictures
-from nlsn_plugin.data.encoding import LOSSY, QUALITY, check_size, encode
-from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES, Header
+from nlsn_plugin.data.encoding import LOSSY, encode
+from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.measuring import peak_of_process
+from nlsn_plugin.engine.upscaling.finding import STANDARD, Found, readable
+from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan
 from nlsn_plugin.engine.upscaling.side_by_side import side_by_side
 from nlsn_plugin.engine.upscaling.upscaler import Upscaler
 from nlsn_plugin.errors import DataError, SaveError, UserError
 from nlsn_plugin.models.writing import write_whole
 
-STANDARD = '-'
-"""Standard input, or output."""
-COMPARISON = '_compare.png'
-"""What the names of comparisons end with."""
-
-Record = dict[str, Any]
 Report = Callable[[Record], None]
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where results go, and how.
-
-    Attributes:
-        place: a file, a folder, or '-' for the standard output; None is beside each original.
-        is_file: whether `place` is a file.
-        format: one of pictures.FORMATS; None is that of the original, or what the name of a file says.
-        quality: of JPEG and WebP.
-        suffix: between the name of the original and its ending, where `place` is no file.
-        force: overwrite what is there.
-        resume: leave out what is there.
-        compare: put a picture beside it that shows bicubic and the result.
-        most_pixels: what has more is refused.
-    """
-
-    place: str | None
-    is_file: bool = False
-    format: str | None = None
-    quality: int = QUALITY
-    suffix: str = ''
-    force: bool = False
-    resume: bool = False
-    compare: bool = False
-    most_pixels: int = MOST_PIXELS
-
-
-@dataclass
-class Job:
-    """A picture to enlarge: its file or content, its header, and where the result goes (None: standard output)."""
-
-    source: Path | bytes
-    named: str
-    header: Header
-    target: Path | None
-    format: str
-    record: Record = field(default_factory=dict)
-
-
-def find_inputs(words: Sequence[str]) -> Iterator[Path]:
-    """Files named, those in folders (not in folders of these), and those that patterns fit; each once.
-
-    What is not there is given too, to be reported in its turn.
-
-    Raises:
-        UserError: a folder without pictures, or a pattern that fits nothing.
-    """
-    seen = set()
-    for word in words:
-        for path in files_of(word):
-            if path not in seen:
-                seen.add(path)
-                yield path
-
-
-def files_of(word: str) -> list[Path]:
-    path = Path(word)
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if SUFFIXES.get(p.suffix.lower()) and not p.name.startswith('.'))
-        if not found:
-            raise UserError(f'{path} holds no pictures ({", ".join(SUFFIXES)})')
-        return found
-    if word == STANDARD or path.exists() or not glob.has_magic(word):
-        return [path]
-    fitting = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
-    if not fitting:
-        raise UserError(f'nothing fits {word}')
-    return [path for path in fitting if path.is_file()]
-
-
-def run(inputs: Sequence[Path], upscaler: Upscaler, output: Output, report: Report) -> int:
+def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Report) -> int:
     """Enlarge all pictures.
 
     Args:
@@ -113,23 +37,7 @@ def run(inputs: Sequence[Path], upscaler: Upscaler, output: Output, report: Repo
     Returns:
         How many failed.
     """
-    failed = 0
-    jobs = []
-    targets: dict[Path, str] = {}
-    originals = {path.resolve() for path in inputs}
-    for path in inputs:
-        named = 'standard input' if str(path) == STANDARD else str(path)
-        record: Record = {'input': str(path), 'output': None}
-        try:
-            job = plan(path, named, upscaler.scale, output)
-            record['output'] = STANDARD if job.target is None else str(job.target)
-            if not wanted(job, targets, originals, upscaler.scale, output):
-                report({**record, 'status': 'skipped'})
-                continue
-            jobs.append(replace(job, record=record))
-        except UserError as error:
-            failed += 1
-            report({**record, 'status': 'failed', 'error': str(error)})
+    jobs, failed = jobs_of(inputs, upscaler.scale, output, report)
     total = sum(job.header.width * job.header.height for job in jobs)
     with tqdm(total=total, unit='px', unit_scale=True, delay=1, leave=False, smoothing=0.1, disable=None) as bar:
         for job in jobs:
@@ -141,75 +49,40 @@ def run(inputs: Sequence[Path], upscaler: Upscaler, output: Output, report: Repo
                 bar.update(min(share * pixels, most - bar.n))
 
             try:
-                report({**job.record, 'status': 'done', **enlarge(job, upscaler, output, advance)})
+                made = compare(job, upscaler.scale, output) if job.is_there else enlarge(job, upscaler, output, advance)
+                outcome = {'status': 'done', **made}
             except (UserError, MemoryError) as error:
                 failed += 1
                 reason = str(error) if isinstance(error, UserError) else f'{job.named}: too little memory'
-                report({**job.record, 'status': 'failed', 'error': reason})
+                outcome = {'status': 'failed', 'error': reason}
+            report({**job.record, **outcome})
             bar.update(before + pixels - bar.n)
     return failed
 
 
-def plan(path: Path, named: str, scale: int, output: Output) -> Job:
-    """What is to be done with a file.
-
-    Raises:
-        DataError: it is none, or no picture, or too large a one.
-    """
-    source: Path | bytes = path
-    if str(path) == STANDARD:
-        source = sys.stdin.buffer.read()
-        if not source:
-            raise DataError('standard input is empty')
-    elif not path.is_file():
-        raise DataError(f'{path} is no file' if path.exists() else f'there is no file {path}')
-    header = pictures.look(source, named, output.most_pixels)
-    kind = output.format or header.format
-    check_size(header.width * scale, header.height * scale, kind, f'{named}, enlarged,')
-    if output.place == STANDARD:
-        return Job(source, named, header, None, kind)
-    if output.is_file:
-        return Job(source, named, header, Path(str(output.place)), kind)
-    folder = path.parent if output.place is None else Path(output.place)
-    stem, ending = ('stdin', '') if str(path) == STANDARD else (path.stem, path.suffix)
-    if SUFFIXES.get(ending.lower()) != kind:
-        ending = FORMATS[kind][0]
-    return Job(source, named, header, folder / (stem + output.suffix + ending), kind)
-
-
-def wanted(job: Job, targets: dict[Path, str], originals: set[Path], scale: int, output: Output) -> bool:
-    """Whether a result is still to be made.
-
-    Raises:
-        UserError: it would overwrite what it must not.
-    """
-    if job.target is None:
-        return True
-    for target in [job.target, *([comparison_of(job.target)] if output.compare else [])]:
-        place = target.resolve()
-        if place in originals:
-            raise UserError(f'{job.named}: {target} is one of the originals, and they are never overwritten')
-        if place in targets:
-            raise UserError(f'{job.named}: {target} is made of {targets[place]} already: choose another --suffix')
-        targets[place] = job.named
-    if not job.target.exists() or output.force:
-        return True
-    if not output.resume:
-        raise UserError(
-            f'{job.named}: {job.target} is there already: --resume leaves it, --force overwrites it, --suffix names '
-            'it otherwise'
-        )
-    there = pictures.look(job.target, str(job.target), sys.maxsize)
-    if (there.width, there.height) != (job.header.width * scale, job.header.height * scale):
-        raise UserError(
-            f'{job.named}: {job.target} is there, of {there.width}x{there.height} pixels, and not this picture times '
-            f'{scale}: --force overwrites it'
-        )
-    return False
-
-
-def comparison_of(target: Path) -> Path:
-    return target.with_name(target.stem + COMPARISON)
+def jobs_of(inputs: Sequence[Found], scale: int, output: Output, report: Report) -> tuple[list[Job], int]:
+    """What is to be done, and how many pictures failed already; these are reported, as is what is there."""
+    failed = 0
+    jobs = []
+    targets = Targets([found.path for found in inputs], scale, output)
+    for found in inputs:
+        named = 'standard input' if str(found.path) == STANDARD else readable(str(found.path))
+        record: Record = {'input': str(found.path), 'output': None}
+        try:
+            if found.problem:
+                raise DataError(found.problem)
+            job = plan(found.path, named, scale, output)
+            record['output'] = STANDARD if job.target is None else str(job.target)
+            left = targets.missing(job)
+        except UserError as error:
+            failed += 1
+            report({**record, 'status': 'failed', 'error': str(error)})
+            continue
+        if left is None:
+            report({**record, 'status': 'skipped'})
+        else:
+            jobs.append(replace(left, record=record))
+    return jobs, failed
 
 
 def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[float], None]) -> Record:
@@ -245,10 +118,36 @@ def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[flo
         'notes': [*notes, *lost],
         'warnings': result.notes,
     }
-    if output.compare and job.target is not None:
-        record['comparison'] = str(comparison_of(job.target))
-        write(comparison_of(job.target), side_by_side(picture, result.picture, upscaler.scale))
+    if job.comparison is not None:
+        record['comparison'] = str(job.comparison)
+        write(job.comparison, side_by_side(picture, result.picture, upscaler.scale))
     return {**record, 'seconds': round(time.perf_counter() - started, 3)}
+
+
+def compare(job: Job, scale: int, output: Output) -> Record:
+    """Make the comparison of a result that is there; return what there is to say of it.
+
+    Raises:
+        UserError: either picture is damaged, they do not belong together, or the comparison cannot be written.
+    """
+    started = time.perf_counter()
+    picture = pictures.read(job.source, job.named, output.most_pixels)
+    target = Path(str(job.target))
+    larger = pictures.read(target, str(target), sys.maxsize)
+    height, width = larger.colour.shape[:2]
+    if (height, width) != tuple(scale * edge for edge in picture.colour.shape[:2]):
+        raise DataError(f'{job.named}: {target} is turned, and not this picture times {scale}: --force overwrites it')
+    write(job.comparison, side_by_side(picture, larger, scale))
+    return {
+        'width': width,
+        'height': height,
+        'scale': scale,
+        'format': larger.format,
+        'comparison': str(job.comparison),
+        'notes': ['it is there already, and was compared'],
+        'warnings': [],
+        'seconds': round(time.perf_counter() - started, 3),
+    }
 
 
 def write(target: Path | None, content: bytes) -> None:
@@ -256,13 +155,15 @@ def write(target: Path | None, content: bytes) -> None:
 
     Raises:
         SaveError: it cannot be written.
+        BrokenPipeError: nobody reads the standard output any more.
     """
-    if target is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+    if target is not None:
+        write_whole(target, lambda path: path.write_bytes(content))
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    try:  # a stream of its own: what it cannot write, it does not try again as the process ends
+        with open(sys.stdout.fileno(), 'wb', closefd=False) as stream:
+            stream.write(content)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise SaveError(f'cannot make the folder {target.parent}: {error.strerror}') from error
-    write_whole(target, lambda path: path.write_bytes(content))
+        raise SaveError(f'standard output could not be written: {error.strerror}') from error

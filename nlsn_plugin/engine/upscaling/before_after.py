@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlsn_plugin.data import pictures
@@ -17,14 +17,12 @@ from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import SUFFIXES, Picture
 from nlsn_plugin.data.pixels import larger_by_bicubic
 from nlsn_plugin.engine.pages import render
-from nlsn_plugin.engine.upscaling.batch import COMPARISON
+from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, readable, real
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.models.writing import write_whole
 
 SHOWN = {'PNG': 'image/png', 'JPEG': 'image/jpeg', 'WEBP': 'image/webp'}
 """What browsers show, by Pillow's names."""
-ENLARGED = re.compile(r'_x\d+$')
-"""What `nlsn upscale` puts behind a name."""
 BEFORE, AFTER = 'before', 'after'
 BICUBIC = 'bicubic'
 
@@ -48,8 +46,19 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
         originals: the folder of the pictures before, if they are not in the same one.
 
     Raises:
-        UserError: there is no such folder, or nothing in it that makes a pair.
+        UserError: there is no such folder, it cannot be read, or nothing in it makes a pair.
     """
+    try:
+        found, hint = pairs_and_hint(folder, originals)
+    except OSError as error:
+        raise DataError(f'{error.filename or folder} cannot be read: {error.strerror}') from error
+    if not found:
+        raise UserError(f'{folder} holds no pairs of pictures: {hint} is expected')
+    return found
+
+
+def pairs_and_hint(folder: Path, originals: Path | None) -> tuple[list[Pair], str]:
+    """Pairs, and what would make some."""
     for place in [folder, *([originals] if originals else [])]:
         if not place.is_dir():
             raise UserError(f'there is no folder {place}')
@@ -65,18 +74,30 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
     else:
         found = list(pairs_of_names(folder, folder))
         hint = 'photo.png beside photo_x2.png, folders before/ and after/, or --originals FOLDER'
-    if not found:
-        raise UserError(f'{folder} holds no pairs of pictures: {hint} is expected')
-    return found
+    return found, hint
 
 
 def pairs_of_names(before: Path, after: Path) -> Iterator[Pair]:
-    originals = {path.stem: path for path in pictures_in(before)}
+    """Of one name, or, which within one folder is needed, with _x2 behind that of the second."""
+    originals = defaultdict(list)
+    for path in pictures_in(before):
+        originals[path.stem].append(path)
+    within_one = real(before) == real(after)
     for path in pictures_in(after):
-        stem = path.stem if before != after and path.stem in originals else ENLARGED.sub('', path.stem)
-        original = originals.get(stem)
-        if original is not None and original != path:
-            yield Pair(path.stem, original, path)
+        shortened = ENLARGED.sub('', path.stem)
+        stem = path.stem if path.stem in originals and not within_one else shortened
+        if stem in originals and not (within_one and shortened == path.stem):
+            yield Pair(path.stem, nearest_ending(originals[stem], path), path)
+
+
+def nearest_ending(originals: Sequence[Path], path: Path) -> Path:
+    """Of several pictures of one name, that of the same ending, or the same format, if there is one."""
+
+    def differs(original: Path) -> tuple[bool, bool]:
+        endings = original.suffix.lower(), path.suffix.lower()
+        return endings[0] != endings[1], SUFFIXES[endings[0]] != SUFFIXES[endings[1]]
+
+    return min(originals, key=differs)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -110,19 +131,38 @@ def pairs_of_benchmark(folder: Path) -> Iterator[Pair]:
         raise DataError(f'{path} is not what nlsn benchmark writes: {error!r}') from error
 
 
-def write(pairs: Sequence[Pair], path: Path) -> None:
-    """Write the page.
+def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object]) -> int:
+    """Write the page, unless no pair can be shown.
+
+    Args:
+        pairs: of `find_pairs`.
+        path: of the page.
+        report: is told what is wrong with a pair that is left out.
+
+    Returns:
+        How many pairs it shows.
 
     Raises:
-        DataError: a picture that cannot be read, or two that are not of one size times a whole number.
         SaveError: the page cannot be written.
     """
-    page = render('before_after.html', pairs=[shown(pair) for pair in pairs])
-    write_whole(path, lambda temporary: temporary.write_text(page, encoding='utf-8'))
+    contents = []
+    for pair in pairs:
+        try:
+            contents.append(shown(pair))
+        except DataError as error:
+            report(str(error))
+    if contents:
+        page = render('before_after.html', pairs=contents)
+        write_whole(path, lambda temporary: temporary.write_text(page, encoding='utf-8'))
+    return len(contents)
 
 
 def shown(pair: Pair) -> dict[str, object]:
-    """What the page needs of a pair: labels, size, and both pictures as they go into it."""
+    """What the page needs of a pair: labels, size, and both pictures as they go into it.
+
+    Raises:
+        DataError: a picture that cannot be read, or two that are not of one size times a whole number.
+    """
     before, after = (pictures.read(path, str(path)) for path in (pair.before, pair.after))
     height, width = after.colour.shape[:2]
     old_height, old_width = before.colour.shape[:2]
@@ -135,9 +175,9 @@ def shown(pair: Pair) -> dict[str, object]:
     label = pair.before_label
     if scale > 1:
         label = f'{label}, {BICUBIC} x{scale}'
-        before = larger_by_bicubic(before, scale)
+        before = replace(larger_by_bicubic(before, scale), icc=before.icc)
     return {
-        'title': pair.title,
+        'title': readable(pair.title),
         'before': address(before, pair.before if scale == 1 else None),
         'after': address(after, pair.after),
         'before_label': label,

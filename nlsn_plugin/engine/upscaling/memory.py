@@ -47,7 +47,7 @@ def held(height: int, width: int, scale: int, self_ensemble: bool) -> int:
 
 def available(device: str) -> int:
     """Bytes that can still be taken on a device: of the machine, and of the containers that this process is in."""
-    if device != 'cpu':
+    if torch.device(device).type != 'cpu':
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():

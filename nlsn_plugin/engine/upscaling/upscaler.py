@@ -19,7 +19,8 @@ from nlsn_plugin import checks
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
 from nlsn_plugin.engine.upscaling import memory
-from nlsn_plugin.errors import ArgumentError, BackendError, UserError
+from nlsn_plugin.engine.upscaling.devices import device_of
+from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.formats import load_network
@@ -50,7 +51,7 @@ class Settings:
         device: 'cpu', 'cuda' or 'cuda:N'; None is a GPU if there is one.
         dtype: 'float32', 'bfloat16' or 'float16', of the features.
         tile: edge of a tile in pixels of the picture; 'none' for the whole; 'auto' for the whole where memory allows.
-        overlap: pixels that tiles share at least.
+        overlap: pixels that tiles share at least; of tiles found by 'auto', no more than half.
     """
 
     scale: int | None = None
@@ -58,7 +59,7 @@ class Settings:
     arguments: dict[str, Any] | None = None
     n_hashes: int | None = None
     self_ensemble: bool = False
-    device: str | None = None
+    device: str | torch.device | None = None
     dtype: str = 'float32'
     tile: int | str = 'auto'
     overlap: int = OVERLAP
@@ -87,13 +88,14 @@ class Upscaler:
     """A network with its weights on its device; enlarges one picture after another.
 
     Raises:
-        UserError: weights that are not there or do not fit, settings out of range or that contradict one another.
+        UserError: weights that are not there or do not fit, settings out of range or that contradict one another, no
+            such device.
     """
 
     def __init__(self, settings: Settings) -> None:
         check(settings)
         self.settings = settings
-        self.device = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        self.device = device_of(settings.device)
         self.dtype = DTYPES[settings.dtype]
         if self.device == 'cpu' and self.dtype == torch.float16:
             log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
@@ -137,6 +139,8 @@ class Upscaler:
                 break
             except (RuntimeError, ValueError, AssertionError, IndexError, MemoryError) as error:
                 tile = self.smaller_tile(tile, height, width, named, error, notes)
+        if tile is not None and self.overlap(tile) < self.settings.overlap:
+            notes.append(f'these share {self.overlap(tile)} pixels, not {self.settings.overlap}: half of them at most')
         alpha = None if picture.alpha is None else larger_alpha(picture.alpha, self.scale)
         larger = replace(picture, colour=self.as_pixels(y, colour), alpha=alpha)
         return Result(larger, tile, self.count(height, width, tile), predicted, notes)
@@ -254,7 +258,6 @@ def check(settings: Settings) -> None:
 
     Raises:
         ArgumentError: names the first.
-        BackendError: there is no such device.
     """
     if settings.scale is not None:
         checks.one_of('scale', settings.scale, SCALES if settings.weights is None else (1, *SCALES, 8, 16))
@@ -266,14 +269,11 @@ def check(settings: Settings) -> None:
     if settings.tile not in ('auto', 'none'):
         if isinstance(settings.tile, str):
             raise ArgumentError(f"tile={settings.tile!r} is not allowed: 'auto', 'none' or a number of pixels")
-        if checks.whole('tile', settings.tile, least=16) <= settings.overlap:
-            raise ArgumentError(f'tile={settings.tile} is not more than overlap={settings.overlap}')
-    if settings.device is not None:
-        try:
-            torch.empty(1, device=settings.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise BackendError(f'device {settings.device!r} cannot be used: {reason}') from error
+        if checks.whole('tile', settings.tile, least=16) < 2 * settings.overlap:
+            raise ArgumentError(
+                f'tile={settings.tile} is less than twice overlap={settings.overlap}: larger tiles are expected, or '
+                f'a smaller overlap (--tile-overlap {settings.tile // 2})'
+            )
 
 
 def weights_in_the_box(scale: int) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import error_of
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage import data
 
 from nlsn_plugin.cli import main
@@ -117,9 +120,6 @@ def test_both_pictures_are_painted_and_nothing_is_fetched(browser: Any, page: Pa
 
 
 def test_the_page_holds_the_results_as_they_are_and_the_originals_by_bicubic(page: Path, pairs: Path) -> None:
-    import base64
-    import io
-
     addresses = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', page.read_text(encoding='utf-8'))
     assert [kind for kind, _ in addresses] == ['png'] * 4
     before, after = (base64.b64decode(content) for _, content in addresses[2:])
@@ -153,9 +153,78 @@ def test_pairs_are_found_in_two_folders_and_in_the_results_of_an_evaluation(pair
         find_pairs(tmp_path)
 
 
+def test_pictures_of_one_name_are_told_apart_by_their_endings(tmp_path: Path) -> None:
+    for folder in ('originals', 'results', 'one'):
+        (tmp_path / folder).mkdir()
+    for name in ('p.jpg', 'p.png', 'q.jpeg', 'q.png', 'p.webp'):
+        Image.new('RGB', (8, 8)).save(tmp_path / 'originals' / name)
+    for name in ('p_x2.jpg', 'p_x2.png', 'p.webp', 'q_x2.jpg'):
+        Image.new('RGB', (16, 16)).save(tmp_path / 'results' / name)
+    found = find_pairs(tmp_path / 'results', tmp_path / 'originals')
+    assert [(pair.before.name, pair.after.name) for pair in found] == [
+        ('p.webp', 'p.webp'),
+        ('p.jpg', 'p_x2.jpg'),
+        ('p.png', 'p_x2.png'),
+        ('q.jpeg', 'q_x2.jpg'),
+    ]
+    for name in ('p.jpg', 'p.png'):
+        Image.new('RGB', (8, 8)).save(tmp_path / 'one' / name)
+    with pytest.raises(UserError, match='holds no pairs'):
+        find_pairs(tmp_path / 'one')
+    Image.new('RGB', (16, 16)).save(tmp_path / 'one' / 'p_x2.png')
+    for originals in (None, tmp_path / 'results' / '..' / 'one'):
+        (pair,) = find_pairs(tmp_path / 'one', originals)
+        assert (pair.before.name, pair.after.name) == ('p.png', 'p_x2.png')
+
+
+def test_both_pictures_keep_their_colour_profile(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for name, edge in (('p.png', 8), ('p_x2.png', 16)):
+        Image.new('RGB', (edge, edge), 'red').save(tmp_path / name, icc_profile=profile)
+    main(['gallery', str(tmp_path)])
+    addresses = re.findall(r'base64,([^"]+)"', (tmp_path / 'before_after.html').read_text(encoding='utf-8'))
+    for address in addresses:
+        with Image.open(io.BytesIO(base64.b64decode(address))) as image:
+            assert image.size == (16, 16)
+            assert image.info['icc_profile'] == profile
+    assert len(addresses) == 2
+
+
+def test_pairs_that_cannot_be_shown_are_named_and_left_out(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ('cat.jpg', 'cat_x2.png'):
+        shutil.copy(pairs / name, tmp_path / name)
+    shutil.copy(pairs / 'cat.jpg', tmp_path / 'broken.jpg')
+    (tmp_path / 'broken_x2.png').write_bytes((pairs / 'cat_x2.png').read_bytes()[:2000])
+    assert 'broken_x2.png is truncated or damaged: ' in error_of(['gallery', str(tmp_path)], capsys)
+    assert (tmp_path / 'before_after.html').read_text(encoding='utf-8').count('<h2>') == 1
+    (tmp_path / 'cat_x2.png').unlink()
+    (tmp_path / 'before_after.html').unlink()
+    assert 'broken_x2.png is truncated or damaged: ' in error_of(['gallery', str(tmp_path)], capsys)
+    assert not (tmp_path / 'before_after.html').exists()
+
+
+def test_names_that_are_no_utf_8_are_shown_with_marks(
+    tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b'caf\xe9')
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    for name in ('.jpg', '_x2.png'):
+        shutil.copy(pairs / f'cat{name}', folder / os.fsdecode(b'caf\xe9' + name.encode()))
+    main(['gallery', str(folder)])
+    assert f'1 pair: {tmp_path}/caf\ufffd/before_after.html' in capsys.readouterr().out
+    assert 'caf\ufffd_x2' in (folder / 'before_after.html').read_text(encoding='utf-8')
+
+
 def test_mistakes_are_one_line(page: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert error_of(['gallery', str(pairs)], capsys).endswith('is there already: --force overwrites it')
+    long = tmp_path / ('n' * 300)
+    assert error_of(['gallery', str(long)], capsys) == f'nlsn: {long} cannot be read: File name too long'
     assert 'there is no folder' in error_of(['gallery', str(tmp_path / 'absent')], capsys)
     assert 'holds no pairs of pictures: photo.png beside photo_x2.png' in error_of(['gallery', str(tmp_path)], capsys)
     assert 'ends in .html' in error_of(['gallery', str(pairs), '-o', str(tmp_path / 'page.png')], capsys)

@@ -95,9 +95,11 @@ def test_what_is_no_image_is_refused(repeating: dict[int, Path], image: object, 
         ({'n_hashes': 0}, ArgumentError, 'n_hashes=0 is not allowed'),
         ({'dtype': 'float64'}, ArgumentError, "dtype='float64' is not allowed"),
         ({'tile': 'automatic'}, ArgumentError, "tile='automatic' is not allowed: 'auto', 'none' or a number"),
-        ({'tile': 32}, ArgumentError, 'tile=32 is not more than overlap=32'),
+        ({'tile': 63}, ArgumentError, 'tile=63 is less than twice overlap=32'),
         ({'tile': 8}, ArgumentError, 'tile=8 is not allowed: a whole number of at least 16'),
-        ({'device': 'gpu'}, BackendError, "device 'gpu' cannot be used"),
+        ({'device': 'gpu'}, BackendError, "device 'gpu' cannot be used: 'cpu', 'cuda' or 'cuda:N' is expected$"),
+        ({'device': 'mps'}, BackendError, "device 'mps' cannot be used: 'cpu', 'cuda' or 'cuda:N' is expected$"),
+        ({'device': torch.device('meta')}, BackendError, "device 'meta' cannot be used"),
         ({'weights': Path('absent.pth')}, UserError, 'there is no file absent.pth'),
     ],
 )
@@ -106,6 +108,14 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         Upscaler(Settings(**{'weights': repeating[2], **settings}))
+
+
+@pytest.mark.parametrize('device', ['cpu:0', torch.device('cpu')])
+def test_the_processor_has_several_names(repeating: dict[int, Path], device: object) -> None:
+    upscaler = Upscaler(Settings(weights=repeating[2], device=device))
+    assert upscaler.device == 'cpu'
+    assert upscaler.enlarge(Picture(np.zeros((9, 7), np.uint8)), 'black').picture.colour.shape == (18, 14)
+    assert memory.available('cpu:0') > 0
 
 
 def test_without_weights_of_its_own_the_package_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -196,6 +206,8 @@ def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
     assert result.tiles == 3 * 5
     assert result.predicted <= there
     assert 'cat: the whole would take about 0.1 GB of memory: done with tiles of 96x96 pixels' in caplog.text
+    wide = Upscaler(Settings(weights=attending, overlap=60)).enlarge(picture, 'cat')
+    assert wide.notes[-1] == 'these share 48 pixels, not 60: half of them at most'
     monkeypatch.setattr(memory, 'available', lambda device: 1000)
     with pytest.raises(UserError, match=r'cat of 300x200 pixels and its x2 take 0\.0 GB'):
         upscaler.enlarge(picture, 'cat')
