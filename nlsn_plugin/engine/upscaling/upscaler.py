@@ -22,6 +22,7 @@ from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.devices import device_of
 from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.models.building import channels_of
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.formats import load_network
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
@@ -114,7 +115,7 @@ class Upscaler:
                 raise ArgumentError(f'n_hashes={settings.n_hashes}: {weights} hashes nothing: leave it out')
             for attention in attentions:
                 attention.n_hashes = settings.n_hashes
-        self.channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+        self.channels = channels_of(net)
         self.net = net.to(self.device)
         if metadata is None or metadata['type'] == 'NLSN':
             self.window = 1
