@@ -12,9 +12,10 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from nlsn_plugin.data import pictures
-from nlsn_plugin.data.encoding import chunk, encode
+from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import Picture, look, read
 from nlsn_plugin.data.pixels import bleed, larger_alpha
+from nlsn_plugin.data.png import chunk
 from nlsn_plugin.engine.measuring import process_memory
 from nlsn_plugin.errors import DataError
 
