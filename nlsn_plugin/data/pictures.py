@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -150,7 +149,7 @@ def pillow_image(file: BinaryIO, named: str, most_pixels: int) -> Iterator[Image
         with image:
             check_pixels(*image.size, named, most_pixels)
             if image.format == 'PNG' and 'exif' not in image.info:
-                place, found = file.tell(), png.late_exif(file)
+                place, found = file.tell(), png.find(file, b'eXIf')  # behind the pixels
                 file.seek(place)
                 if found:
                     image.info['exif'] = found
@@ -201,27 +200,19 @@ def divided(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def read_png(image: Image.Image, file: BinaryIO, picture: Picture, orientation: int, named: str) -> Picture:
-    """`picture` with the pixels of a PNG: by OpenCV if Pillow would cut them to 8 bits."""
-    bits, transparent = png.bits_of(file), image.info.get('transparency')
+    """`picture` with the pixels of a PNG; Pillow would cut some to 8 bits, and misses some transparency."""
+    bits, transparent = png.bits_of(file), png.transparent(file)
     if image.mode == 'P' or (transparent is None and bits < 16):
         return of_pillow(upright_image(image, orientation), picture, named)
-    if bits < 16 or image.mode.startswith('I'):
-        pixels = np.asarray(image.convert('L') if image.mode == '1' else image)
-        pixels = pixels.astype(np.uint16) if bits == 16 else pixels
+    if bits == 16 and not image.mode.startswith('I'):
+        colour, alpha = png.deep(file)
     else:
-        file.seek(0)
-        found = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-        if found is None or found.dtype != np.uint16 or found.ndim != 3:
-            raise ValueError('16-bit pixels that OpenCV does not read')
-        pixels = found[..., [2, 1, 0, 3][: found.shape[2]]]
-    alpha = None
+        colour = np.asarray(image.convert('L') if image.mode == '1' else image)
+        colour, alpha = colour.astype(np.uint16) if bits == 16 else colour, None
     if transparent is not None:
-        pixels = pixels[..., :3]
-        alpha = upright(png.alpha_of(pixels, transparent, bits), orientation)
-    pixels = upright(pixels, orientation)
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels, alpha = pixels[..., :3], pixels[..., 3]
-    return of_pixels(pixels[..., 0] if image.mode == 'LA' else pixels, alpha, picture)
+        alpha = png.alpha_of(colour, transparent, bits)
+    alpha = None if alpha is None else upright(alpha, orientation)
+    return of_pixels(upright(colour, orientation), alpha, picture)
 
 
 def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:

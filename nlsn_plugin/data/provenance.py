@@ -61,9 +61,8 @@ def of_tiff(pages: tifffile.TiffFile, file: BinaryIO) -> Provenance:
         raise ValueError('it has no first page')
     if len(pages.pages) > 1:
         found.notes.append(f'the first of its {len(pages.pages)} pictures was taken')
-    profile, xmp = page.iccprofile, tiff.tag(page, tiff.XMP)
-    found.icc = bytes(profile) if profile else None
-    found.xmp = upright_xmp(xmp.encode() if isinstance(xmp, str) else bytes(xmp) if isinstance(xmp, bytes) else b'')
+    found.icc = tiff.bytes_of(page, tiff.ICC) or None
+    found.xmp = upright_xmp(tiff.bytes_of(page, tiff.XMP))
     file.seek(0)
     if pages.is_bigtiff:
         found.notes.append('EXIF of a BigTIFF is not read')

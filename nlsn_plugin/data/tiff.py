@@ -21,7 +21,8 @@ from nlsn_plugin.data.turning import TURNS, UPRIGHT
 from nlsn_plugin.errors import DataError
 
 SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-BITS, EXTRA, ORIENTATION, FRACTIONS, UNIT, XMP, IPTC, PHOTOSHOP = 258, 338, 274, (282, 283), 296, 700, 33723, 34377
+BITS, ORIENTATION, FRACTIONS, UNIT, EXTRA = 258, 274, (282, 283), 296, 338
+XMP, IPTC, PHOTOSHOP, ICC = 700, 33723, 34377, 34675
 """Tags."""
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 """Channels of each photometric interpretation that is read: gray (white or black is 0), RGB, palette, CMYK, YCbCr."""
@@ -44,6 +45,12 @@ def tag(page: tifffile.TiffPage, code: int) -> object:
     """The value of a tag, None if it is not there."""
     found = page.tags.get(code)
     return None if found is None else found.value
+
+
+def bytes_of(page: tifffile.TiffPage, code: int) -> bytes:
+    """A tag's value, none if it is not there."""
+    found = tag(page, code)
+    return found.encode() if isinstance(found, str) else bytes(found) if isinstance(found, (bytes, tuple)) else b''
 
 
 def name(number: object) -> str:
