@@ -234,7 +234,7 @@ def test_one_colour_may_be_transparent_in_any_bits(bits: int, shape: tuple[int, 
     colour = samples[2, 3]
     turn = Image.Exif()
     turn[0x0112] = orientation
-    told = chunk(b'tRNS', colour.astype('>u2').tobytes()), chunk(b'eXIf', turn.tobytes()[6:])
+    told = chunk(b'tRNS', np.atleast_1d(colour).astype('>u2').tobytes()), chunk(b'eXIf', turn.tobytes()[6:])
     found = read(png_of(samples, bits, *told), 'x')
     samples = np.rot90(samples, -1) if orientation == 6 else samples
     white = 65535 if bits == 16 else 255
