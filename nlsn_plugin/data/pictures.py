@@ -232,7 +232,7 @@ def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:
     elif image.mode in ('YCbCr', 'RGBX', 'HSV'):
         image = image.convert('RGB')
     elif image.mode == '1':
-        image = image.convert('L')
+        image = image.convert('LA' if 'transparency' in image.info else 'L')
     if image.mode in ('L', 'RGB') and 'transparency' in image.info:
         image = image.convert({'L': 'LA', 'RGB': 'RGBA'}[image.mode])
     if image.mode not in ('L', 'LA', 'RGB', 'RGBA', 'I;16', 'I;16B', 'I;16L'):
@@ -247,7 +247,8 @@ def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:
         return of_pixels(pixels[..., 0], pixels[..., 1], picture)
     if image.mode == 'RGBA':
         return of_pixels(pixels[..., :3], pixels[..., 3], picture)
-    return of_pixels(pixels, None, picture)
+    one = image.info.get('transparency') if pixels.dtype == np.uint16 else None
+    return of_pixels(pixels, None if one is None else png.alpha_of(pixels, (one,), 16), picture)
 
 
 def of_pixels(colour: np.ndarray, alpha: np.ndarray | None, picture: Picture) -> Picture:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -18,7 +19,7 @@ from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
-from nlsn_plugin.errors import ArgumentError, BackendError, UserError
+from nlsn_plugin.errors import ArgumentError, BackendError, DataError, UserError
 from nlsn_plugin.models.formats import save_network
 
 SMALL = {'num_feat': 16, 'num_block': 2, 'n_hashes': 1, 'chunk_size': 64, 'attention_at': [1]}
@@ -64,7 +65,9 @@ def test_a_pillow_image_comes_back_as_one(repeating: dict[int, Path], mode: str)
     image.info['icc_profile'] = profile
     larger = nlsn_plugin.upscale(image, weights=repeating[2])
     assert larger.size == (12, 10)
-    assert larger.mode == {'1': 'L', 'P': 'RGB', 'CMYK': 'RGB', 'LA': 'L', 'RGBA': 'RGB'}.get(mode, mode)  # opaque
+    assert larger.mode == {'1': 'L', 'P': 'RGB', 'CMYK': 'RGB'}.get(mode, mode)
+    if mode in ('LA', 'RGBA'):
+        assert larger.getextrema()[-1] == (255, 255)  # opaque, and still there
     if mode in ('RGB', 'I;16'):
         np.testing.assert_array_equal(np.asarray(larger), repeated(np.asarray(image), 2))
     assert larger.info.get('icc_profile') == (profile if mode in ('RGB', 'RGBA', 'P') else None)
@@ -84,6 +87,69 @@ def test_a_pillow_image_comes_back_as_one(repeating: dict[int, Path], mode: str)
 def test_what_is_no_image_is_refused(repeating: dict[int, Path], image: object, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         nlsn_plugin.upscale(image, weights=repeating[2])
+
+
+def test_a_pillow_image_is_turned_upright(repeating: dict[int, Path]) -> None:
+    image, exif = Image.fromarray(data.chelsea()[100:105, 100:106]), Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    image.save(stream, 'PNG', exif=exif, icc_profile=profile)
+    larger = nlsn_plugin.upscale(Image.open(stream), weights=repeating[2])
+    assert larger.size == (10, 12)
+    np.testing.assert_array_equal(np.asarray(larger), repeated(np.rot90(np.asarray(image), -1), 2))
+    assert larger.info['icc_profile'] == profile
+    assert 0x0112 not in larger.getexif()
+
+
+def test_a_truncated_pillow_image_is_one_line(repeating: dict[int, Path]) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(data.chelsea()).save(stream, 'JPEG')
+    image = Image.open(io.BytesIO(stream.getvalue()[:2000]))
+    with pytest.raises(DataError, match=r'^the image is truncated or damaged: .+$'):
+        nlsn_plugin.upscale(image, weights=repeating[2])
+
+
+def test_transparency_of_16_bits_in_gray_is_not_lost_in_silence(repeating: dict[int, Path]) -> None:
+    image = Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6) * 2000)
+    image.info['transparency'] = 4000
+    with pytest.raises(ArgumentError, match='the image is gray of 16 bits with transparency'):
+        nlsn_plugin.upscale(image, weights=repeating[2])
+
+
+def test_the_order_of_an_array_in_memory_does_not_matter(attending: Path) -> None:
+    image = data.chelsea()[100:140, 100:160]
+    larger = nlsn_plugin.upscale(image, weights=attending)
+    np.testing.assert_array_equal(nlsn_plugin.upscale(np.asfortranarray(image), weights=attending), larger)
+
+
+def test_whole_numbers_of_any_kind_are_taken(attending: Path) -> None:
+    image = np.zeros((8, 8), np.uint8)
+    for scale in (2, 2.0, np.int64(2), np.float32(2)):
+        assert nlsn_plugin.upscale(image, scale, attending, chunk_size=np.int64(64)).shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ({'scale': [2]}, r'scale=\[2\] is not allowed: a whole number of at least 1 is expected'),
+        ({'scale': 2.5}, 'scale=2.5 is not allowed: a whole number'),
+        ({'scale': '2'}, "scale='2' is not allowed: a whole number"),
+        ({'weights': 3}, 'weights=3 is not allowed: a path is expected'),
+        ({'device': [0]}, r"device=\[0\] is not allowed: 'cpu', 'cuda' or 'cuda:N' is expected"),
+        ({'n_hashes': [1]}, r'n_hashes=\[1\] is not allowed: a whole number'),
+        ({'tile': [64]}, r'tile=\[64\] is not allowed: a whole number'),
+        ({'overlap': [1]}, r'overlap=\[1\] is not allowed: a whole number'),
+        ({'self_ensemble': [1]}, r'self_ensemble=\[1\] is not allowed: true or false'),
+        ({'dtype': ['float32']}, r"dtype=\['float32'\] is not allowed: choose one of"),
+        ({'chunk_size': {1}}, r'chunk_size=\{1\} is not allowed: a number, a text or a list of them is expected'),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(
+    repeating: dict[int, Path], arguments: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        nlsn_plugin.upscale(np.zeros((4, 4), np.uint8), **{'weights': repeating[2], **arguments})
 
 
 @pytest.mark.parametrize(
