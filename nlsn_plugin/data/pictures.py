@@ -178,7 +178,7 @@ def read_tiff(page: tifffile.TiffPage, file: BinaryIO, picture: Picture, named: 
     if others:
         picture.notes.append(f'channels that hold neither colour nor transparency were left out: {others}')
     if bits < 16 and not tiff.is_plain(page):
-        return of_pillow(upright_image(tiff.image(page, file), orientation), picture, named)
+        return of_pillow(upright_image(tiff.image(page, file, named), orientation), picture, named)
     pixels = upright(tiff.samples(page, file), orientation)
     if page.photometric == tiff.CMYK:
         if bits == 16:

@@ -28,6 +28,9 @@ COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 """Channels of each photometric interpretation that is read: gray (white or black is 0), RGB, palette, CMYK, YCbCr."""
 WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6
 PLAIN, DEFLATED = 1, (8, 32946)
+OF_OPENCV = (5, 32773)
+OF_PILLOW = (PLAIN, 2, 3, 4, 5, 6, 7, *DEFLATED, 32773, 34925, 50000)
+"""Compressions: LZW and runs of bytes; faxes, JPEG, LZMA and Zstandard too."""
 SEPARATE = 2
 UNSIGNED = 1
 MULTIPLIED, TRANSPARENT = 1, 2
@@ -99,16 +102,16 @@ def check(page: tifffile.TiffPage, named: str) -> None:
             f'{named} is a TIFF of {name(page.photometric)} with {page.samplesperpixel} channels, '
             f'{page.imagedepth} deep: {least}, and one of transparency, are expected'
         )
-    is_subsampled = page.photometric == YCBCR and as_tuple(page.subsampling) != (1, 1)
-    is_in_planes = page.samplesperpixel > 1 and page.planarconfig == SEPARATE
-    if not is_plain(page) and (
-        (page.photometric == YCBCR and page.compression == PLAIN and (is_subsampled or is_in_planes))
-        or (bits[0] == 16 and (is_in_planes or page.photometric not in (0, 1, 2)))
-    ):
-        raise DataError(
-            f'{named} is a TIFF of {bits[0]}-bit {name(page.photometric)} in compression {name(page.compression)}, '
-            'which is not read: save it without compression, or as PNG'
-        )
+    if not (is_plain(page) or is_for_libtiff(page)):
+        raise not_read(page, named)
+
+
+def not_read(page: tifffile.TiffPage, named: str) -> DataError:
+    layout = ' in separate planes' if page.planarconfig == SEPARATE and page.samplesperpixel > 1 else ''
+    return DataError(
+        f'{named} is a TIFF of {bits_of(page)}-bit {name(page.photometric)}{layout} in compression '
+        f'{name(page.compression)}, which is not read: save it without compression, or as PNG'
+    )
 
 
 def is_plain(page: tifffile.TiffPage) -> bool:
@@ -119,6 +122,16 @@ def is_plain(page: tifffile.TiffPage) -> bool:
         and page.compression in (PLAIN, *DEFLATED)
         and page.fillorder == 1
     )
+
+
+def is_for_libtiff(page: tifffile.TiffPage) -> bool:
+    """Whether OpenCV, or Pillow, reads it, and as it is."""
+    is_in_planes = page.planarconfig == SEPARATE and page.samplesperpixel > 1
+    if bits_of(page) == 16:
+        return page.compression in OF_OPENCV and page.photometric in (0, 1, 2) and not is_in_planes
+    if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's: Pillow takes it for a picture like RGB
+        return not is_in_planes and as_tuple(page.subsampling) == (1, 1)
+    return page.compression in OF_PILLOW
 
 
 def alpha_of(page: tifffile.TiffPage) -> tuple[int | None, bool, int]:
@@ -155,18 +168,17 @@ def samples(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
     return np.invert(found) if page.photometric == WHITE_IS_ZERO else found
 
 
-def image(page: tifffile.TiffPage, file: BinaryIO) -> Image.Image:
+def image(page: tifffile.TiffPage, file: BinaryIO, named: str) -> Image.Image:
     """What has 8 bits at most, by Pillow.
 
     Raises:
+        DataError: Pillow does not know such a kind.
         Exception of DAMAGE: it is truncated, or otherwise damaged.
     """
     try:
         found = Image.open(io.BytesIO(as_upright(page, file)), formats=['TIFF'])  # not of a path: some come out wrong
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f'{bits_of(page)}-bit {name(page.photometric)} of {page.samplesperpixel} channels is not read'
-        ) from error
+        raise not_read(page, named) from error
     found.getexif()[ORIENTATION] = UPRIGHT  # nor what XMP says
     found.load()
     return found

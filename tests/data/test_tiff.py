@@ -141,6 +141,27 @@ def with_orientation(content: bytes, orientation: int) -> bytes:
     return content[:4] + struct.pack('<I', len(content)) + content[8:] + directory
 
 
+@pytest.mark.parametrize(
+    ('mode', 'compression'),
+    [
+        *(('1', 'group4'), ('1', None), ('P', 'tiff_lzw'), ('P', None), ('CMYK', 'tiff_lzw'), ('YCbCr', None)),
+        *(('L', 'jpeg'), ('RGB', 'jpeg'), ('RGB', 'packbits')),
+    ],
+)
+@pytest.mark.parametrize('orientation', [1, 4, 6])
+def test_what_pillow_reads_is_turned_once(mode: str, compression: str | None, orientation: int, tmp_path: Path) -> None:
+    smooth = cv2.GaussianBlur(pixels(32, 48, 3), (0, 0), 5)
+    image = Image.fromarray(smooth)
+    image = image.quantize(7) if mode == 'P' else image.convert(mode)
+    path = tmp_path / 'x.tif'
+    image.save(path, compression=compression, tiffinfo={274: orientation})
+    expected = turned(np.asarray(image.convert('L' if mode in ('1', 'L') else 'RGB')), orientation)
+    assert (look(path, 'x').height, look(path, 'x').width) == expected.shape[:2]
+    for source in (path, path.read_bytes()):
+        found = read(source, 'x')
+        assert np.abs(found.colour.astype(int) - expected).max() <= (8 if compression == 'jpeg' else 0)
+
+
 def test_cmyk_of_any_layout_is_converted_alike() -> None:
     original = pixels(6, 9, 4)
     expected = np.asarray(Image.fromarray(original, 'CMYK').convert('RGB'))
@@ -201,6 +222,22 @@ def test_kinds_that_are_not_read_are_named(array: np.ndarray, settings: dict[str
     with pytest.raises(DataError) as found:
         read(stream.getvalue(), 'x')
     assert str(found.value) == said
+
+
+@pytest.mark.parametrize(
+    ('tags', 'said'),
+    [
+        ({259: 34712}, '8-bit RGB in compression JPEG2000'),
+        ({259: 5, 284: 2}, '16-bit RGB in separate planes in compression LZW'),
+        ({262: 6, 284: 2}, '8-bit YCBCR in separate planes in compression NONE'),
+    ],
+)
+def test_compressions_that_are_not_read_are_named(tags: dict[int, int], said: str) -> None:
+    dtype = np.uint16 if said.startswith('16') else np.uint8
+    content = patched(written(pixels(4, 4, 3, dtype=dtype)), tags)
+    with pytest.raises(DataError) as found:
+        read(content, 'x')
+    assert str(found.value) == f'x is a TIFF of {said}, which is not read: save it without compression, or as PNG'
 
 
 def test_16_bits_in_either_order_are_no_8() -> None:
