@@ -62,9 +62,15 @@ def find(file: BinaryIO, wanted: bytes, before: bytes = b'IEND') -> bytes | None
 
 
 def transparent(file: BinaryIO) -> tuple[int, ...] | None:
-    """The gray, or the RGB, that is transparent, in the bits of the file, which Pillow scales at times."""
-    found = find(file, b'tRNS', before=b'IDAT')
-    return None if found is None else struct.unpack(f'>{len(found) // 2}H', found)
+    """The gray, or the RGB, that is transparent, in the bits of the file, which Pillow scales at times.
+
+    Raises:
+        struct.error: it is too short.
+    """
+    file.seek(KIND)
+    channels = {0: 1, 2: 3}.get(file.read(1)[0])
+    found = None if channels is None else find(file, b'tRNS', before=b'IDAT')
+    return None if found is None else struct.unpack_from(f'>{channels}H', found)
 
 
 def alpha_of(pixels: np.ndarray, seen_through: tuple[int, ...], bits: int) -> np.ndarray:

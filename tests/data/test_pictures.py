@@ -262,3 +262,12 @@ def test_a_png_is_not_decoded_for_its_header() -> None:
         assert look(bytes(again), 'x').width == 4  # the pixels are damaged, which only reading finds
         with pytest.raises(DataError, match='damaged'):
             read(bytes(again), 'x')
+
+
+def test_transparency_that_has_no_place_in_a_png_is_not_taken() -> None:
+    samples, told = pixels(5, 6, 4), chunk(b'tRNS', bytes(6))
+    np.testing.assert_array_equal(read(png_of(samples, 8, told), 'x').alpha, samples[..., 3])
+    deep = pixels(5, 6, 4, dtype=np.uint16)
+    np.testing.assert_array_equal(read(png_of(deep, 16, told), 'x').alpha, deep[..., 3])
+    with pytest.raises(DataError, match='x is truncated or damaged'):
+        read(png_of(pixels(5, 6), 8, chunk(b'tRNS', b'\0')), 'x')
