@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import Picture, look, read
-from nlsn_plugin.data.pixels import bleed, larger_alpha
+from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha
 from nlsn_plugin.data.png import chunk
 from nlsn_plugin.engine.measuring import process_memory
 from nlsn_plugin.errors import DataError
@@ -271,3 +271,10 @@ def test_transparency_that_has_no_place_in_a_png_is_not_taken() -> None:
     np.testing.assert_array_equal(read(png_of(deep, 16, told), 'x').alpha, deep[..., 3])
     with pytest.raises(DataError, match='x is truncated or damaged'):
         read(png_of(pixels(5, 6), 8, chunk(b'tRNS', b'\0')), 'x')
+
+
+@pytest.mark.parametrize('shape', [(5, 6), (5, 6, 3)])
+def test_a_tensor_lies_in_memory_alike_however_its_array_lay(shape: tuple[int, ...]) -> None:
+    array = pixels(*shape)  # sums over other strides are rounded another way
+    assert as_tensor(np.asfortranarray(array)).stride() == as_tensor(array).stride()
+    assert as_tensor(array[::-1]).stride() == as_tensor(array).stride()
