@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image
+from PIL import Image
 
-from nlsn_plugin.data.pictures import DAMAGE, Picture
+from nlsn_plugin.data import exif, png
+from nlsn_plugin.data import tiff as tiffs
+from nlsn_plugin.data.damage import DAMAGE
+from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.errors import DataError
 
 LARGEST_EDGE = {'JPEG': 65535, 'WEBP': 16383}
@@ -22,10 +26,9 @@ DEEP = ('PNG', 'TIFF')
 LOSSY = ('JPEG', 'WEBP')
 QUALITY = 95
 LARGEST_JPEG_SEGMENT = 65533 - 6
-TEXT_TAGS = (
-    *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime),
-    *(ExifTags.Base.Artist, ExifTags.Base.Copyright),
-)
+XMP_OF_JPEG = b'http://ns.adobe.com/xap/1.0/\0'
+XMP_OF_PNG = b'XML:com.adobe.xmp\0\0\0\0\0'
+"""A keyword, and that it is neither compressed nor of a language."""
 
 
 def check_size(width: int, height: int, kind: str, named: str) -> None:
@@ -52,27 +55,55 @@ def encode(picture: Picture, kind: str, quality: int = QUALITY) -> tuple[bytes, 
     Raises:
         DataError: what came with the picture cannot be written.
     """
-    notes = []
+    notes: list[str] = []
+    height, width = picture.colour.shape[:2]
+    if picture.exif:
+        picture = replace(picture, exif=exif.of_size(picture.exif, width, height))
+    if picture.xmp:
+        picture = replace(picture, xmp=xmp_of_size(picture.xmp, width, height))
+    picture = holdable(picture, kind, notes)
+    if kind == 'TIFF':
+        return tiff(picture, notes), notes
+    if kind == 'PNG':
+        return as_png(picture), notes
+    content = by_pillow(picture, kind, quality)
+    return (with_xmp(content, picture.xmp) if kind == 'JPEG' and picture.xmp else content), notes
+
+
+def holdable(picture: Picture, kind: str, notes: list[str]) -> Picture:
+    """A picture without what a format does not hold, which is said."""
     if picture.colour.dtype == np.uint16 and kind not in DEEP:
         picture = shallow(picture)
         notes.append(f'{kind} has 8 bits: 16 were rounded')
     if picture.alpha is not None and kind in ('JPEG', 'BMP'):
         picture = on_white(picture)
         notes.append(f'{kind} has no transparency: it was laid on white')
-    if kind == 'JPEG' and len(picture.exif) > LARGEST_JPEG_SEGMENT:
-        picture = replace(picture, exif=b'')
-        notes.append('its EXIF is too long for JPEG and was left out')
-    if kind == 'BMP' and (picture.exif or picture.icc):
-        picture = replace(picture, exif=b'', icc=None)
-        notes.append('BMP holds neither EXIF nor a colour profile: they were left out')
-    if picture.colour.dtype == np.uint16 and picture.colour.ndim == 2 and picture.alpha is not None:
+    for name, overhead in (('exif', 0), ('xmp', len(XMP_OF_JPEG))):
+        if kind == 'JPEG' and len(getattr(picture, name)) > LARGEST_JPEG_SEGMENT - overhead:
+            picture = replace(picture, **{name: b''})  # type: ignore[arg-type]
+            notes.append(f'its {name.upper()} is too long for JPEG and was left out')
+    if kind == 'BMP' and (picture.exif or picture.icc or picture.xmp):
+        picture = replace(picture, exif=b'', icc=None, xmp=b'')
+        notes.append('BMP holds neither EXIF, XMP nor a colour profile: they were left out')
+    if kind == 'WEBP' and picture.dpi and not exif.names(picture.exif, exif.RESOLUTION[0]):
+        notes.append(f'WEBP holds no resolution: {picture.dpi[0]:.4g} dpi were left out')
+    gray = picture.colour.ndim == 2
+    if gray and picture.icc and kind == 'WEBP':
+        picture = replace(picture, icc=None)
+        notes.append('WEBP has no gray: its profile, which is for gray, was left out')
+    if picture.colour.dtype == np.uint16 and gray and picture.alpha is not None:
+        lost = ', without its profile' if picture.icc else ''
         picture = replace(picture, colour=np.dstack([picture.colour] * 3), icc=None)  # few programs read it as gray
-        notes.append('gray of 16 bits with transparency was written as RGB')
-    if kind == 'TIFF':
-        return tiff(picture, notes), notes
-    if picture.colour.dtype == np.uint16 and picture.colour.ndim == 3:
-        return deep_png(picture), notes
-    return by_pillow(picture, kind, quality), notes
+        notes.append(f'gray of 16 bits with transparency was written as RGB{lost}')
+    return picture
+
+
+def xmp_of_size(xmp: bytes, width: int, height: int) -> bytes:
+    """XMP that names another size, if it names one."""
+    for names, edge in ((rb'ImageWidth|PixelXDimension', width), (rb'ImageLength|PixelYDimension', height)):
+        pattern = rb'((?:tiff|exif):(?:' + names + rb')\s*(?:=\s*["\']|>)\s*)\d+'
+        xmp = re.sub(pattern, rb'\g<1>' + str(edge).encode(), xmp)
+    return xmp
 
 
 def shallow(picture: Picture) -> Picture:
@@ -102,6 +133,7 @@ def stacked(picture: Picture) -> np.ndarray:
 
 
 def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
+    """By Pillow, with what it writes: of XMP, that of WebP alone."""
     settings: dict[str, Any] = {'quality': quality} if kind in LOSSY else {}
     if kind == 'JPEG' and quality >= 90:
         settings['subsampling'] = 0  # colours at full size
@@ -109,6 +141,10 @@ def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
         settings['icc_profile'] = picture.icc
     if picture.exif:
         settings['exif'] = picture.exif
+    if picture.dpi:
+        settings['dpi'] = picture.dpi
+    if picture.xmp and kind == 'WEBP':
+        settings['xmp'] = picture.xmp
     stream = io.BytesIO()
     try:
         Image.fromarray(stacked(picture)).save(stream, kind, **settings)
@@ -117,36 +153,42 @@ def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def deep_png(picture: Picture) -> bytes:
-    """A PNG of 16 bits in colour, which Pillow does not write; OpenCV knows nothing of profiles."""
+def with_xmp(content: bytes, xmp: bytes) -> bytes:
+    """A JPEG with XMP behind its first segments, which are of JFIF and EXIF."""
+    place = 2
+    while content[place : place + 2] in (b'\xff\xe0', b'\xff\xe1'):
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], 'big')
+    segment = XMP_OF_JPEG + xmp
+    return content[:place] + b'\xff\xe1' + (len(segment) + 2).to_bytes(2, 'big') + segment + content[place:]
+
+
+def as_png(picture: Picture) -> bytes:
+    """A PNG; of 16 bits in colour by OpenCV, as Pillow writes none, and OpenCV knows nothing of profiles."""
+    chunks = [png.chunk(b'iTXt', XMP_OF_PNG + picture.xmp)] if picture.xmp else []
+    if picture.colour.dtype != np.uint16 or picture.colour.ndim == 2:
+        return png.with_chunks(by_pillow(picture, 'PNG', QUALITY), chunks)
     pixels = stacked(picture)
     order = [2, 1, 0, 3][: pixels.shape[2]]
     content = bytes(cv2.imencode('.png', pixels[..., order])[1].tobytes())
-    end_of_header = 8 + 25  # the signature, and the first chunk, which is IHDR
-    chunks = []
     if picture.icc:
-        chunks.append(chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(picture.icc)))
+        chunks.append(png.chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(picture.icc)))
     if picture.exif:
-        chunks.append(chunk(b'eXIf', picture.exif.removeprefix(b'Exif\0\0')))
-    return content[:end_of_header] + b''.join(chunks) + content[end_of_header:]
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    """Of a PNG: length, name, content and checksum."""
-    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+        chunks.append(png.chunk(b'eXIf', picture.exif.removeprefix(exif.PREFIX)))
+    if picture.dpi:
+        chunks.append(png.chunk(b'pHYs', struct.pack('>IIB', *(round(x / 0.0254) for x in picture.dpi), 1)))
+    return png.with_chunks(content, chunks)
 
 
 def tiff(picture: Picture, notes: list[str]) -> bytes:
     """A TIFF; Pillow writes none of 16 bits in colour, and no EXIF into compressed ones. Here texts at least."""
-    tags = []
-    if picture.exif:
-        exif = Image.Exif()
-        try:
-            exif.load(picture.exif)
-            tags = [(int(tag), 2, 0, str(exif[tag]), True) for tag in TEXT_TAGS if tag in exif]
-        except DAMAGE:  # a block that was read before, and may still hold texts that are none
-            tags = []
-        notes.append('of its EXIF, the TIFF keeps only maker, model, time, artist, copyright and description')
+    texts, is_more = exif.texts(picture.exif)
+    if is_more:
+        notes.append(
+            'of its EXIF, the TIFF keeps only maker, model, computer, software, time, artist, copyright and description'
+        )
+    tags: list[tuple[Any, ...]] = [(tag, exif.TEXT, 0, text, True) for tag, text in texts.items()]
+    if picture.xmp:
+        tags.append((tiffs.XMP, 1, len(picture.xmp), picture.xmp, True))
     stream = io.BytesIO()
     tifffile.imwrite(
         stream,
@@ -156,6 +198,8 @@ def tiff(picture: Picture, notes: list[str]) -> bytes:
         extrasamples=None if picture.alpha is None else ['unassalpha'],
         compression='zlib',
         iccprofile=picture.icc,
+        resolution=picture.dpi,
+        resolutionunit='INCH' if picture.dpi else None,
         extratags=tags,
         metadata=None,
         software=False,

@@ -20,6 +20,7 @@ def largest(dtype: np.dtype[Any]) -> float:
 
 def as_tensor(colour: np.ndarray) -> Tensor:
     """uint8, uint16 or float [H, W(, 3)] -> float32 [1, C, H, W] in [0, 1]."""
+    colour = np.ascontiguousarray(colour)  # sums of other strides are rounded another way
     planes = np.moveaxis(colour, -1, 0) if colour.ndim == 3 else colour[None]
     return torch.from_numpy(np.divide(planes, largest(colour.dtype), dtype=np.float32))[None]
 

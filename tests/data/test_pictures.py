@@ -12,9 +12,10 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from nlsn_plugin.data import pictures
-from nlsn_plugin.data.encoding import chunk, encode
+from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import Picture, look, read
-from nlsn_plugin.data.pixels import bleed, larger_alpha
+from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha
+from nlsn_plugin.data.png import chunk
 from nlsn_plugin.engine.measuring import process_memory
 from nlsn_plugin.errors import DataError
 
@@ -207,3 +208,73 @@ def test_what_is_opaque_or_clear_stays_so(value: int) -> None:
     alpha[:, 3:] = value
     larger = larger_alpha(alpha, 3)
     assert (larger[:, 15:] == value).all()
+
+
+def png_of(samples: np.ndarray, bits: int, *chunks: bytes, late: bytes = b'') -> bytes:
+    """A PNG of samples of so many bits, [H, W(, C)], with chunks before, and behind, its pixels."""
+    height, width = samples.shape[:2]
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples.shape[2] if samples.ndim == 3 else 1]
+    if bits == 16:
+        rows = [row.astype('>u2').tobytes() for row in samples]
+    else:
+        spread = np.unpackbits(samples.reshape(height, -1, 1).astype(np.uint8), axis=2)[..., 8 - bits :]
+        rows = [np.packbits(row).tobytes() for row in spread]
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0))
+    data = chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row for row in rows)))
+    return b'\x89PNG\r\n\x1a\n' + header + b''.join(chunks) + data + late + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(
+    ('bits', 'shape'), [*((bits, (6, 10)) for bits in (1, 2, 4, 8, 16)), (8, (6, 10, 3)), (16, (6, 10, 3))]
+)
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_one_colour_may_be_transparent_in_any_bits(bits: int, shape: tuple[int, ...], orientation: int) -> None:
+    samples = pixels(*shape, dtype=np.uint16) >> (16 - bits)
+    colour = samples[2, 3]
+    turn = Image.Exif()
+    turn[0x0112] = orientation
+    told = chunk(b'tRNS', np.atleast_1d(colour).astype('>u2').tobytes()), chunk(b'eXIf', turn.tobytes()[6:])
+    found = read(png_of(samples, bits, *told), 'x')
+    samples = np.rot90(samples, -1) if orientation == 6 else samples
+    white = 65535 if bits == 16 else 255
+    same = samples == colour if samples.ndim == 2 else (samples == colour).all(axis=2)
+    assert 0 < same.sum() < same.size
+    np.testing.assert_array_equal(found.alpha, np.where(same, 0, white))
+    np.testing.assert_array_equal(found.colour, samples.astype(int) * white // (2**bits - 1))
+
+
+def test_gray_of_16_bits_with_alpha_stays_gray() -> None:
+    samples = pixels(5, 6, 2, dtype=np.uint16)
+    found = read(png_of(samples, 16), 'x')
+    np.testing.assert_array_equal(found.colour, samples[..., 0])
+    np.testing.assert_array_equal(found.alpha, samples[..., 1])
+
+
+def test_a_png_is_not_decoded_for_its_header() -> None:
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    samples, told = pixels(4, 6), chunk(b'eXIf', turn.tobytes()[6:])
+    for content in (png_of(samples, 8, told), png_of(samples, 8, late=told)):
+        assert (look(content, 'x').width, look(content, 'x').height) == (4, 6)
+        np.testing.assert_array_equal(read(content, 'x').colour, np.rot90(samples, -1))
+        again = bytearray(content)
+        again[again.index(b'IDAT') + 10] ^= 255
+        assert look(bytes(again), 'x').width == 4  # the pixels are damaged, which only reading finds
+        with pytest.raises(DataError, match='damaged'):
+            read(bytes(again), 'x')
+
+
+def test_transparency_that_has_no_place_in_a_png_is_not_taken() -> None:
+    samples, told = pixels(5, 6, 4), chunk(b'tRNS', bytes(6))
+    np.testing.assert_array_equal(read(png_of(samples, 8, told), 'x').alpha, samples[..., 3])
+    deep = pixels(5, 6, 4, dtype=np.uint16)
+    np.testing.assert_array_equal(read(png_of(deep, 16, told), 'x').alpha, deep[..., 3])
+    with pytest.raises(DataError, match='x is truncated or damaged'):
+        read(png_of(pixels(5, 6), 8, chunk(b'tRNS', b'\0')), 'x')
+
+
+@pytest.mark.parametrize('shape', [(5, 6), (5, 6, 3)])
+def test_a_tensor_lies_in_memory_alike_however_its_array_lay(shape: tuple[int, ...]) -> None:
+    array = pixels(*shape)  # sums over other strides are rounded another way
+    assert as_tensor(np.asfortranarray(array)).stride() == as_tensor(array).stride()
+    assert as_tensor(array[::-1]).stride() == as_tensor(array).stride()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
+from nlsn_plugin import checks
+from nlsn_plugin.data.damage import named_in_errors
 from nlsn_plugin.data.pictures import Picture, of_pillow
 from nlsn_plugin.data.pixels import largest
-from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler
+from nlsn_plugin.data.turning import orientation_of, upright_image
+from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler, check
 from nlsn_plugin.errors import ArgumentError
 
 Img = TypeVar('Img', np.ndarray, Image.Image)
@@ -42,36 +47,90 @@ def upscale(
 
     Args:
         image: a NumPy array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, of uint8, uint16, or floats in [0, 1]; or a
-            Pillow image of any mode of 8 bits, or 16 in gray.
+            Pillow image of any mode of 8 bits, or 16 in gray, which is turned upright if its EXIF says so.
         scale: 2, 3 or 4; by default that of `weights`, or 2.
         weights, n_hashes, self_ensemble, device, dtype, tile, overlap: see `Settings`.
         arguments: of the network, for what the file of weights does not say.
 
     Returns:
-        [H * scale, W * scale(, channels)] of the same type; or a Pillow image, gray, RGB or with alpha, with the
-        original's colour profile.
+        [H * scale, W * scale(, channels)] of the same type; or a Pillow image, gray, RGB or with alpha, upright, with
+        the original's colour profile, and without its EXIF.
 
     Raises:
         ArgumentError (a ValueError): an image or an argument that is not allowed.
+        DataError: a Pillow image of a damaged file, or of another mode.
         UserError: no weights, or too little memory.
     """
+    scale = whole_scale(scale)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise ArgumentError(f'weights={weights!r} is not allowed: a path is expected')
+    if device is not None and not isinstance(device, (str, torch.device)):
+        raise ArgumentError(f"device={device!r} is not allowed: 'cpu', 'cuda' or 'cuda:N' is expected")
     settings = Settings(scale, weights, None, n_hashes, self_ensemble, device, dtype, tile, overlap)
-    if isinstance(image, Image.Image):
-        picture = of_pillow(image, Picture(np.empty(0), icc=image.info.get('icc_profile')), 'the image')
-    else:
-        picture = of_array(image)
+    check(settings)  # here, as the cache takes nothing that has no hash
+    picture = of_image(image) if isinstance(image, Image.Image) else of_array(image)
     changed = Path(weights).stat().st_mtime_ns if weights is not None and Path(weights).is_file() else 0
-    upscaler = upscaler_for(settings, json.dumps(arguments), changed)
+    upscaler = upscaler_for(settings, as_json(arguments), changed)
     larger = upscaler.enlarge(picture, 'the image').picture
     channels = larger.colour if larger.alpha is None else np.dstack([larger.colour, larger.alpha])
     if not isinstance(image, Image.Image):
         return fourth_channel(channels, image)
-    if channels.dtype == np.uint16 and channels.ndim == 3:
-        raise ArgumentError(f'a Pillow image of mode {image.mode}: Pillow has no 16 bits in colour')
     made = Image.fromarray(channels)
+    if image.has_transparency_data and made.mode in ('L', 'RGB'):
+        made.putalpha(255)
     if larger.icc:
         made.info['icc_profile'] = larger.icc
     return made
+
+
+def whole_scale(scale: object) -> int | None:
+    """A scale as an int, of 2.0 and NumPy's numbers too.
+
+    Raises:
+        ArgumentError: it is no whole number.
+    """
+    if scale is None:
+        return None
+    is_whole = isinstance(scale, (float, np.floating)) and float(scale).is_integer()
+    return checks.whole('scale', int(scale) if is_whole else scale, least=1)  # type: ignore[call-overload]
+
+
+def as_json(arguments: dict[str, Any]) -> str:
+    """Arguments of a network as text, by which they are compared.
+
+    Raises:
+        ArgumentError: one is neither a number, a text, nor a list of such.
+    """
+
+    def plain(value: object) -> object:
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise TypeError
+
+    for name, value in arguments.items():
+        try:
+            json.dumps(value, default=plain)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f'{name}={value!r} is not allowed: a number, a text or a list of them is expected'
+            ) from error
+    return json.dumps(arguments, default=plain)
+
+
+def of_image(image: Image.Image) -> Picture:
+    """A picture of a Pillow image, upright.
+
+    Raises:
+        ArgumentError: one whose enlargement Pillow cannot hold.
+        DataError: its file is damaged, or it is of another mode.
+    """
+    with named_in_errors('the image'):
+        image.load()
+        turned = upright_image(image, orientation_of(image))
+        picture = of_pillow(turned, Picture(np.empty(0), icc=image.info.get('icc_profile')), 'the image')
+    if picture.colour.dtype == np.uint16 and picture.alpha is not None:
+        raise ArgumentError('the image is gray of 16 bits with transparency, for which Pillow has no mode')
+    return picture
 
 
 def fourth_channel(channels: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import python
-from PIL import Image, ImageCms
+from PIL import Image
 from skimage import data
 
 import nlsn_plugin
@@ -31,59 +31,6 @@ def attending(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_network(NLSN(**SMALL), path, {'type': 'NLSN', 'arguments': SMALL})
     return path
-
-
-def repeated(image: np.ndarray, scale: int) -> np.ndarray:
-    return image.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-@pytest.mark.parametrize('scale', [2, 3, 4])
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32, np.float64])
-@pytest.mark.parametrize('shape', [(9, 7), (9, 7, 3), (9, 7, 4), (1, 1), (1, 20, 3)])
-def test_an_array_comes_back_in_its_own_kind(
-    repeating: dict[int, Path], scale: int, dtype: type, shape: tuple[int, ...]
-) -> None:
-    image = np.random.default_rng(0).random(shape, np.float32)
-    if np.dtype(dtype).kind == 'u':
-        image = (image * np.iinfo(dtype).max).round()
-    image = image.astype(dtype)
-    if shape[2:] == (4,):
-        image[..., 3] = np.iinfo(dtype).max if np.dtype(dtype).kind == 'u' else 1
-    larger = nlsn_plugin.upscale(image, scale, repeating[scale])
-    assert larger.dtype == dtype
-    np.testing.assert_allclose(larger, repeated(image, scale), rtol=1e-6 if np.dtype(dtype).kind == 'f' else 0)
-
-
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'I;16'])
-def test_a_pillow_image_comes_back_as_one(repeating: dict[int, Path], mode: str) -> None:
-    if mode == 'I;16':
-        image = Image.fromarray(np.arange(30, dtype=np.uint16).reshape(5, 6) * 2000)
-    else:
-        image = Image.fromarray(data.chelsea()[100:105, 100:106]).convert(mode)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
-    image.info['icc_profile'] = profile
-    larger = nlsn_plugin.upscale(image, weights=repeating[2])
-    assert larger.size == (12, 10)
-    assert larger.mode == {'1': 'L', 'P': 'RGB', 'CMYK': 'RGB', 'LA': 'L', 'RGBA': 'RGB'}.get(mode, mode)  # opaque
-    if mode in ('RGB', 'I;16'):
-        np.testing.assert_array_equal(np.asarray(larger), repeated(np.asarray(image), 2))
-    assert larger.info.get('icc_profile') == (profile if mode in ('RGB', 'RGBA', 'P') else None)
-
-
-@pytest.mark.parametrize(
-    ('image', 'said'),
-    [
-        (np.zeros((4, 4, 2), np.uint8), r'image has the shape \[4, 4, 2\]: \[H, W\], \[H, W, 3\] or \[H, W, 4\]'),
-        (np.zeros((0, 4), np.uint8), r'image has the shape \[0, 4\]'),
-        (np.zeros((4, 4), np.int64), 'image has int64 pixels: uint8, uint16 or floats'),
-        (np.full((4, 4), 255.0), r'image has values from 255 to 255: floats in \[0, 1\] are expected'),
-        (np.full((4, 4), np.nan), 'image has values from nan to nan'),
-        ([[1, 2]], 'image is a list: a NumPy array or a Pillow image is expected'),
-    ],
-)
-def test_what_is_no_image_is_refused(repeating: dict[int, Path], image: object, said: str) -> None:
-    with pytest.raises(ArgumentError, match=said):
-        nlsn_plugin.upscale(image, weights=repeating[2])
 
 
 @pytest.mark.parametrize(
@@ -155,14 +102,6 @@ def test_the_options_do_what_they_say(attending: Path) -> None:
         nlsn_plugin.upscale(image, weights=attending, chunk_sise=3)
 
 
-def test_weights_that_changed_are_loaded_again(repeating: dict[int, Path], tmp_path: Path) -> None:
-    path, image = tmp_path / 'weights.safetensors', np.ones((4, 4), np.uint8)
-    path.write_bytes(repeating[2].read_bytes())
-    assert nlsn_plugin.upscale(image, weights=path).shape == (8, 8)
-    path.write_bytes(repeating[4].read_bytes())
-    assert nlsn_plugin.upscale(image, weights=path).shape == (16, 16)
-
-
 def test_no_seam_is_seen_across_the_borders_of_tiles(attending: Path) -> None:
     image = np.float64(data.chelsea()[:160, 100:260]) / 255
     whole = nlsn_plugin.upscale(image, weights=attending, tile='none')
@@ -173,23 +112,6 @@ def test_no_seam_is_seen_across_the_borders_of_tiles(attending: Path) -> None:
         steps = np.abs(np.diff(tiled - whole, axis=axis)).mean(axis=(1 - axis, 2))
         ends = [2 * edge - 1 for begin in (0, 32, 64, 96) for edge in (begin, begin + 64) if 0 < edge < 160]
         assert steps[ends].max() < 2 * steps.mean() + 1e-6
-
-
-def test_colours_that_nobody_sees_make_no_halo(repeating: dict[int, Path]) -> None:
-    rows, columns = np.mgrid[:24, :24]
-    disc = np.where((rows - 12) ** 2 + (columns - 12) ** 2 < 64, 255, 0).astype(np.uint8)
-    red = np.zeros((24, 24, 4), np.uint8)
-    red[disc > 0] = (255, 0, 0, 255)
-    larger = nlsn_plugin.upscale(red, weights=repeating[2])
-    seen = larger[..., 3] > 0
-    assert seen.any()
-    assert (larger[seen][:, :3] == (255, 0, 0)).all()  # not darker, where it is half transparent
-    assert larger[24, 24, 3] == 255
-    assert larger[0, 0, 3] == 0
-    green = red.copy()
-    green[disc == 0] = (0, 255, 0, 0)
-    np.testing.assert_array_equal(larger[..., 3], nlsn_plugin.upscale(green, weights=repeating[2])[..., 3])
-    np.testing.assert_array_equal(larger[seen], nlsn_plugin.upscale(green, weights=repeating[2])[seen])
 
 
 def test_tiles_are_taken_where_memory_does_not_suffice_and_said(

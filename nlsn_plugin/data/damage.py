@@ -1,0 +1,42 @@
+"""Damaged files: what readers raise on them, and the one line that is said of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import zlib
+from collections.abc import Iterator
+
+import cv2
+from tifffile import TiffFileError
+
+from nlsn_plugin.errors import DataError
+
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, cv2.error),
+    TiffFileError,
+)
+"""What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame."""
+
+for reader in ('PIL', 'tifffile'):
+    logging.getLogger(reader).addHandler(logging.NullHandler())  # what they log of damage is raised too
+
+
+@contextlib.contextmanager
+def named_in_errors(named: str) -> Iterator[None]:
+    """Whatever a reader raises becomes one line that names the file.
+
+    Raises:
+        DataError: in the place of everything in DAMAGE.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f'{named} cannot be read: {error.strerror}') from error
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f'{named} is truncated or damaged: {reason}') from error

@@ -1,0 +1,177 @@
+"""EXIF as it lies in a file, tag by tag: what is kept of it keeps every byte, whatever the text is encoded in.
+
+Pillow's own writer makes question marks of all text that is not ASCII, and guesses types anew.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from PIL import ExifTags
+
+PREFIX = b'Exif\0\0'
+MAIN, CAMERA, PLACE = 0, int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo)
+"""The directories that are kept: the main one, and those that its entries of these tags point to."""
+WIDTH, HEIGHT = int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight)
+RESOLUTION = (int(ExifTags.Base.XResolution), int(ExifTags.Base.YResolution), int(ExifTags.Base.ResolutionUnit))
+TEXTS = (
+    *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime),
+    *(ExifTags.Base.Artist, ExifTags.Base.HostComputer, ExifTags.Base.Copyright, ExifTags.Base.Software),
+)
+KEPT = {
+    *(*TEXTS, *RESOLUTION, ExifTags.Base.DocumentName, ExifTags.Base.Rating),
+    *(ExifTags.Base.RatingPercent, ExifTags.Base.XPTitle, ExifTags.Base.XPComment, ExifTags.Base.XPAuthor),
+    *(ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
+}
+"""Of the main directory; others say how the file was laid out."""
+FOR_THE_OLD_PIXELS = (int(ExifTags.Base.MakerNote), int(ExifTags.Base.ExifInteroperabilityOffset))
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+"""Bytes of a value of each of TIFF's types."""
+TEXT, LONG = 2, 4
+MOST_BYTES = 2**24
+"""Of the values of a directory: many may point to the same place."""
+
+Row = tuple[int, int, int, bytes]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tag's type, how many values it has, and their bytes."""
+
+    type: int
+    count: int
+    content: bytes
+
+
+@dataclass
+class Exif:
+    """Directories of entries.
+
+    Attributes:
+        order: which end of a number comes first: '<' or '>'.
+        directories: of MAIN, CAMERA and PLACE those that are there.
+        lost: how many entries do not read.
+    """
+
+    order: str = '<'
+    directories: dict[int, dict[int, Entry]] = field(default_factory=dict)
+    lost: int = 0
+
+
+def parse(file: BinaryIO, without: tuple[int, ...] = ()) -> Exif:
+    """What is to be kept of a block of EXIF, or of a TIFF: no thumbnail, nothing that describes the old file.
+
+    Args:
+        file: from its first byte; a prefix of 'Exif' is skipped.
+        without: tags of the main directory to leave out too.
+
+    Raises:
+        ValueError, struct.error: the block, or its main directory, is damaged.
+    """
+    start = 0
+    while file.read(len(PREFIX)) == PREFIX:
+        start += len(PREFIX)
+    file.seek(start)
+    head = file.read(8)
+    order = {b'II*\0': '<', b'MM\0*': '>'}.get(head[:4])
+    if order is None:
+        raise ValueError('no EXIF')
+    exif = Exif(order)
+    rows = rows_of(file, start, head[4:], order)
+    main = read_rows(file, start, [row for row in rows if row[0] in {CAMERA, PLACE, *KEPT} - {*without}], exif)
+    exif.directories[MAIN] = main
+    for part in (CAMERA, PLACE):
+        if part not in main:
+            continue
+        try:
+            rows = rows_of(file, start, main.pop(part).content[:4], order)
+            kept = [row for row in rows if row[0] not in FOR_THE_OLD_PIXELS]
+            exif.directories[part] = read_rows(file, start, kept, exif)
+        except (ValueError, struct.error):
+            exif.lost += 1
+    return exif
+
+
+def rows_of(file: BinaryIO, start: int, pointer: bytes, order: str) -> list[Row]:
+    """Tag, type, count, and value or its place, of each entry of the directory that `pointer` points to."""
+    file.seek(start + struct.unpack(f'{order}I', pointer)[0])
+    (length,) = struct.unpack(f'{order}H', file.read(2))
+    rows = file.read(12 * length)
+    if len(rows) < 12 * length:
+        raise ValueError('a directory of EXIF ends early')
+    return [struct.unpack_from(f'{order}HHI4s', rows, 12 * number) for number in range(length)]
+
+
+def read_rows(file: BinaryIO, start: int, rows: list[Row], exif: Exif) -> dict[int, Entry]:
+    """Entries with their values; what does not read is counted."""
+    entries, room = {}, MOST_BYTES
+    for tag, kind, count, value in rows:
+        size = SIZES.get(kind, MOST_BYTES) * count
+        content = value[:size]
+        if 4 < size <= room:
+            file.seek(start + struct.unpack(f'{exif.order}I', value)[0])
+            content = file.read(size)
+        if len(content) < size:
+            exif.lost += 1
+        else:
+            room -= size
+            entries[tag] = Entry(kind, count, content)
+    return entries
+
+
+def block(exif: Exif) -> bytes:
+    """The bytes of a block; none if there is nothing in it."""
+    main = dict(exif.directories.get(MAIN, {}))
+    parts = {part: exif.directories[part] for part in (CAMERA, PLACE) if exif.directories.get(part)}
+    if not main and not parts:
+        return b''
+    for part in parts:
+        main[part] = Entry(LONG, 1, bytes(4))  # their places are known once the main directory is laid out
+    place = 8 + len(laid_out(main, 8, exif.order))
+    behind = b''
+    for part, entries in parts.items():
+        main[part] = Entry(LONG, 1, struct.pack(f'{exif.order}I', place + len(behind)))
+        behind += laid_out(entries, place + len(behind), exif.order)
+    head = (b'II*\0' if exif.order == '<' else b'MM\0*') + struct.pack(f'{exif.order}I', 8)
+    return PREFIX + head + laid_out(main, 8, exif.order) + behind
+
+
+def laid_out(entries: dict[int, Entry], place: int, order: str) -> bytes:
+    """A directory at `place`, with the values that do not fit into its rows behind it; of an even length."""
+    rows, values = struct.pack(f'{order}H', len(entries)), b''
+    begin = place + 2 + 12 * len(entries) + 4
+    for tag, entry in sorted(entries.items()):
+        rows += struct.pack(f'{order}HHI', tag, entry.type, entry.count)
+        if len(entry.content) <= 4:
+            rows += entry.content.ljust(4, b'\0')
+        else:
+            rows += struct.pack(f'{order}I', begin + len(values))
+            values += entry.content + bytes(len(entry.content) % 2)
+    return rows + bytes(4) + values
+
+
+def of_size(content: bytes, width: int, height: int) -> bytes:
+    """A block that names another size, if it names one."""
+    exif = parse(io.BytesIO(content))
+    for tag, edge in ((WIDTH, width), (HEIGHT, height)):
+        if tag in exif.directories.get(CAMERA, {}):
+            exif.directories[CAMERA][tag] = Entry(LONG, 1, struct.pack(f'{exif.order}I', edge))
+    return block(exif)
+
+
+def names(content: bytes, tag: int) -> bool:
+    """Whether the main directory of a block has a tag."""
+    return bool(content) and tag in parse(io.BytesIO(content)).directories[MAIN]
+
+
+def texts(content: bytes) -> tuple[dict[int, bytes], bool]:
+    """The TEXTS in a block, by tag, and whether there is more in it (but for the resolution)."""
+    if not content:
+        return {}, False
+    exif = parse(io.BytesIO(content))
+    main = exif.directories[MAIN]
+    found = {tag: main[tag].content.rstrip(b'\0') for tag in map(int, TEXTS) if tag in main and main[tag].type == TEXT}
+    return found, len(exif.directories) > 1 or bool(main.keys() - found.keys() - {*RESOLUTION})

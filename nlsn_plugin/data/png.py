@@ -1,0 +1,87 @@
+"""What Pillow and OpenCV leave undone in PNG: chunks, and the colour that is transparent."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+END_OF_HEADER = 8 + 25
+"""The signature, and the first chunk, which is IHDR."""
+BITS, KIND = 24, 25
+"""Where the header has the bits of a sample, and what channels there are."""
+GRAY_AND_ALPHA = 4
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Length, name, content and checksum."""
+    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+
+def with_chunks(content: bytes, chunks: Iterable[bytes]) -> bytes:
+    """A file with chunks behind its header."""
+    return content[:END_OF_HEADER] + b''.join(chunks) + content[END_OF_HEADER:]
+
+
+def bits_of(file: BinaryIO) -> int:
+    """Bits of a sample."""
+    file.seek(BITS)
+    return file.read(1)[0]
+
+
+def deep(file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours, [H, W, 3] or [H, W], and alpha of a PNG of 16 bits in several channels.
+
+    Raises:
+        ValueError: OpenCV does not read it.
+    """
+    file.seek(0)
+    content = file.read()
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16 or found.ndim != 3:
+        raise ValueError('16-bit pixels that OpenCV does not read')
+    colour = found[..., 0] if content[KIND] == GRAY_AND_ALPHA else found[..., 2::-1]
+    return colour, found[..., 3] if found.shape[2] == 4 else None
+
+
+def find(file: BinaryIO, wanted: bytes, before: bytes = b'IEND') -> bytes | None:
+    """The content of the first chunk of a name that stands before another."""
+    file.seek(END_OF_HEADER)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack('>I4s', head)
+        if name == before:
+            return None
+        if name == wanted:
+            return file.read(length)
+        file.seek(length + 4, 1)
+    return None
+
+
+def transparent(file: BinaryIO) -> tuple[int, ...] | None:
+    """The gray, or the RGB, that is transparent, in the bits of the file, which Pillow scales at times.
+
+    Raises:
+        struct.error: it is too short.
+    """
+    file.seek(KIND)
+    channels = {0: 1, 2: 3}.get(file.read(1)[0])
+    found = None if channels is None else find(file, b'tRNS', before=b'IDAT')
+    return None if found is None else struct.unpack_from(f'>{channels}H', found)
+
+
+def alpha_of(pixels: np.ndarray, seen_through: tuple[int, ...], bits: int) -> np.ndarray:
+    """Alpha of [H, W(, 3)] in which one colour is transparent.
+
+    Args:
+        pixels: of the whole range of their type.
+        seen_through: the colour, in the `bits` of the file.
+        bits: of a sample in the file.
+    """
+    white = np.iinfo(pixels.dtype).max
+    colour = np.asarray(seen_through) * (int(white) // (2**bits - 1))
+    same = pixels == colour if pixels.ndim == 2 else (pixels == colour).all(axis=2)
+    return np.where(same, 0, white).astype(pixels.dtype)

@@ -1,0 +1,116 @@
+"""What comes with the pixels of a picture and is kept: profile, EXIF, XMP, resolution; and what is not, said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import tifffile
+from PIL import Image
+
+from nlsn_plugin.data import exif, tiff
+from nlsn_plugin.data.damage import DAMAGE
+
+RAW_EXIF = 'Raw profile type exif'
+"""The text of a PNG in which some programs put EXIF."""
+XMP_TEXT = 'XML:com.adobe.xmp'
+USUAL_GAMMA = 0.45455
+"""About that of sRGB, as PNG says it."""
+MOST_DPI = 65535
+
+
+@dataclass
+class Provenance:
+    """See `Picture`, whose attributes of the same names these are."""
+
+    icc: bytes | None = None
+    exif: bytes = b''
+    xmp: bytes = b''
+    dpi: tuple[float, float] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def of_image(image: Image.Image) -> Provenance:
+    """Of an image that Pillow has decoded."""
+    info, found = image.info, Provenance(image.info.get('icc_profile') or None)
+    frames = getattr(image, 'n_frames', 1) if image.format != 'MPO' else 1
+    if frames > 1:
+        found.notes.append(f'the first of its {frames} pictures was taken')
+    content = info.get('exif') or b''
+    if RAW_EXIF in info:
+        with contextlib.suppress(ValueError):  # else what is there of it is no EXIF, which is said
+            content = bytes.fromhex(''.join(str(info[RAW_EXIF]).split('\n')[3:]))
+    if content:
+        found.exif = kept_exif(io.BytesIO(content), found.notes)
+    xmp = info.get('xmp') or info.get(XMP_TEXT) or b''
+    found.xmp = upright_xmp(xmp.encode() if isinstance(xmp, str) else xmp)
+    is_said = image.format != 'JPEG' or info.get('jfif_unit') or exif.names(found.exif, exif.RESOLUTION[0])
+    found.dpi = sound(info.get('dpi')) if is_said else None
+    found.notes += left_out(image)
+    return found
+
+
+def of_tiff(pages: tifffile.TiffFile, file: BinaryIO) -> Provenance:
+    """Of the first page of a TIFF."""
+    page, found = pages.pages[0], Provenance()
+    if not isinstance(page, tifffile.TiffPage):
+        raise ValueError('it has no first page')
+    if len(pages.pages) > 1:
+        found.notes.append(f'the first of its {len(pages.pages)} pictures was taken')
+    found.icc = tiff.bytes_of(page, tiff.ICC) or None
+    found.xmp = upright_xmp(tiff.bytes_of(page, tiff.XMP))
+    file.seek(0)
+    if pages.is_bigtiff:
+        found.notes.append('EXIF of a BigTIFF is not read')
+    else:
+        found.exif = kept_exif(file, found.notes, without=exif.RESOLUTION)
+    found.dpi = sound(tiff.dpi_of(page))
+    if tiff.tag(page, tiff.IPTC) is not None or tiff.tag(page, tiff.PHOTOSHOP) is not None:
+        found.notes.append("Photoshop's block (IPTC) was left out")
+    return found
+
+
+def kept_exif(file: BinaryIO, notes: list[str], without: tuple[int, ...] = ()) -> bytes:
+    """What there is to keep of EXIF: without the orientation, the thumbnail, and what describes the old file."""
+    try:
+        parsed = exif.parse(file, without)
+    except DAMAGE:
+        notes.append('its EXIF does not read and was left out')
+        return b''
+    if parsed.lost:
+        notes.append(f'values of its EXIF do not read and were left out: {parsed.lost}')
+    return exif.block(parsed)
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """XMP that says of the picture that it is upright."""
+    return re.sub(rb'(tiff:Orientation\s*(?:=\s*["\']|>)\s*)\d+', rb'\g<1>1', xmp)
+
+
+def sound(dpi: Any) -> tuple[float, float] | None:
+    """A resolution that all formats can say, None if it is none."""
+    try:
+        across, down = (float(number) for number in dpi)
+    except DAMAGE:
+        return None
+    return (across, down) if all(math.isfinite(x) and 1 <= x <= MOST_DPI for x in (across, down)) else None
+
+
+def left_out(image: Image.Image) -> list[str]:
+    """A line for each kind of what came with an image and is not kept."""
+    notes, info = [], image.info
+    texts = [key for key in getattr(image, 'text', {}) if key not in (RAW_EXIF, XMP_TEXT)]
+    if texts:
+        notes.append(f'its texts were left out: {" ".join(", ".join(texts).split())[:100]}')
+    if info.get('comment'):
+        notes.append('its comment was left out')
+    if info.get('photoshop'):
+        notes.append("Photoshop's block (IPTC) was left out")
+    gamma = info.get('gamma')
+    if gamma and 'srgb' not in info and not info.get('icc_profile') and abs(gamma - USUAL_GAMMA) > 0.01:
+        notes.append(f'its gamma of {gamma:g} was left out: colours may look another way')
+    return notes

@@ -1,0 +1,243 @@
+"""TIFF: what a file says of itself, and its pixels as they lie in it, not yet turned.
+
+tifffile reads what is plain or deflated, in any order of bytes and planes; other compressions need libtiff: OpenCV's
+in 16 bits, which Pillow cuts to 8, else Pillow's.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, UnidentifiedImageError
+
+from nlsn_plugin.data.turning import TURNS, UPRIGHT
+from nlsn_plugin.errors import DataError
+
+SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+BITS, ORIENTATION, FRACTIONS, UNIT, EXTRA = 258, 274, (282, 283), 296, 338
+XMP, IPTC, PHOTOSHOP, ICC = 700, 33723, 34377, 34675
+"""Tags."""
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+"""Channels of each photometric interpretation that is read: gray (white or black is 0), RGB, palette, CMYK, YCbCr."""
+WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6
+PLAIN, DEFLATED = 1, (8, 32946)
+OF_OPENCV = (5, 32773)
+OF_PILLOW = (PLAIN, 2, 3, 4, 5, 6, 7, *DEFLATED, 32773, 34925, 50000)
+"""Compressions: LZW and runs of bytes; faxes, JPEG, LZMA and Zstandard too."""
+SEPARATE = 2
+UNSIGNED = 1
+MULTIPLIED, TRANSPARENT = 1, 2
+"""What an extra channel is: alpha that colours are multiplied by, or are not."""
+MOST_CHANNELS = 8
+SLACK = 2**20
+"""Bytes, or pixels, that a strip or a tile may be larger than it must be."""
+
+
+def as_tuple(value: object) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (int(value),)  # type: ignore[call-overload]
+
+
+def tag(page: tifffile.TiffPage, code: int) -> object:
+    """The value of a tag, None if it is not there."""
+    found = page.tags.get(code)
+    return None if found is None else found.value
+
+
+def bytes_of(page: tifffile.TiffPage, code: int) -> bytes:
+    """A tag's value, none if it is not there."""
+    found = tag(page, code)
+    return found.encode() if isinstance(found, str) else bytes(found) if isinstance(found, (bytes, tuple)) else b''
+
+
+def name(number: object) -> str:
+    """Of a number of an enumeration, such as 'LZW'."""
+    return str(getattr(number, 'name', number))
+
+
+def bits_of(page: tifffile.TiffPage) -> int:
+    """Bits of a sample."""
+    return max(as_tuple(tag(page, BITS)), default=1)
+
+
+def orientation_of(page: tifffile.TiffPage) -> int:
+    """EXIF's number, UPRIGHT if it is none."""
+    found = tag(page, ORIENTATION)
+    return int(found) if isinstance(found, int) and found in TURNS else UPRIGHT
+
+
+def dpi_of(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    """Pixels per inch, across and down, if the file says so."""
+    unit, fractions = tag(page, UNIT), [as_tuple(tag(page, code)) for code in FRACTIONS]
+    scale = {None: 1.0, 2: 1.0, 3: 2.54}.get(unit)  # type: ignore[call-overload]
+    if scale is None or any(len(fraction) != 2 or 0 in fraction for fraction in fractions):
+        return None
+    across, down = (scale * fraction[0] / fraction[1] for fraction in fractions)
+    return across, down
+
+
+def check(page: tifffile.TiffPage, named: str) -> None:
+    """Refuse kinds of pixels that are not read, by what the header says.
+
+    Raises:
+        DataError: names the first.
+    """
+    bits, kind = as_tuple(tag(page, BITS)) or (1,), page.sampleformat
+    if kind != UNSIGNED or max(bits) not in (1, 2, 4, 8, 16) or len({*bits}) > 1:
+        told = {2: f'int{bits[0]}', 3: f'float{bits[0]}'}.get(kind, f'{"-, ".join(map(str, sorted({*bits})))}-bit')
+        raise DataError(f'{named} is a TIFF of {told} pixels: 8 or 16 bits, without a sign, are expected')
+    least = COLOURS.get(page.photometric)
+    if least is None:
+        raise DataError(
+            f'{named} is a TIFF of the colours {name(page.photometric)}: gray, RGB, palette or CMYK is expected'
+        )
+    if not least <= page.samplesperpixel <= MOST_CHANNELS or page.imagedepth != 1:
+        raise DataError(
+            f'{named} is a TIFF of {name(page.photometric)} with {page.samplesperpixel} channels, '
+            f'{page.imagedepth} deep: {least}, and one of transparency, are expected'
+        )
+    if not (is_plain(page) or is_for_libtiff(page)):
+        raise not_read(page, named)
+
+
+def not_read(page: tifffile.TiffPage, named: str) -> DataError:
+    layout = ' in separate planes' if page.planarconfig == SEPARATE and page.samplesperpixel > 1 else ''
+    return DataError(
+        f'{named} is a TIFF of {bits_of(page)}-bit {name(page.photometric)}{layout} in compression '
+        f'{name(page.compression)}, which is not read: save it without compression, or as PNG'
+    )
+
+
+def is_plain(page: tifffile.TiffPage) -> bool:
+    """Whether tifffile reads it by itself."""
+    return (
+        bits_of(page) in (8, 16)
+        and page.photometric not in (PALETTE, YCBCR)
+        and page.compression in (PLAIN, *DEFLATED)
+        and page.fillorder == 1
+    )
+
+
+def is_for_libtiff(page: tifffile.TiffPage) -> bool:
+    """Whether OpenCV, or Pillow, reads it, and as it is."""
+    is_in_planes = page.planarconfig == SEPARATE and page.samplesperpixel > 1
+    if bits_of(page) == 16:
+        return page.compression in OF_OPENCV and page.photometric in (0, 1, 2) and not is_in_planes
+    if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's: Pillow takes it for a picture like RGB
+        return not is_in_planes and as_tuple(page.subsampling) == (1, 1)
+    return page.compression in OF_PILLOW
+
+
+def alpha_of(page: tifffile.TiffPage) -> tuple[int | None, bool, int]:
+    """Which channel is alpha, whether colours are multiplied by it, and how many channels are neither."""
+    least = COLOURS[page.photometric]
+    there, kinds = page.samplesperpixel - least, as_tuple(tag(page, EXTRA))
+    if not kinds and there == 1 and page.photometric != CMYK:  # some write no tag
+        return least, False, 0
+    for number, kind in enumerate(kinds[:there]):
+        if kind in (MULTIPLIED, TRANSPARENT) and page.photometric != CMYK:
+            return least + number, kind == MULTIPLIED, there - 1
+    return None, False, there
+
+
+def samples(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
+    """All pixels, [H, W, C] as the file has them, of uint8 or uint16; white is the largest value.
+
+    Raises:
+        Exception of DAMAGE: it is truncated, or otherwise damaged.
+    """
+    if is_plain(page):
+        check_parts(page, file)
+        planes = page.asarray(squeeze=False)[:, 0]
+        found = planes[0] if len(planes) == 1 else planes[..., 0].transpose(1, 2, 0)
+        found = found.astype(found.dtype.newbyteorder('='), copy=False)
+    else:
+        found = cv2.imdecode(np.frombuffer(as_upright(page, file), np.uint8), cv2.IMREAD_UNCHANGED)
+        if found is None:
+            raise ValueError(f'pixels that OpenCV does not read, in compression {name(page.compression)}')
+        found = found[..., None] if found.ndim == 2 else found[..., [2, 1, 0, 3][: found.shape[2]]]
+    shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+    if found.shape != shape or found.dtype.itemsize != bits_of(page) // 8:
+        raise ValueError(f'{found.dtype} pixels of the shape {list(found.shape)} in the place of {list(shape)}')
+    return np.invert(found) if page.photometric == WHITE_IS_ZERO else found
+
+
+def image(page: tifffile.TiffPage, file: BinaryIO, named: str) -> Image.Image:
+    """What has 8 bits at most, by Pillow.
+
+    Raises:
+        DataError: Pillow does not know such a kind.
+        Exception of DAMAGE: it is truncated, or otherwise damaged.
+    """
+    try:
+        found = Image.open(io.BytesIO(as_upright(page, file)), formats=['TIFF'])  # not of a path: some come out wrong
+    except UnidentifiedImageError as error:
+        raise not_read(page, named) from error
+    found.getexif()[ORIENTATION] = UPRIGHT  # nor what XMP says
+    found.load()
+    return found
+
+
+def as_upright(page: tifffile.TiffPage, file: BinaryIO) -> bytes:
+    """The file, which says that it is upright: Pillow and OpenCV turn some kinds by themselves, and others not."""
+    file.seek(0)
+    content = file.read()
+    found = page.tags.get(ORIENTATION)
+    if found is None:
+        return content
+    patched, order = bytearray(content), page.parent.byteorder
+    struct.pack_into(order + {1: 'B', 3: 'H', 4: 'I'}[int(found.dtype)], patched, found.valueoffset, UPRIGHT)
+    return bytes(patched)
+
+
+def check_parts(page: tifffile.TiffPage, file: BinaryIO) -> None:
+    """Whether all strips or tiles are there, as long as they must be: tifffile would fill in, or take any memory.
+
+    Raises:
+        ValueError: one is not.
+    """
+    height, width = page.imagelength, page.imagewidth
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
+    if min(rows, columns) < 1 or rows * columns > height * width + 16 * SLACK:
+        raise ValueError(f'parts of {columns}x{rows} pixels')
+    planes = page.samplesperpixel if page.planarconfig == SEPARATE else 1
+    down = math.ceil(height / rows)
+    bytes_of_row = columns * (page.samplesperpixel // planes) * bits_of(page) // 8
+    parts = planes * down * math.ceil(width / columns)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < parts:
+        raise ValueError(f'{len(page.dataoffsets)} of {parts} parts are there')
+    end = file.seek(0, io.SEEK_END)
+    for number, (place, length) in enumerate(zip(page.dataoffsets[:parts], page.databytecounts)):
+        there = rows if page.is_tiled else min(rows, height - rows * (number % down))
+        most = bytes_of_row * rows + SLACK
+        if place < 8 or place + length > end:
+            raise ValueError(f'part {number + 1} of {parts} lies behind the end of the file')
+        if page.compression != PLAIN:
+            file.seek(place)
+            length = inflated(file.read(length), most)
+        if length < bytes_of_row * there:
+            raise ValueError(f'part {number + 1} of {parts} has {length} bytes of {bytes_of_row * there}')
+
+
+def inflated(content: bytes, most: int) -> int:
+    """How many bytes deflated ones are, without keeping them.
+
+    Raises:
+        ValueError: more than `most`, or they end early.
+    """
+    inflater, length = zlib.decompressobj(), 0
+    while not inflater.eof:
+        part = inflater.decompress(content, SLACK)
+        content = inflater.unconsumed_tail
+        length += len(part)
+        if length > most:
+            raise ValueError('it has more bytes than its size says')
+        if not part and not content:
+            raise ValueError('a part of it ends early')
+    return length
