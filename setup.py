@@ -42,7 +42,7 @@ setup(
         'scikit-image>=0.22',
         'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
         'tabulate>=0.9',
-        'tifffile>=2022.8.12',
+        'tifffile>=2024.7.2',
         'torch>=2.4',
         'torchvision>=0.19',
         'tqdm>=4.66',

@@ -178,8 +178,8 @@ class Targets:
         Raises:
             UserError: it is, or is no picture.
         """
-        with pictures.opened(target, str(target), sys.maxsize) as image:
-            width, height = image.size
+        there = pictures.look(target, str(target), sys.maxsize)
+        width, height = there.width, there.height
         if (width, height) != (job.header.width * self.scale, job.header.height * self.scale):
             raise UserError(
                 f'{job.named}: {target} is there, of {width}x{height} pixels, and not this picture times '
