@@ -16,7 +16,7 @@ from skimage import data
 import nlsn_plugin
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
-from nlsn_plugin.engine.upscaling import memory
+from nlsn_plugin.engine.upscaling import in_memory, memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
 from nlsn_plugin.models.formats import save_network
@@ -66,6 +66,7 @@ def test_the_processor_has_several_names(repeating: dict[int, Path], device: obj
 
 
 def test_without_weights_of_its_own_the_package_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    in_memory.upscaler_for.cache_clear()
     monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.files', lambda package: tmp_path)
     with pytest.raises(UserError, match='this installation holds no weights for x4: name a file of weights'):
         nlsn_plugin.upscale(np.zeros((4, 4)), 4)
