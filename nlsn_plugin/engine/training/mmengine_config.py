@@ -14,25 +14,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import first_line
+from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.options.documents import shipped_options
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.models.checkpoint import nearest_file
 
-FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    yaml.YAMLError,
-)
+FAULTS = (*FAILURES, SyntaxError, yaml.YAMLError)
 """What reading a config raises: it is a program, whose lines may fail."""
 READ_BESIDES = (
     'activation_checkpointing',
