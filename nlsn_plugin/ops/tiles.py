@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from nlsn_plugin.ops import tf32
 from nlsn_plugin.ops.kernels import INTERPRETED
 from nlsn_plugin.ops.reference import NEIGHBOURS
 
@@ -76,10 +77,7 @@ def precision(match: Tensor) -> str:
     """How tensor cores multiply: float32 in one part or, for the full precision, in three products of two parts."""
     if match.dtype != torch.float32:
         return 'ieee'
-    matmul = torch.backends.cuda.matmul
-    # torch 2.9 renamed it, and the old name fails once the new one was set.
-    tf32 = matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
-    return 'tf32' if tf32 else 'tf32x3'
+    return 'tf32' if tf32.of_products() else 'tf32x3'
 
 
 def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: str, tiles: Tiles) -> dict[str, Any]:

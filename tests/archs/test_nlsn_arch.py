@@ -34,10 +34,11 @@ def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: s
     net = like_the_released(config, eval_seed=None, backend=backend)
     weights = official(name)
     net.load_state_dict(weights, strict=True)
+    net.to(DEVICE)
     torch.manual_seed(int(arrays['seed']))
     with torch.no_grad():
-        y = net(torch.tensor(arrays['x']))
-    assert relative_error(y.numpy(), arrays['y']) < 1e-5
+        y = net(torch.tensor(arrays['x'], device=DEVICE))
+    assert relative_error(y.cpu().numpy(), arrays['y']) < 1e-5
     assert list(net.state_dict()) == list(weights)
 
 

@@ -24,16 +24,17 @@ def test_equals_the_released_layer_in_outputs_and_gradients(name: str, backend: 
     layer = NonLocalSparseAttention(**config, backend=backend)
     weights = {key.removeprefix('param/'): torch.tensor(a) for key, a in arrays.items() if key.startswith('param/')}
     layer.load_state_dict(weights, strict=True)
-    x = torch.tensor(arrays['x'], requires_grad=True)
+    layer.to(DEVICE)
+    x = torch.tensor(arrays['x'], device=DEVICE, requires_grad=True)
     assert ops.count_buckets(x.shape[2] * x.shape[3], layer.chunk_size) == n_buckets
 
-    y = layer(x, rotations=torch.tensor(arrays['rotations']))
-    y.backward(torch.tensor(arrays['grad_y']))
+    y = layer(x, rotations=torch.tensor(arrays['rotations'], device=DEVICE))
+    y.backward(torch.tensor(arrays['grad_y'], device=DEVICE))
 
-    assert relative_error(y.detach().numpy(), arrays['y']) < 1e-5
+    assert relative_error(y.detach().cpu().numpy(), arrays['y']) < 1e-5
     gradients = {'x': x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     for key, gradient in gradients.items():
-        assert relative_error(gradient.numpy(), arrays[f'grad/{key}']) < 1e-4, key
+        assert relative_error(gradient.cpu().numpy(), arrays[f'grad/{key}']) < 1e-4, key
 
     torch.manual_seed(seed + 1)  # how the vectors' rotations were drawn
     torch.testing.assert_close(layer.train()(x), y)
