@@ -37,12 +37,18 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
     An operator, so that the codes are the same whoever compiles what stands before it.
     """
+    return lsh.bucket_order(hash_by(match)(match, rotations))
+
+
+def hash_by(match: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """`lsh.hash_codes`, or its kernel if that can run."""
     if match.device.type == 'cuda':
         with contextlib.suppress(ImportError):  # of Triton
             from nlsn_plugin.ops import fused
 
-            return lsh.bucket_order(fused.hash_codes(match, rotations))
-    return lsh.bucket_order(lsh.hash_codes(match, rotations))
+            if match.shape[0] <= fused.MAX_IMAGES and not fused.cannot_run(match.device):
+                return fused.hash_codes
+    return lsh.hash_codes
 
 
 @pixel_order.register_fake

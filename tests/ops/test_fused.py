@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import DEVICE
+from conftest import DEVICE, python
 from torch import Tensor
 
 from nlsn_plugin.ops import lsh, reference
@@ -203,3 +204,55 @@ def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fused, 'INTERPRETED', False)
     said = fused.unsupported(torch.empty(1, 4, 16), torch.empty(1, 4, 16))
     assert said == 'fused needs a CUDA device (or TRITON_INTERPRET=1)'
+
+
+def test_an_old_gpu_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, 'INTERPRETED', False)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    monkeypatch.setattr(fused, 'failure', lambda device: pytest.fail('launched'))
+    assert fused.cannot_run(torch.device('cuda')) == 'fused needs a GPU of compute capability 8.0 or newer'
+
+
+def test_what_goes_wrong_when_a_kernel_is_launched_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(match: Tensor, rotations: Tensor) -> Tensor:
+        raise RuntimeError('Failed to find C compiler.\nPlease specify it')
+
+    monkeypatch.setattr(fused, 'INTERPRETED', False)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    monkeypatch.setattr(fused, 'hash_codes', launch)
+    launching = fused.failure.__wrapped__  # rather than its cache, for what is found here is not so
+    monkeypatch.setattr(fused, 'failure', lambda device: launching(torch.device(DEVICE)))
+    assert fused.cannot_run(torch.device('cuda')) == (
+        'Triton cannot run kernels here (RuntimeError: Failed to find C compiler.)'
+    )
+
+
+def test_kernels_are_compiled_once_for_images_of_all_sizes() -> None:
+    code = """
+import os
+os.environ.pop('TRITON_INTERPRET', None)
+from nlsn_plugin.ops import kernels
+for name in ('forward', 'query', 'key', 'hash'):
+    parameters = getattr(kernels, f'{name}_kernel').params
+    numbers = [p for p in parameters if p.name in ('L', 'k', 'rounds', 'half')]
+    print(len(numbers), all(p.do_not_specialize for p in numbers))
+"""
+    assert python(code).stdout.split() == ['2', 'True'] * 3 + ['3', 'True']
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_without_a_c_compiler_auto_takes_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CC', str(tmp_path / 'no compiler'))
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    code = """
+import torch
+from nlsn_plugin import NonLocalSparseAttention
+layer = NonLocalSparseAttention(16, chunk_size=16, backend='auto').cuda().eval()
+x = torch.randn(1, 16, 20, 20, device='cuda')
+auto = layer(x)
+layer.backend = 'reference'
+print((auto - layer(x)).abs().max().item() < 1e-4)
+"""
+    result = python(code)
+    assert result.stdout == 'True\n', result.stderr
+    assert "takes 'streamed' rather than 'fused': Triton cannot run kernels here" in result.stderr
