@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
 
 
 def add_attention_arguments(parser: argparse.ArgumentParser) -> None:
-    from nlsn_plugin.engine.benchmarks.attention import DTYPES, FORMS, SUITES
+    from nlsn_plugin.engine.benchmarks.attention import FORMS
+    from nlsn_plugin.engine.benchmarks.cases import DTYPES, SUITES
 
     parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
     parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
@@ -64,6 +65,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.benchmarks import attention as benchmark
     from nlsn_plugin.engine.benchmarks import network as network
     from nlsn_plugin.engine.benchmarks import tiles
+    from nlsn_plugin.engine.benchmarks.cases import SUITES
 
     if args.network and args.tune:
         raise UserError('--network and --tune are two measurements: leave one out')
@@ -79,7 +81,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     if args.tune:
-        results = tiles.run(benchmark.SUITES['layer'][1], args.dtype, args.budget)
+        results = tiles.run(SUITES['layer'][1], args.dtype, args.budget)
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
         if args.network:

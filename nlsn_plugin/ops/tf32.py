@@ -29,13 +29,13 @@ def is_on(where: Any) -> bool:
 
 
 @contextlib.contextmanager
-def off() -> Iterator[None]:
-    """Within, float32 is float32."""
-    name = 'fp32_precision' if RENAMED else 'allow_tf32'
+def switched(on: bool) -> Iterator[None]:
+    """Within, products and convolutions are, or are not."""
+    name, value = ('fp32_precision', 'tf32' if on else 'ieee') if RENAMED else ('allow_tf32', on)
     places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv if RENAMED else torch.backends.cudnn]
     before = [getattr(place, name) for place in places]
     for place in places:
-        setattr(place, name, 'ieee' if RENAMED else False)
+        setattr(place, name, value)
     try:
         yield
     finally:

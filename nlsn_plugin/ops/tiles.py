@@ -65,9 +65,9 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
     'float32': {
         'forward': [(80, Tiles(64, 32)), (ANY, Tiles(32, 32)), (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)),
                     (ANY, Tiles(16, 16, 128, 4, 1))],
-        'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 4)),
+        'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 4, 2)),
                   (ANY, Tiles(16, 16, 64, 4, 1))],
-        'key': [(80, Tiles(32, 16, 64, 4)), (320, Tiles(32, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 4)),
+        'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(16, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
                 (ANY, Tiles(16, 16, 64, 4, 1))],
     },
 }  # fmt: skip
@@ -81,15 +81,20 @@ def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
     return 'half, 9.0' if (9, 0) <= capability < (12, 0) else 'half'
 
 
+PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
+"""How many times two copies of their rows kernels take for float32, which they multiply in two parts."""
+
+
 def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int:
     """Bytes of shared memory that a kernel takes: somewhat more than Triton 3.8 was seen to, which tells afterwards.
 
-    Rows of a program's own pixels, and of those they meet for two steps of the pipeline; of float32 in two parts each.
+    Rows of a program's own pixels, and of those they meet for two steps of the pipeline.
     """
     own = c if kernel == 'forward' else c + C
     met = c + min(tiles.block_c, C) if kernel == 'forward' else c + C
     if dtype == torch.float32:
-        return int(1.2 * 4 * (2 * tiles.block_m * own + min(tiles.num_stages, 2) * tiles.block_n * met))
+        rows = 2 * tiles.block_m * own + min(tiles.num_stages, 2) * tiles.block_n * met
+        return int(PARTS[kernel] * 4 * rows) + 2560
     return int(1.1 * 2 * (tiles.block_m * own + 2 * tiles.block_n * met))
 
 

@@ -189,7 +189,9 @@ def test_hash_codes_equal_those_of_lsh(channels: int, rounds: int, half: int, dt
 @pytest.mark.parametrize(
     ('dtype', 'channels', 'reason'),
     [
-        (torch.float32, (512, 512), None),
+        (torch.float32, (128, 512), None),
+        (torch.bfloat16, (512, 512), None),
+        (torch.float32, (512, 512), 'bytes of shared memory for 512 and 512 channels'),
         (torch.float64, (16, 16), 'not torch.float64'),
         (torch.float32, (16, 513), 'at most 512 channels, not 513'),
     ],
