@@ -59,16 +59,16 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
         'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
         'query': [(320, Tiles(64, 64, 512)), (320, Tiles(64, 32, 512)), (ANY, Tiles(32, 32, 512)),
                   (ANY, Tiles(32, 16, 512)), (ANY, Tiles(16, 16, 512, 4))],
-        'key': [(80, Tiles(64, 32, 512)), (320, Tiles(32, 32, 512)), (ANY, Tiles(32, 16, 512)),
+        'key': [(80, Tiles(64, 32, 512)), (320, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(32, 16, 512)),
                 (ANY, Tiles(16, 16, 512, 4))],
     },
     'float32': {
         'forward': [(80, Tiles(64, 32)), (ANY, Tiles(32, 32)), (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)),
                     (ANY, Tiles(16, 16, 128, 4, 1))],
-        'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 4, 2)),
-                  (ANY, Tiles(16, 16, 64, 4, 1))],
+        'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 8, 2)),
+                  (ANY, Tiles(16, 16, 64, 8, 1))],
         'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(16, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
-                (ANY, Tiles(16, 16, 64, 4, 1))],
+                (ANY, Tiles(16, 16, 64, 8, 1))],
     },
 }  # fmt: skip
 """Of a family and kernel, each with the most channels for which registers do: from the fastest to the smallest."""

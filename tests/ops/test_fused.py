@@ -8,6 +8,7 @@ import torch
 from conftest import DEVICE, python
 from torch import Tensor
 
+from nlsn_plugin import NonLocalSparseAttention
 from nlsn_plugin.ops import lsh, reference
 
 fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
@@ -258,3 +259,40 @@ print((auto - layer(x)).abs().max().item() < 1e-4)
     result = python(code)
     assert result.stdout == 'True\n', result.stderr
     assert "takes 'streamed' rather than 'fused': Triton cannot run kernels here" in result.stderr
+
+
+def layer_and_images(backend: str) -> tuple[NonLocalSparseAttention, list[Tensor]]:
+    torch.manual_seed(0)
+    layer = NonLocalSparseAttention(16, chunk_size=8, n_hashes=2, backend=backend).to(DEVICE)
+    return layer, [torch.randn(1, 16, *size, generator=torch.Generator()).to(DEVICE) for size in [(5, 6), (7, 4)]]
+
+
+def outputs_and_gradients(form: Any, layer: NonLocalSparseAttention, images: list[Tensor]) -> list[Tensor]:
+    """Of a layer, or of what was compiled from it, that draws its rotations."""
+    found = []
+    for image in images:
+        torch.manual_seed(1)
+        layer.zero_grad()
+        out = form(image)
+        out.float().square().sum().backward()
+        found += [out.detach(), *(parameter.grad.clone() for parameter in layer.parameters())]
+    return found
+
+
+def test_compiled_it_is_one_graph_that_gives_its_numbers() -> None:
+    layer, images = layer_and_images('fused')
+    torch.compiler.reset()
+    graph = torch.compile(layer, fullgraph=True, backend='inductor' if DEVICE == 'cuda' else 'aot_eager')
+    found, expected = (outputs_and_gradients(form, layer, images) for form in (graph, layer))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_under_autocast_it_is_as_good_as_the_reference() -> None:
+    answers = []
+    for backend, dtype in (('fused', torch.bfloat16), ('reference', torch.bfloat16), ('reference', torch.float32)):
+        layer, images = layer_and_images(backend)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            answers.append(outputs_and_gradients(layer, layer, images))
+    for ours, theirs, truth in zip(*answers):
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 0.03 * truth.norm()
