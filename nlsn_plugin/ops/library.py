@@ -37,7 +37,14 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
     An operator, so that the codes are the same whoever compiles what stands before it.
     """
-    return lsh.bucket_order(hash_by(match)(match, rotations))
+    return lsh.bucket_order(hash_by(match)(match, onto(match.device, rotations)))
+
+
+def onto(device: torch.device, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, on a device: on a GPU without waiting for what it still has to do."""
+    if device.type == 'cuda' and drawn.device.type == 'cpu' and not torch.compiler.is_compiling():
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)
 
 
 def hash_by(match: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -254,7 +254,7 @@ def test_upsampling_in_strips_gives_what_upsampling_the_whole_does(
         whole = net(x)
         seen = []
         net.tail.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2]))
-        monkeypatch.setattr(nlsn_arch, 'TAIL_NUMBERS', 16 * 2 * 8 * upscale**2 * size[1])
+        monkeypatch.setitem(nlsn_arch.TAIL_NUMBERS, 'cpu', 16 * 2 * 8 * upscale**2 * size[1])
         torch.testing.assert_close(net(x), whole, rtol=1e-5, atol=1e-6)
     assert max(seen) == 20  # 16 rows, and 2 of context on either side
     seen.clear()

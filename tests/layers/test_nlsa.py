@@ -40,6 +40,19 @@ def test_equals_the_released_layer_in_outputs_and_gradients(name: str, backend: 
     torch.testing.assert_close(layer.train()(x), y)
 
 
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+@pytest.mark.parametrize('partition', ['lsh', 'random'])
+def test_training_on_a_gpu_waits_for_nothing(partition: str) -> None:
+    layer = NonLocalSparseAttention(16, chunk_size=16, partition=partition).to(DEVICE)
+    x = torch.randn(2, 16, 20, 20, device=DEVICE)
+    layer(x).sum().backward()  # compiles
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 @pytest.mark.parametrize('size', [(1, 1), (1, 17), (17, 1), (3, 5), (8, 8), (9, 13), (12, 12), (5, 40)])
 @pytest.mark.parametrize('training', [True, False])
 def test_any_size_goes_in_and_comes_out(size: tuple[int, int], training: bool) -> None:
