@@ -32,12 +32,12 @@ within() {
 run_step() {
     case $1 in
         float32 | bfloat16)
-            benchmark 180 "$1" --suite layer n --device cuda --dtype "$1" --budget 0.5 --plot "$out/gpu_$1.png" ;;
+            benchmark 240 "$1" --suite layer n small --device cuda --dtype "$1" --budget 0.5 --plot "$out/gpu_$1.png" ;;
         network) benchmark 240 network --network 256 256 --device cuda --compile --budget 5 ;;
         tiles) benchmark 240 tiles --tune --dtype bfloat16 --budget 0.1 ;;
         tests)
-            within 300 python -m pytest -q tests/ops/test_fused.py tests/ops/test_lsh.py tests/ops/test_dispatch.py \
-                tests/layers/test_nlsa.py \
+            within 300 python -m pytest -q --dist load tests/ops/test_fused.py tests/ops/test_lsh.py \
+                tests/ops/test_dispatch.py tests/layers/test_nlsa.py \
                 tests/archs/test_nlsn_arch.py::test_equals_the_released_network_with_its_state_dict_loaded_strictly ;;
         *) echo "no step $1: float32, bfloat16, network, tiles, tests" >&2; return 1 ;;
     esac

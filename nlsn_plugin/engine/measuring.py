@@ -189,7 +189,7 @@ def describe_gpu() -> dict[str, Any]:
         'compute capability': '.'.join(map(str, torch.cuda.get_device_capability())),
         'driver': driver_version(),
         'CUDA': torch.version.cuda,
-        'cuDNN': torch.backends.cudnn.version(),
+        'cuDNN': torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         'Triton': triton.__version__ if triton else None,
         'TF32 products': tf32.of_products(),
         'TF32 convolutions': tf32.of_convolutions(),

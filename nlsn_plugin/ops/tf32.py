@@ -11,17 +11,21 @@ from typing import Any
 
 import torch
 
-RENAMED = hasattr(torch.backends.cuda.matmul, 'fp32_precision')
+PRODUCTS: Any = torch.backends.cuda.matmul
+CONVOLUTIONS: Any = torch.backends.cudnn
+RENAMED = hasattr(PRODUCTS, 'fp32_precision')
+if RENAMED:
+    CONVOLUTIONS = CONVOLUTIONS.conv
 
 
 def of_products() -> bool:
     """Whether matrix products are."""
-    return is_on(torch.backends.cuda.matmul)
+    return is_on(PRODUCTS)
 
 
 def of_convolutions() -> bool:
     """Whether convolutions are: by default."""
-    return is_on(torch.backends.cudnn.conv if RENAMED else torch.backends.cudnn)
+    return is_on(CONVOLUTIONS)
 
 
 def is_on(where: Any) -> bool:
@@ -32,12 +36,12 @@ def is_on(where: Any) -> bool:
 def switched(on: bool) -> Iterator[None]:
     """Within, products and convolutions are, or are not."""
     name, value = ('fp32_precision', 'tf32' if on else 'ieee') if RENAMED else ('allow_tf32', on)
-    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv if RENAMED else torch.backends.cudnn]
+    places = PRODUCTS, CONVOLUTIONS
     before = [getattr(place, name) for place in places]
     for place in places:
         setattr(place, name, value)
     try:
         yield
     finally:
-        for place, value in zip(places, before):
-            setattr(place, name, value)
+        for place, setting in zip(places, before):
+            setattr(place, name, setting)

@@ -50,7 +50,7 @@ ANY = 1024
 """Feature and value channels together: as many as these kernels take."""
 
 TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
-    'half, 9.0': {
+    'half, Hopper': {
         'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
         'query': [(320, Tiles(64, 64, 512)), (640, Tiles(64, 32, 512)), (ANY, Tiles(32, 32, 512))],
         'key': [(320, Tiles(64, 32, 512)), (640, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(16, 16, 512, 4))],
@@ -75,10 +75,10 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
 
 
 def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
-    """Whose tiles suit: from 9.0 to before 12.0 warps multiply in groups, and need fewer registers for it."""
+    """Whose tiles suit: on Hopper warps multiply half precision in groups, and need fewer registers for it."""
     if dtype == torch.float32:
         return 'float32'
-    return 'half, 9.0' if (9, 0) <= capability < (12, 0) else 'half'
+    return 'half, Hopper' if capability[0] == 9 else 'half'
 
 
 PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
@@ -86,7 +86,7 @@ PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
 
 
 def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int:
-    """Bytes of shared memory that a kernel takes: somewhat more than Triton 3.8 was seen to, which tells afterwards.
+    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.8 did.
 
     Rows of a program's own pixels, and of those they meet for two steps of the pipeline.
     """

@@ -30,6 +30,7 @@ SUITES = {
     'quick': [Case(64, 40, 40)],
     'layer': [LAYER, Case(256, 48, 48, images=16), Case(256, 512, 384)],
     'n': [replace(LAYER, height=edge, width=edge) for edge in (64, 128, 256, 512, 1024)],
+    'small': [replace(LAYER, height=edge, width=edge) for edge in (16, 24, 32, 48)],
     'r': [replace(LAYER, n_hashes=rounds) for rounds in (1, 2, 4, 8, 16)],
     'k': [replace(LAYER, chunk_size=chunk_size) for chunk_size in (36, 72, 144, 288, 576)],
     'c': [replace(LAYER, channels=channels) for channels in (16, 32, 64, 128, 256, 512)],
