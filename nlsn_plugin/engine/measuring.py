@@ -98,7 +98,8 @@ def peak_memories(jobs: list[Job], device: str) -> list[int | None]:
     """
     release(device)
     batches = [jobs] if device == 'cuda' else [[job] for job in jobs]
-    return [peak for batch in tqdm(batches, unit='process', file=sys.stderr) for peak in peaks_of_batch(batch, device)]
+    shown = tqdm(batches, unit='process', file=sys.stderr, disable=len(batches) < 2)
+    return [peak for batch in shown for peak in peaks_of_batch(batch, device)]
 
 
 def peaks_of_batch(jobs: list[Job], device: str) -> list[int | None]:

@@ -79,6 +79,33 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         assert last is not None
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu_what_ran_before_in_the_process_hides_no_peak() -> None:
+    jobs = [measuring.Job('', network.one_image, ('auto', [64, 64], 'float32'), {'num_block': 1})] * 2
+    first, again = measuring.peak_memories(jobs, 'cuda')
+    assert first > 0
+    assert again == pytest.approx(first, rel=0.1)
+
+
+def test_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measuring.describe_machine('cpu')['gpu'] is None
+    tool = tmp_path / 'nvidia-smi'
+    tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 550.54.15\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+    assert measuring.driver_version() == '550.54.15'
+    tool.write_text('#!/bin/sh\nexit 9\n')
+    assert measuring.driver_version() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_is_described_with_what_decides_on_its_speed() -> None:
+    described = measuring.describe_machine('cuda')
+    assert described['compute capability'].partition('.')[0].isdigit()
+    assert described['TF32 convolutions'] is False  # as conftest sets it
+    assert {'gpu', 'driver', 'CUDA', 'cuDNN', 'Triton', 'TF32 products'} <= set(described)
+
+
 def test_what_part_of_its_ceilings_the_core_reaches() -> None:
     case = Case(64, 100, 100)
     ceiling = ceilings.ceilings('cpu', 'float32')
