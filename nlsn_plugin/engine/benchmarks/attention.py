@@ -145,11 +145,24 @@ def step_of(form: str, which: str, layer: Callable[[Tensor], Tensor], x: Tensor)
     return with_onednn
 
 
+NO_MEMORY = 'ran out of memory'
+
+
+def tried(step: Step, device: str) -> Any:
+    """What a step gives; None if the device's memory runs out."""
+    try:
+        return step()
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        release(device)
+
+
 def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, device: str, dtype: str) -> dict[str, str]:
     """Refuse to time forms that give other numbers than the first of their kind.
 
     Returns:
-        The forms that ran out of memory, and that as the reason.
+        The forms that run out of memory, and that as the reason.
     """
     x = features(case, device, dtype)
     large = x.shape[0] * x.shape[2] * x.shape[3] > FORWARD_ALONE
@@ -157,14 +170,11 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
     for is_dense in (False, True):
         first, expected = '', list[Tensor]()
         for name in (name for name in layers if name.startswith('nla') == is_dense):
-            try:
-                with tf32.switched(False):  # the convolutions' rounding moves pixels to other chunks
-                    found = step_of(name, 'forward' if large else 'forward + backward', layers[name], x)()
-            except torch.cuda.OutOfMemoryError:
-                reasons[name] = 'ran out of memory'
+            with tf32.switched(False):  # the convolutions' rounding moves pixels to other chunks
+                found = tried(step_of(name, 'forward' if large else 'forward + backward', layers[name], x), device)
+            if found is None:
+                reasons[name] = NO_MEMORY
                 continue
-            finally:
-                release(device)
             found = [found] if large else found
             if not first:
                 first, expected = name, found
@@ -196,12 +206,14 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
         if large and which != 'forward':
             continue
         steps = {form: step_of(form, which, layer, x) for form, layer in layers.items() if form not in skipped}
+        reasons = skipped | {form: NO_MEMORY for form, step in steps.items() if tried(step, device) is None}
+        steps = {form: step for form, step in steps.items() if form not in reasons}
         times = interleaved(steps, device, budget) if steps else {}
         base = statistics.median(times['reference']) if 'reference' in times else None
         for form in forms:
             record = {'case': str(case), **asdict(case), 'pass': which, 'form': form, 'dtype': dtype}
-            if form in skipped:
-                records.append({**record, 'skipped': skipped[form]})
+            if form in reasons:
+                records.append({**record, 'skipped': reasons[form]})
                 continue
             median = statistics.median(times[form])
             records.append(
