@@ -33,6 +33,7 @@ settings.register_profile('any machine', deadline=None)  # a busy core is not a 
 settings.load_profile('any machine')
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+torch.backends.cudnn.allow_tf32 = False  # convolutions in it miss what float32 is held to
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / 'tools' / 'train.py'

@@ -22,8 +22,8 @@ from nlsn_plugin.ops import without_autocast
 
 BLOCKS_PER_ATTENTION = 8
 
-TAIL_NUMBERS = 2**23
-"""Numbers that the upsampler may make at once where nothing is trained."""
+TAIL_NUMBERS = {'cpu': 2**23, 'cuda': 2**26}
+"""Numbers that the upsampler may make at once where nothing is trained: few stay in a CPU's cache, more fill a GPU."""
 TAIL_CONTEXT = 2
 """Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, later 1/2, 1/4, ... or 1/3."""
 
@@ -159,7 +159,8 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
     Each strip is computed with all the rows that it sees beyond its own, so the result is that of the whole.
     """
     images, channels, height, width = features.shape
-    rows = max(8 * TAIL_CONTEXT, TAIL_NUMBERS // (images * channels * upscale**2 * width))
+    numbers = TAIL_NUMBERS['cuda' if features.is_cuda else 'cpu']
+    rows = max(8 * TAIL_CONTEXT, numbers // (images * channels * upscale**2 * width))
     if rows >= height:
         return enlarge(features)
     strips = []

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 import nlsn_plugin
 from nlsn_plugin.errors import BackendError
+from nlsn_plugin.ops import tf32
 
 Step = Callable[[], Any]
+
+
+class Job(NamedTuple):
+    """Something whose memory `peak_memories` measures.
+
+    Args:
+        what: for the message if that fails.
+        prepare: a function of a module, which returns a small step, to load the libraries, and the step.
+        arguments: of `prepare` after the device, such as JSON can hold.
+        options: its keyword arguments.
+    """
+
+    what: str
+    prepare: Callable[..., tuple[Step, Step]]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any] = {}
 
 
 def check_device(device: str) -> None:
@@ -31,6 +50,7 @@ def check_device(device: str) -> None:
 def free_memory(device: str) -> float:
     """Bytes that can still be taken."""
     if device == 'cuda':
+        release(device)
         return float(torch.cuda.mem_get_info()[0])
     return float(os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
 
@@ -56,41 +76,72 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def release(device: str) -> None:
+    """Give back what nothing needs any more, which PyTorch keeps on a GPU."""
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.empty_cache()
+
+
 def peak_memory(
     what: str, prepare: Callable[..., tuple[Step, Step]], device: str, *arguments: Any, **options: Any
 ) -> int | None:
-    """Bytes that a step takes at the peak, besides what was there before; None where it cannot be told.
+    """`peak_memories` of one job."""
+    return peak_memories([Job(what, prepare, arguments, options)], device)[0]
 
-    Measured in a process of its own: memory that was used before is used again unseen.
 
-    Args:
-        what: is measured, for the message if that fails.
-        prepare: a function of a module, which returns a small step, to load the libraries, and the step.
-        device: 'cpu' or 'cuda'; the first argument of `prepare`.
-        arguments, options: its others, such as JSON can hold.
+def peak_memories(jobs: list[Job], device: str) -> list[int | None]:
+    """Bytes that each step takes at the peak, besides what was there before; None where it cannot be told.
+
+    Measured outside of this process: on a CPU each in one of its own, since memory that was used before is used again
+    unseen; on a GPU, where PyTorch counts, all in one.
     """
-    words = [prepare.__module__, prepare.__qualname__, torch.get_num_threads(), [device, *arguments], options]
+    release(device)
+    batches = [jobs] if device == 'cuda' else [[job] for job in jobs]
+    shown = tqdm(batches, unit='process', file=sys.stderr, disable=len(batches) < 2)
+    return [peak for batch in shown for peak in peaks_of_batch(batch, device)]
+
+
+def peaks_of_batch(jobs: list[Job], device: str) -> list[int | None]:
+    """Those of one process."""
+    words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments], job.options] for job in jobs]
     result = subprocess.run(
-        [sys.executable, '-m', __name__, json.dumps(words)], capture_output=True, text=True, check=False
+        [sys.executable, '-m', __name__, str(torch.get_num_threads())],
+        input=json.dumps(words),
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if result.returncode:
-        why = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
-        tqdm.write(f'{what}: memory could not be measured: {why}', file=sys.stderr)
-        return None
-    return int(result.stdout) if result.stdout.strip() else None
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    ended = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
+    peaks: list[int | None] = []
+    for place, job in enumerate(jobs):
+        peak = found[place] if place < len(found) else ended
+        if isinstance(peak, str):
+            tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
+        peaks.append(None if isinstance(peak, str) else peak)
+    return peaks
 
 
-def peak_of_this_process(
-    module: str, name: str, threads: int, arguments: list[Any], options: dict[str, Any]
-) -> int | None:
-    """What `peak_memory` asks for, in a fresh process."""
-    torch.set_num_threads(threads)
-    small_step, step = getattr(importlib.import_module(module), name)(*arguments, **options)
+def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str | None]:
+    """What `peaks_of_batch` asks for, in a fresh process; in its place the error of a step that fails."""
+    for module, name, arguments, options in jobs:
+        try:
+            yield peak_here(arguments[0], *getattr(importlib.import_module(module), name)(*arguments, **options))
+        except RuntimeError as error:  # memory that runs out is one
+            yield f'{type(error).__name__}: {error}'.splitlines()[0]
+        release(arguments[0])
+
+
+def peak_here(device: str, small_step: Step, step: Step) -> int | None:
     small_step()
-    if arguments[0] == 'cuda':
+    if device == 'cuda':
+        release(device)
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     if not Path('/proc/self/clear_refs').exists():
         return None
@@ -119,7 +170,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         'cpu': cpu[1] if cpu else platform.processor(),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if device == 'cuda' else None,
+        **(describe_gpu() if device == 'cuda' else {'gpu': None}),
         'python': platform.python_version(),
         'torch': torch.__version__,
         'nlsn_plugin': nlsn_plugin.__version__,
@@ -128,6 +179,35 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
+def describe_gpu() -> dict[str, Any]:
+    """What figures of a GPU depend on besides; how float32 is multiplied there, as set when it is asked."""
+    try:
+        import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        triton = None
+    return {
+        'gpu': torch.cuda.get_device_name(),
+        'compute capability': '.'.join(map(str, torch.cuda.get_device_capability())),
+        'driver': driver_version(),
+        'CUDA': torch.version.cuda,
+        'cuDNN': torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        'Triton': triton.__version__ if triton else None,
+        'TF32 products': tf32.of_products(),
+        'TF32 convolutions': tf32.of_convolutions(),
+    }
+
+
+def driver_version() -> str | None:
+    """Of the GPU; None where its tool is not there to tell."""
+    tool = shutil.which('nvidia-smi')
+    if tool is None:
+        return None
+    words = [tool, '--query-gpu=driver_version', '--format=csv,noheader']
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    return next(iter(result.stdout.split()), None) if result.returncode == 0 else None
+
+
 if __name__ == '__main__':
-    peak = peak_of_this_process(*json.loads(sys.argv[1]))
-    print('' if peak is None else peak)
+    torch.set_num_threads(int(sys.argv[1]))
+    for peak in peaks_here(json.load(sys.stdin)):
+        print(json.dumps(peak), flush=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers.residual import ResidualAttention, as_image
-from nlsn_plugin.ops import traceable
+from nlsn_plugin.ops import library, traceable
 from nlsn_plugin.ops.dense import in_windows
 
 PARTITIONS = ('lsh', 'random')
@@ -187,7 +187,7 @@ class NonLocalSparseAttention(ResidualAttention):
         if length < self.chunk_size:
             return None
         orders = ops.draw_orders(length, self.n_hashes, None if self.training else self.eval_seed)
-        return orders.to(match.device).expand(images, -1, -1)
+        return library.onto(match.device, orders).expand(images, -1, -1)
 
     def _fill_rotation_bank(self) -> None:
         """Draw the eval-mode rotations, [C / reduction, r, 64], round by round from a generator of this layer's own.

@@ -13,9 +13,12 @@ and with key_j = x_j / max(|x_j|, eps) and ds_ij = a_ij (dy_i . g(x_j) - dy_i . 
 the first sum gathered by the queries, the others by the keys.
 """
 
-# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call"
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call, untyped-decorator"
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from nlsn_plugin.ops.kernels import INTERPRETED, forward_kernel, hash_kernel, key_kernel, query_kernel
 from nlsn_plugin.ops.reference import HALF
-from nlsn_plugin.ops.tiles import Tiles, default_tiles, kernel_settings, padded
+from nlsn_plugin.ops.tiles import Tiles, default_tiles, kernel_settings, machine_of, padded, too_large
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
@@ -110,7 +113,7 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
     codes = torch.empty(images, rounds, pixels, dtype=torch.uint8, device=match.device)
     with torch.cuda.device_of(match):
         hash_kernel[triton.cdiv(pixels, 64), images, rounds](
-            match, rotations, codes, pixels, rounds, channels, half,
+            match, rotations, codes, pixels, rounds, half, channels,
             BLOCK_M=64, BLOCK_K=min(32, padded(channels)), BLOCK_HALF=padded(half),
         )  # fmt: skip
     return codes
@@ -118,20 +121,44 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
 
 def unsupported(match: Tensor, value: Tensor) -> str | None:
     """Why these kernels cannot run on these tensors; None if they can."""
-    widest = max(match.shape[-1], value.shape[-1])
+    c, C = match.shape[-1], value.shape[-1]
+    widest = max(c, C)
     if match.dtype not in DTYPES:
         return f'fused knows float32, bfloat16 and float16, not {match.dtype}'
     if widest > MAX_CHANNELS:
         return f'fused takes at most {MAX_CHANNELS} channels, not {widest}'
     if match.shape[0] > MAX_IMAGES or match.shape[0] * match.shape[1] > MAX_PIXELS:
         return f'fused takes at most {MAX_IMAGES} images and {MAX_PIXELS} pixels in a batch'
+    return cannot_run(match.device) or cannot_hold(match.device, match.dtype, *map(padded, (c, C)))
+
+
+@torch.compiler.assume_constant_result
+def cannot_run(device: torch.device) -> str | None:
+    """Why no kernel here can run on a device; None if they can."""
     if INTERPRETED:
         return None
-    if match.device.type != 'cuda' or torch.version.hip:
+    if device.type != 'cuda' or torch.version.hip:
         return 'fused needs a CUDA device (or TRITON_INTERPRET=1)'
-    if torch.cuda.get_device_capability(match.device) < (8, 0):
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return 'fused needs a GPU of compute capability 8.0 or newer'
+    return failure(device)
+
+
+@functools.cache
+def failure(device: torch.device) -> str | None:
+    """What goes wrong when Triton compiles and launches a kernel; it may be there and find no C compiler, for one."""
+    try:
+        hash_codes(torch.ones(1, 1, 16, device=device), torch.ones(16, 1, 1)).cpu()
+    except Exception as error:  # noqa: BLE001  (its compiler's, the C compiler's, the driver's: any)
+        first_line = str(error).strip().partition('\n')[0]
+        return f'Triton cannot run kernels here ({type(error).__name__}: {first_line})'
     return None
+
+
+@torch.compiler.assume_constant_result
+def cannot_hold(device: torch.device, dtype: torch.dtype, c: int, C: int) -> str | None:
+    """`tiles.too_large`, of a device on which kernels can run."""
+    return too_large(c, C, dtype, machine_of(device))
 
 
 def lengths(match: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ slots do not.
 
 from __future__ import annotations
 
+import inspect
+
 import triton
 import triton.language as tl
 
@@ -31,6 +33,15 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
+
+FOR_ANY = {'do_not_specialize': ['L', 'k', 'rounds', 'half'], 'do_not_specialize_on_alignment': ['order']}
+"""Arguments for whose values kernels are not compiled anew: an image of another size would wait for that."""
+
+
+def kernel(function):
+    """A kernel that PyTorch launches."""
+    known = inspect.signature(triton.jit).parameters  # alignment is not among them in Triton 3.0
+    return triton.jit(**{option: names for option, names in FOR_ANY.items() if option in known})(function)
 
 
 @triton.jit
@@ -126,7 +137,7 @@ def weigh(score, scale, bound, inside):
     return tl.where(inside, tl.exp2(score * (scale * LOG2E) - bound * LOG2E), 0.0)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     match, value, length, order, all_finite, found, found_mass, result, result_mass, shift,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -178,7 +189,7 @@ def forward_kernel(
         tl.store(result_mass + query, mass, mask=exists)
 
 
-@triton.jit
+@kernel
 def query_kernel(
     grad, match, value, kept, length, mass, order, all_finite, mean, found,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -229,7 +240,7 @@ def query_kernel(
     store_rows(found, total, query, exists, c, BLOCK_K)
 
 
-@triton.jit
+@kernel
 def key_kernel(
     grad, match, value, length, mass, order, all_finite, mean, found, found_value, result, result_value,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
@@ -289,9 +300,9 @@ def key_kernel(
     store_rows(result_value, total_value, key, exists, C, WIDTH)
 
 
-@triton.jit
+@kernel
 def hash_kernel(
-    match, rotations, codes, L, rounds, c: tl.constexpr, HALF: tl.constexpr,
+    match, rotations, codes, L, rounds, half, c: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     """The codes of BLOCK_M pixels in one round; rotations: [c, r * m/2]."""
@@ -302,12 +313,12 @@ def hash_kernel(
     for start in range(0, c, BLOCK_K):
         x = load_rows(match, image * L + pixel, pixel < L, c, BLOCK_K, start)
         row = start + tl.arange(0, BLOCK_K)
-        mask = (row < c)[:, None] & (column < HALF)[None, :]
-        vertices = tl.load(rotations + (row[:, None] * rounds + h) * HALF + column[None, :], mask=mask, other=0.0)
+        mask = (row < c)[:, None] & (column < half)[None, :]
+        vertices = tl.load(rotations + (row[:, None] * rounds + h) * half + column[None, :], mask=mask, other=0.0)
         projected += dot(x.to(tl.float32), vertices, 'ieee')
     projected = tl.where(projected == projected, projected, 0.0)  # of what is not a number the code is 0
-    nearest = tl.where(column < HALF, projected, -INFINITY)
-    farthest = tl.where(column < HALF, projected, INFINITY)
+    nearest = tl.where(column < half, projected, -INFINITY)
+    farthest = tl.where(column < half, projected, INFINITY)
     opposite = -tl.min(farthest, axis=1) > tl.max(nearest, axis=1)
-    code = tl.where(opposite, tl.argmin(farthest, axis=1) + HALF, tl.argmax(nearest, axis=1))
+    code = tl.where(opposite, tl.argmin(farthest, axis=1) + half, tl.argmax(nearest, axis=1))
     tl.store(codes + (image * rounds + h) * L + pixel, code.to(codes.dtype.element_ty), mask=pixel < L)

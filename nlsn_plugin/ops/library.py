@@ -37,12 +37,25 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
     An operator, so that the codes are the same whoever compiles what stands before it.
     """
+    return lsh.bucket_order(hash_by(match)(match, onto(match.device, rotations)))
+
+
+def onto(device: torch.device, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, on a device: on a GPU without waiting for what it still has to do."""
+    if device.type == 'cuda' and drawn.device.type == 'cpu' and not torch.compiler.is_compiling():
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)
+
+
+def hash_by(match: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """`lsh.hash_codes`, or its kernel if that can run."""
     if match.device.type == 'cuda':
         with contextlib.suppress(ImportError):  # of Triton
             from nlsn_plugin.ops import fused
 
-            return lsh.bucket_order(fused.hash_codes(match, rotations))
-    return lsh.bucket_order(lsh.hash_codes(match, rotations))
+            if match.shape[0] <= fused.MAX_IMAGES and not fused.cannot_run(match.device):
+                return fused.hash_codes
+    return lsh.hash_codes
 
 
 @pixel_order.register_fake

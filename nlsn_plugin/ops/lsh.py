@@ -41,22 +41,23 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
 
     Returns:
         Codes in [0, m), uint8, [N, r, L]; on a tie the first index, for a feature that is not a number 0. Computed in
-        float32 under any autocast, since a code that flips with the precision moves its pixel to another bucket. No
-        gradient flows through them.
+        float32 under any autocast (on a GPU in float64, which no setting turns into TF32), since a code that flips with
+        the precision moves its pixel to another bucket. No gradient flows through them.
     """
     channels, rounds, half = rotations.shape
     images, length, _ = x.shape
     codes = x.new_empty(rounds, images * length, dtype=torch.uint8)
     with torch.no_grad(), without_autocast(x.device):
-        columns = rotations.to(x.device, torch.float32).permute(1, 2, 0).reshape(rounds * half, channels)
+        dtype = torch.float64 if x.device.type == 'cuda' else torch.float32
+        columns = rotations.to(x.device, dtype).permute(1, 2, 0).reshape(rounds * half, channels)
         numbers = PROJECTIONS_AT_ONCE if x.device.type == 'cpu' else images * length * len(columns)
         at_once = min(max(1, numbers // len(columns)), images * length)
         buffer = columns.new_empty(len(columns) * at_once)
         for pixels, found in zip(torch.split(x.flatten(0, 1), at_once), torch.split(codes, at_once, dim=1)):
             projected = buffer[: len(columns) * len(pixels)].view(len(columns), -1)
-            torch.mm(columns, pixels.float().mT, out=projected)
+            torch.mm(columns, pixels.to(dtype).mT, out=projected)
             found.copy_(nearest_vertex(projected.view(rounds, half, -1)))
-    return codes.view(rounds, images, length).transpose(0, 1)
+    return codes.view(rounds, images, length).transpose(0, 1).contiguous()
 
 
 def nearest_vertex(projected: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How the kernels of `fused.py` cut their work on a device, and how they multiply there."""
 
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call"
-# ruff: noqa: N806
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from nlsn_plugin.errors import BackendError
+from nlsn_plugin.ops import tf32
 from nlsn_plugin.ops.kernels import INTERPRETED
 from nlsn_plugin.ops.reference import NEIGHBOURS
 
@@ -33,53 +35,116 @@ class Tiles(NamedTuple):
     num_stages: int = 3
 
 
-TILES = (Tiles(64, 64), Tiles(64, 32), Tiles(32, 32), Tiles(32, 16), Tiles(16, 16, num_warps=4))
-"""From the fastest to those that fit everywhere."""
+class Machine(NamedTuple):
+    """What of a GPU decides: its compute capability, and the bytes of shared memory that a program may have."""
+
+    capability: tuple[int, int]
+    shared_memory: int
+
+
+HOPPER = Machine((9, 0), 227 * 1024)
+
+KERNELS = ('forward', 'query', 'key')
+
+ANY = 1024
+"""Feature and value channels together: as many as these kernels take."""
+
+TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
+    'half, Hopper': {
+        'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
+        'query': [(320, Tiles(64, 64, 512)), (640, Tiles(64, 32, 512)), (ANY, Tiles(32, 32, 512))],
+        'key': [(320, Tiles(64, 32, 512)), (640, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(16, 16, 512, 4))],
+    },
+    'half': {
+        'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
+        'query': [(320, Tiles(64, 64, 512)), (320, Tiles(64, 32, 512)), (ANY, Tiles(32, 32, 512)),
+                  (ANY, Tiles(32, 16, 512)), (ANY, Tiles(16, 16, 512, 4))],
+        'key': [(80, Tiles(64, 32, 512)), (320, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(32, 16, 512)),
+                (ANY, Tiles(16, 16, 512, 4))],
+    },
+    'float32': {
+        'forward': [(80, Tiles(64, 32)), (ANY, Tiles(32, 32)), (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)),
+                    (ANY, Tiles(16, 16, 128, 4, 1))],
+        'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 8, 2)),
+                  (ANY, Tiles(16, 16, 64, 8, 1))],
+        'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(16, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
+                (ANY, Tiles(16, 16, 64, 8, 1))],
+    },
+}  # fmt: skip
+"""Of a family and kernel, each with the most channels for which registers do: from the fastest to the smallest."""
+
+
+def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
+    """Whose tiles suit: on Hopper warps multiply half precision in groups, and need fewer registers for it."""
+    if dtype == torch.float32:
+        return 'float32'
+    return 'half, Hopper' if capability[0] == 9 else 'half'
+
+
+PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
+"""How many times two copies of their rows kernels take for float32, which they multiply in two parts."""
+
+
+def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int:
+    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.8 did.
+
+    Rows of a program's own pixels, and of those they meet for two steps of the pipeline.
+    """
+    own = c if kernel == 'forward' else c + C
+    met = c + min(tiles.block_c, C) if kernel == 'forward' else c + C
+    if dtype == torch.float32:
+        rows = 2 * tiles.block_m * own + min(tiles.num_stages, 2) * tiles.block_n * met
+        return int(PARTS[kernel] * 4 * rows) + 2560
+    return int(1.1 * 2 * (tiles.block_m * own + 2 * tiles.block_n * met))
+
+
+def choose(kernel: str, c: int, C: int, dtype: torch.dtype, machine: Machine) -> Tiles | None:
+    """The tiles of a kernel for features of c channels, values of C, both padded; None if none fit."""
+    for channels, tiles in TILES[family(dtype, machine.capability)][kernel]:
+        if c + C <= channels and needed(kernel, tiles, c, C, dtype) <= machine.shared_memory:
+            return tiles
+    return None
+
+
+def too_large(c: int, C: int, dtype: torch.dtype, machine: Machine) -> str | None:
+    """Why a GPU does not hold the smallest tiles of all kernels; None if it does."""
+    for kernel in KERNELS:
+        if choose(kernel, c, C, dtype, machine) is None:
+            smallest = TILES[family(dtype, machine.capability)][kernel][-1][1]
+            return (
+                f'fused needs about {needed(kernel, smallest, c, C, dtype)} bytes of shared memory for {c} and {C} '
+                f'channels of {dtype}, and this GPU has {machine.shared_memory}'
+            )
+    return None
 
 
 def default_tiles(match: Tensor, value: Tensor) -> tuple[Tiles, Tiles, Tiles]:
-    """For the forward, the query and the key kernel: the largest tiles that the device holds."""
-    c, C = padded(match.shape[-1]), padded(value.shape[-1])
-    block_c = min(C, 256)
-    exact = precision(match) == 'tf32x3'
-    return (
-        fitting_tiles(match, c, c + block_c, block_c)._replace(block_c=block_c),
-        fitting_tiles(match, c + C, c + C, c)._replace(block_c=64 if exact else C),
-        fitting_tiles(match, c + C, c + C, 2 * C)._replace(block_c=64 if exact else C),
-    )
+    """For the forward, the query and the key kernel.
 
-
-def fitting_tiles(match: Tensor, own: int, met: int, kept: int) -> Tiles:
-    """The largest tiles whose rows fit, as far as one can tell before compiling.
-
-    own, met: channels in shared memory of a program's pixels, and of those they meet (of two steps of the pipeline).
-    kept: channels of its pixels in registers.
+    Raises:
+        BackendError (a RuntimeError): some do not fit, see `too_large`.
     """
-    exact = precision(match) == 'tf32x3'  # takes operands apart, and more room
-    for tiles in TILES[exact:]:
-        numbers = tiles.block_m * own + 2 * tiles.block_n * met
-        shared = numbers * match.element_size() * (1.4 if exact else 1.05)
-        if shared <= shared_memory(match.device) and tiles.block_m * kept <= (2**14 if exact else 2**15):
-            break
-    return tiles
+    widths, machine = (padded(match.shape[-1]), padded(value.shape[-1])), machine_of(match.device)
+    forward, query, key = (choose(kernel, *widths, match.dtype, machine) for kernel in KERNELS)
+    if not (forward and query and key):
+        raise BackendError(str(too_large(*widths, match.dtype, machine)))
+    return forward, query, key
 
 
 @functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program may have."""
+def machine_of(device: torch.device) -> Machine:
+    """What this GPU is; of the interpreter a Hopper GPU's."""
     if INTERPRETED:
-        return 227 * 1024  # a Hopper GPU's
-    return triton.runtime.driver.active.utils.get_device_properties(device.index)['max_shared_mem']
+        return HOPPER
+    shared = triton.runtime.driver.active.utils.get_device_properties(device.index)['max_shared_mem']
+    return Machine(torch.cuda.get_device_capability(device), shared)
 
 
 def precision(match: Tensor) -> str:
     """How tensor cores multiply: float32 in one part or, for the full precision, in three products of two parts."""
     if match.dtype != torch.float32:
         return 'ieee'
-    matmul = torch.backends.cuda.matmul
-    # torch 2.9 renamed it, and the old name fails once the new one was set.
-    tf32 = matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
-    return 'tf32' if tf32 else 'tf32x3'
+    return 'tf32' if tf32.of_products() else 'tf32x3'
 
 
 def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: str, tiles: Tiles) -> dict[str, Any]:
@@ -103,5 +168,8 @@ def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: s
 
 
 def padded(channels: int) -> int:
-    """A power of two that tensor cores take."""
-    return max(16, triton.next_power_of_2(channels))
+    """A power of two that tensor cores take; a number also where torch.compile traces any."""
+    width = 16
+    while width < channels:
+        width *= 2
+    return width

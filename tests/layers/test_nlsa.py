@@ -24,19 +24,33 @@ def test_equals_the_released_layer_in_outputs_and_gradients(name: str, backend: 
     layer = NonLocalSparseAttention(**config, backend=backend)
     weights = {key.removeprefix('param/'): torch.tensor(a) for key, a in arrays.items() if key.startswith('param/')}
     layer.load_state_dict(weights, strict=True)
-    x = torch.tensor(arrays['x'], requires_grad=True)
+    layer.to(DEVICE)
+    x = torch.tensor(arrays['x'], device=DEVICE, requires_grad=True)
     assert ops.count_buckets(x.shape[2] * x.shape[3], layer.chunk_size) == n_buckets
 
-    y = layer(x, rotations=torch.tensor(arrays['rotations']))
-    y.backward(torch.tensor(arrays['grad_y']))
+    y = layer(x, rotations=torch.tensor(arrays['rotations'], device=DEVICE))
+    y.backward(torch.tensor(arrays['grad_y'], device=DEVICE))
 
-    assert relative_error(y.detach().numpy(), arrays['y']) < 1e-5
+    assert relative_error(y.detach().cpu().numpy(), arrays['y']) < 1e-5
     gradients = {'x': x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
     for key, gradient in gradients.items():
-        assert relative_error(gradient.numpy(), arrays[f'grad/{key}']) < 1e-4, key
+        assert relative_error(gradient.cpu().numpy(), arrays[f'grad/{key}']) < 1e-4, key
 
     torch.manual_seed(seed + 1)  # how the vectors' rotations were drawn
     torch.testing.assert_close(layer.train()(x), y)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+@pytest.mark.parametrize('partition', ['lsh', 'random'])
+def test_training_on_a_gpu_waits_for_nothing(partition: str) -> None:
+    layer = NonLocalSparseAttention(16, chunk_size=16, partition=partition).to(DEVICE)
+    x = torch.randn(2, 16, 20, 20, device=DEVICE)
+    layer(x).sum().backward()  # compiles
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 17), (17, 1), (3, 5), (8, 8), (9, 13), (12, 12), (5, 40)])

@@ -85,6 +85,22 @@ def test_auto_says_once_why_it_falls_back_on_a_gpu(
     ]
 
 
+@pytest.mark.parametrize(
+    ('images', 'reason', 'kernel'), [(1, None, True), (1, 'no C compiler', False), (2**16, None, False)]
+)
+def test_on_a_gpu_the_kernel_hashes_if_it_can_run(
+    images: int, reason: str | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
+
+    class OnGPU:
+        device = torch.device('cuda')
+        shape = (images, 100, 16)
+
+    monkeypatch.setattr(fused, 'cannot_run', lambda device: reason)
+    assert ops.library.hash_by(OnGPU()) is (fused.hash_codes if kernel else ops.hash_codes)
+
+
 @pytest.mark.parametrize('requires_grad', [False, True])
 def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     match, value, rotations = draw(2, 30, 2, 8)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import DEVICE
+from conftest import DEVICE, python
 from torch import Tensor
 
+from nlsn_plugin import NonLocalSparseAttention
 from nlsn_plugin.ops import lsh, reference
 
 fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
@@ -188,7 +190,9 @@ def test_hash_codes_equal_those_of_lsh(channels: int, rounds: int, half: int, dt
 @pytest.mark.parametrize(
     ('dtype', 'channels', 'reason'),
     [
-        (torch.float32, (512, 512), None),
+        (torch.float32, (128, 512), None),
+        (torch.bfloat16, (512, 512), None),
+        (torch.float32, (512, 512), 'bytes of shared memory for 512 and 512 channels'),
         (torch.float64, (16, 16), 'not torch.float64'),
         (torch.float32, (16, 513), 'at most 512 channels, not 513'),
     ],
@@ -203,3 +207,92 @@ def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fused, 'INTERPRETED', False)
     said = fused.unsupported(torch.empty(1, 4, 16), torch.empty(1, 4, 16))
     assert said == 'fused needs a CUDA device (or TRITON_INTERPRET=1)'
+
+
+def test_an_old_gpu_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, 'INTERPRETED', False)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    monkeypatch.setattr(fused, 'failure', lambda device: pytest.fail('launched'))
+    assert fused.cannot_run(torch.device('cuda')) == 'fused needs a GPU of compute capability 8.0 or newer'
+
+
+def test_what_goes_wrong_when_a_kernel_is_launched_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(match: Tensor, rotations: Tensor) -> Tensor:
+        raise RuntimeError('Failed to find C compiler.\nPlease specify it')
+
+    monkeypatch.setattr(fused, 'INTERPRETED', False)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 0))
+    monkeypatch.setattr(fused, 'hash_codes', launch)
+    launching = fused.failure.__wrapped__  # rather than its cache, for what is found here is not so
+    monkeypatch.setattr(fused, 'failure', lambda device: launching(torch.device(DEVICE)))
+    assert fused.cannot_run(torch.device('cuda')) == (
+        'Triton cannot run kernels here (RuntimeError: Failed to find C compiler.)'
+    )
+
+
+def test_kernels_are_compiled_once_for_images_of_all_sizes() -> None:
+    code = """
+import os
+os.environ.pop('TRITON_INTERPRET', None)
+from nlsn_plugin.ops import kernels
+for name in ('forward', 'query', 'key', 'hash'):
+    parameters = getattr(kernels, f'{name}_kernel').params
+    numbers = [p for p in parameters if p.name in ('L', 'k', 'rounds', 'half')]
+    print(len(numbers), all(p.do_not_specialize for p in numbers))
+"""
+    assert python(code).stdout.split() == ['2', 'True'] * 3 + ['3', 'True']
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_without_a_c_compiler_auto_takes_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CC', str(tmp_path / 'no compiler'))
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    code = """
+import torch
+from nlsn_plugin import NonLocalSparseAttention
+layer = NonLocalSparseAttention(16, chunk_size=16, backend='auto').cuda().eval()
+x = torch.randn(1, 16, 20, 20, device='cuda')
+auto = layer(x)
+layer.backend = 'reference'
+print((auto - layer(x)).abs().max().item() < 1e-4)
+"""
+    result = python(code)
+    assert result.stdout == 'True\n', result.stderr
+    assert "takes 'streamed' rather than 'fused': Triton cannot run kernels here" in result.stderr
+
+
+def layer_and_images(backend: str) -> tuple[NonLocalSparseAttention, list[Tensor]]:
+    torch.manual_seed(0)
+    layer = NonLocalSparseAttention(16, chunk_size=8, n_hashes=2, backend=backend).to(DEVICE)
+    return layer, [torch.randn(1, 16, *size, generator=torch.Generator()).to(DEVICE) for size in [(5, 6), (7, 4)]]
+
+
+def outputs_and_gradients(form: Any, layer: NonLocalSparseAttention, images: list[Tensor]) -> list[Tensor]:
+    """Of a layer, or of what was compiled from it, that draws its rotations."""
+    found = []
+    for image in images:
+        torch.manual_seed(1)
+        layer.zero_grad()
+        out = form(image)
+        out.float().square().sum().backward()
+        found += [out.detach(), *(parameter.grad.clone() for parameter in layer.parameters())]
+    return found
+
+
+def test_compiled_it_is_one_graph_that_gives_its_numbers() -> None:
+    layer, images = layer_and_images('fused')
+    torch.compiler.reset()
+    graph = torch.compile(layer, fullgraph=True, backend='inductor' if DEVICE == 'cuda' else 'aot_eager')
+    found, expected = (outputs_and_gradients(form, layer, images) for form in (graph, layer))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_under_autocast_it_is_as_good_as_the_reference() -> None:
+    answers = []
+    for backend, dtype in (('fused', torch.bfloat16), ('reference', torch.bfloat16), ('reference', torch.float32)):
+        layer, images = layer_and_images(backend)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            answers.append(outputs_and_gradients(layer, layer, images))
+    for ours, theirs, truth in zip(*answers):
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 0.03 * truth.norm()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +33,19 @@ def test_codes_are_the_nearest_vertex_of_the_rotated_cross_polytope() -> None:
     rotations = torch.randn(6, 3, 4)
     codes = hash_codes(x, rotations)
     assert codes.shape == (2, 3, 50)
+    assert codes.is_contiguous()
     for n, r, pixel in [(0, 0, 0), (1, 2, 49), (0, 1, 17)]:
         vertices = torch.cat([rotations[:, r], -rotations[:, r]], dim=1)  # [c, m]
         assert codes[n, r, pixel] == (x[n, pixel] @ vertices).argmax()
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_codes_on_a_gpu_are_those_on_a_cpu_whatever_tf32_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', True)
+    x, rotations = torch.randn(1, 5000, 16), torch.randn(16, 2, 64)
+    codes = hash_codes(x.to(DEVICE), rotations.to(DEVICE))
+    assert codes.is_contiguous()
+    assert (codes.cpu() != hash_codes(x, rotations)).sum() <= 1  # TF32 moves tens
 
 
 def test_the_first_vertex_wins_a_tie() -> None:

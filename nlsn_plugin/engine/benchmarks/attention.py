@@ -1,7 +1,7 @@
 """Time and memory of non-local attention: every form of NLSA beside the others, and standard attention beside them.
 
 Forms are checked against each other first; one that gives other numbers is not timed. Times are medians of
-interleaved runs in one process, memory is the peak of a fresh process for each form and case.
+interleaved runs in one process; memory is measured outside of it, see `peak_memories`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,44 +20,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, free_memory, interleaved, peak_memory
+from nlsn_plugin.engine.benchmarks.cases import DTYPES, LAYER, SUITES, Case
+from nlsn_plugin.engine.benchmarks.ceilings import ceilings, core_time, fractions
+from nlsn_plugin.engine.measuring import (
+    Job,
+    Step,
+    check_device,
+    describe_machine,
+    free_memory,
+    interleaved,
+    peak_memories,
+    release,
+)
 from nlsn_plugin.errors import BackendError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
-from nlsn_plugin.ops import reference
+from nlsn_plugin.ops import reference, tf32
 from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 TOLERANCES = {'float32': (1e-5, 1e-4), 'bfloat16': (0.05, 0.2), 'float16': (0.01, 0.05)}
 """Of outputs and gradients, relative to the largest entry. Half precision is held to what it can hold to."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is attended to: features [images, channels, height, width]; the layer's arguments."""
-
-    channels: int
-    height: int
-    width: int
-    images: int = 1
-    n_hashes: int = 4
-    chunk_size: int = 144
-
-    def __str__(self) -> str:
-        images = f'{self.images} x ' if self.images > 1 else ''
-        return f'{images}{self.height}x{self.width}, C {self.channels}, r {self.n_hashes}, k {self.chunk_size}'
-
-
-LAYER = Case(64, 100, 100)  # the size of the paper's Table 5
-SUITES = {
-    'quick': [Case(64, 40, 40)],
-    'layer': [LAYER, Case(256, 48, 48, images=16), Case(256, 512, 384)],
-    'n': [replace(LAYER, height=edge, width=edge) for edge in (64, 128, 256, 512, 1024)],
-    'r': [replace(LAYER, n_hashes=rounds) for rounds in (1, 2, 4, 8, 16)],
-    'k': [replace(LAYER, chunk_size=chunk_size) for chunk_size in (36, 72, 144, 288, 576)],
-    'c': [replace(LAYER, channels=channels) for channels in (16, 32, 64, 128, 256, 512)],
-}
 FORWARD_ALONE = 100_000
 """Pixels of a batch from which only the forward pass is measured: such inputs are for testing."""
+
+MOST_PIXELS_OF_NLA = {('cpu', True): 70_000, ('cpu', False): 70_000, ('cuda', True): 100_000, ('cuda', False): 300_000}
+"""Pixels of a batch up to which standard attention is measured, by the device and whether in float32: its runs and its
+check take minutes beyond."""
 
 FORMS = ('reference', 'streamed', 'streamed-onednn', 'fused', 'nla', 'nla-sdpa')
 """The backends, one also with oneDNN's matrix products, and standard attention over all pixels (Eq. 4): its scores in
@@ -121,7 +110,7 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
             return str(error)
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
-    if form.startswith('nla') and pixels * case.images > (70_000 if device == 'cpu' else 300_000):
+    if form.startswith('nla') and pixels * case.images > MOST_PIXELS_OF_NLA[device, dtype == 'float32']:
         return 'takes minutes'
     needed, free = bytes_needed(form, case), free_memory(device)
     return f'needs about {needed / 1e9:.0f} GB' if needed > 0.8 * free else None
@@ -156,56 +145,77 @@ def step_of(form: str, which: str, layer: Callable[[Tensor], Tensor], x: Tensor)
     return with_onednn
 
 
-def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, device: str, dtype: str) -> None:
-    """Refuse to time forms that give other numbers than the first of their kind."""
+NO_MEMORY = 'ran out of memory'
+
+
+def tried(step: Step, device: str) -> Any:
+    """What a step gives; None if the device's memory runs out."""
+    try:
+        return step()
+    except torch.cuda.OutOfMemoryError:
+        return None
+    finally:
+        release(device)
+
+
+def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, device: str, dtype: str) -> dict[str, str]:
+    """Refuse to time forms that give other numbers than the first of their kind.
+
+    Returns:
+        The forms that run out of memory, and that as the reason.
+    """
     x = features(case, device, dtype)
     large = x.shape[0] * x.shape[2] * x.shape[3] > FORWARD_ALONE
+    reasons: dict[str, str] = {}
     for is_dense in (False, True):
-        names = [name for name in layers if name.startswith('nla') == is_dense]
-        results = {}
-        for name in names:
-            result = step_of(name, 'forward' if large else 'forward + backward', layers[name], x)()
-            results[name] = [result] if large else result
-        for name in names[1:]:
-            for what, ours, expected, allowed in zip(
-                ('output', 'gradient'), results[name], results[names[0]], TOLERANCES[dtype]
-            ):
-                error = ((ours - expected).abs().max() / expected.abs().max()).item()
+        first, expected = '', list[Tensor]()
+        for name in (name for name in layers if name.startswith('nla') == is_dense):
+            with tf32.switched(False):  # the convolutions' rounding moves pixels to other chunks
+                found = tried(step_of(name, 'forward' if large else 'forward + backward', layers[name], x), device)
+            if found is None:
+                reasons[name] = NO_MEMORY
+                continue
+            found = [found] if large else found
+            if not first:
+                first, expected = name, found
+            for what, ours, theirs, allowed in zip(('output', 'gradient'), found, expected, TOLERANCES[dtype]):
+                error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
                 if not error <= allowed:
-                    off = f'the {what} of {name} is off {names[0]} by {error:.1e}'
+                    off = f'the {what} of {name} is off {first} by {error:.1e}'
                     raise UserError(f'{case}: {off}, {allowed:.0e} is allowed; nothing was timed')
+    return reasons
 
 
 def one_pass(device: str, form: str, case: dict[str, Any], dtype: str, which: str) -> tuple[Step, Step]:
-    """A pass on a small input, and the pass, for `peak_memory`."""
+    """A pass on a small input, and the pass, for `peak_memories`."""
     layer = make(form, Case(**case), device, dtype)
     small = features(replace(Case(**case), images=1, height=20, width=20), device, dtype)
     x = features(Case(**case), device, dtype)
     return step_of(form, which, layer, small), step_of(form, which, layer, x)
 
 
-def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float, memory: bool) -> list[dict[str, Any]]:
-    """Time and memory of all forms on one case, one record for each form and pass."""
+def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float) -> list[dict[str, Any]]:
+    """Times of all forms on one case, one record for each form and pass."""
     skipped = {form: reason for form in forms if (reason := why_not(form, case, device, dtype))}
     layers = {form: make(form, case, device, dtype) for form in forms if form not in skipped}
-    check_equal(layers, case, device, dtype)
+    skipped |= check_equal(layers, case, device, dtype)
     x = features(case, device, dtype)
     large = case.images * case.height * case.width > FORWARD_ALONE
     records = []
     for which in PASSES:
         if large and which != 'forward':
             continue
-        steps = {form: step_of(form, which, layer, x) for form, layer in layers.items()}
-        times = interleaved(steps, device, budget)
+        steps = {form: step_of(form, which, layer, x) for form, layer in layers.items() if form not in skipped}
+        reasons = skipped | {form: NO_MEMORY for form, step in steps.items() if tried(step, device) is None}
+        steps = {form: step for form, step in steps.items() if form not in reasons}
+        times = interleaved(steps, device, budget) if steps else {}
         base = statistics.median(times['reference']) if 'reference' in times else None
         for form in forms:
             record = {'case': str(case), **asdict(case), 'pass': which, 'form': form, 'dtype': dtype}
-            if form in skipped:
-                records.append({**record, 'skipped': skipped[form]})
+            if form in reasons:
+                records.append({**record, 'skipped': reasons[form]})
                 continue
             median = statistics.median(times[form])
-            words = device, form, asdict(case), dtype, which
-            peak = peak_memory(f'{case}, {form}', one_pass, *words) if memory else None
             records.append(
                 {
                     **record,
@@ -213,39 +223,22 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
                     'spread': [1e3 * min(times[form]), 1e3 * max(times[form])],
                     'runs': len(times[form]),
                     'speedup': base / median if base else None,
-                    'peak_bytes': peak,
+                    'peak_bytes': None,
                 }
             )
     return records
 
 
-def ceilings(device: str, dtype: str) -> dict[str, float]:
-    """What the device reaches at most: bytes a second of a large copy, operations a second of a large product."""
-    size = 8192 if device == 'cuda' else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-    copied = torch.randn(2**28 if device == 'cuda' else 2**25, device=device)
-    target = torch.empty_like(copied)
-    times = interleaved({'copy': lambda: target.copy_(copied), 'product': lambda: a @ b}, device, 1.0)
-    return {
-        'copy, bytes/s': 2 * copied.numel() * copied.element_size() / statistics.median(times['copy']),
-        'product, operations/s': 2 * size**3 / statistics.median(times['product']),
-    }
-
-
-def fractions(record: dict[str, Any], ceiling: dict[str, float]) -> dict[str, float]:
-    """What part of its ceilings the core of a fused forward pass reaches: what it must compute, what it must move."""
-    pixels = record['images'] * record['height'] * record['width']
-    channels, rounds = record['channels'], record['n_hashes']
-    operations = 2 * pixels * rounds * 3 * record['chunk_size'] * (channels + channels // 4)
-    size = DTYPES[record['dtype']].itemsize
-    moved = pixels * (
-        rounds * ((channels + channels // 4) * size + 8) + (2 * rounds - 2) * channels * 4 + channels * size
-    )
-    seconds = record['milliseconds'] / 1e3
-    return {
-        'of the product ceiling': operations / seconds / ceiling['product, operations/s'],
-        'of the copy ceiling': moved / seconds / ceiling['copy, bytes/s'],
-    }
+def add_memory(records: list[dict[str, Any]], device: str) -> None:
+    """The peaks of what was timed."""
+    timed = [record for record in records if 'milliseconds' in record]
+    jobs = []
+    for record in timed:
+        case = {field.name: record[field.name] for field in fields(Case)}
+        words = record['form'], case, record['dtype'], record['pass']
+        jobs.append(Job(f'{record["case"]}, {record["form"]}', one_pass, words))
+    for record, peak in zip(timed, peak_memories(jobs, device)):
+        record['peak_bytes'] = peak
 
 
 def run(
@@ -257,11 +250,13 @@ def run(
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
     records: list[dict[str, Any]] = []
     for case in tqdm(cases, unit='case', file=sys.stderr):
-        records += measure(case, forms, device, dtype, budget, memory)
-    if device == 'cuda':
-        for record in records:
-            if record['form'] == 'fused' and record['pass'] == 'forward' and 'milliseconds' in record:
-                record |= fractions(record, ceiling)
+        found = measure(case, forms, device, dtype, budget)
+        for record in found:
+            if (record['form'], record['pass']) == ('fused', 'forward') and 'milliseconds' in record:
+                record |= fractions(case, dtype, core_time(case, device, dtype, budget), ceiling)
+        records += found
+    if memory:
+        add_memory(records, device)
     return {'machine': describe_machine(device), 'ceilings': ceiling, 'suites': suites, 'records': records}
 
 

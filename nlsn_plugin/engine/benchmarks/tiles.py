@@ -2,56 +2,91 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.benchmarks.attention import DTYPES, Case
+from nlsn_plugin.engine.benchmarks.cases import DTYPES, Case
 from nlsn_plugin.engine.measuring import check_device, describe_machine, interleaved
 from nlsn_plugin.errors import BackendError
 
+CANDIDATES: dict[str, list[dict[str, int]]] = {
+    'forward': [
+        {'block_m': m, 'block_n': n, 'block_c': c, 'num_warps': w}
+        for m, n, c, w in [
+            (128, 64, 128, 8), (64, 64, 256, 8), (64, 64, 256, 4), (64, 64, 128, 8), (64, 64, 128, 4),
+            (64, 32, 256, 8), (64, 32, 128, 8), (32, 32, 256, 8), (32, 32, 128, 4), (32, 16, 128, 4),
+        ]
+    ],
+    'query': [
+        {'block_m': m, 'block_n': n, 'num_warps': w}
+        for m, n, w in [
+            (128, 64, 8), (64, 64, 8), (64, 64, 4), (64, 32, 8), (64, 32, 4), (32, 64, 8), (32, 32, 8), (32, 32, 4),
+            (16, 16, 4),
+        ]
+    ],
+    'key': [
+        {'block_m': m, 'block_n': n, 'num_warps': w, 'num_stages': s}
+        for m, n, w, s in [
+            (64, 64, 8, 3), (64, 32, 8, 3), (64, 32, 8, 2), (32, 64, 8, 2), (32, 32, 8, 3), (32, 32, 8, 2),
+            (32, 32, 4, 3), (32, 16, 8, 2), (16, 32, 8, 2), (16, 16, 8, 2), (16, 16, 4, 2),
+        ]
+    ],
+}  # fmt: skip
+"""Of each kernel what is tried besides its default, which gives what is not said here."""
 
-def run(case: Case, dtype: str, budget: float) -> dict[str, Any]:
-    """Time the kernels of `case` on the GPU with many tiles; those that do not fit are left out."""
-    check_device('cuda')
+
+def run(case: Case, dtype: str, budget: float, device: str = 'cuda') -> dict[str, Any]:
+    """Time each kernel of `case` with its default tiles and its candidates; those that do not fit are left out.
+
+    The forward kernel is timed alone, the query and the key kernel in a backward pass, the other with its default.
+    """
+    check_device(device)
     match, value = (
-        torch.randn(case.images, case.height * case.width, channels, device='cuda', dtype=DTYPES[dtype])
+        torch.randn(case.images, case.height * case.width, channels, device=device, dtype=DTYPES[dtype])
         for channels in (case.channels // 4, case.channels)
     )
     if reason := ops.cannot_fuse(match, value):
         raise BackendError(reason)
     from nlsn_plugin.ops import fused
-    from nlsn_plugin.ops.tiles import Tiles, default_tiles
+    from nlsn_plugin.ops.tiles import KERNELS, Tiles, default_tiles
 
     half = ops.count_buckets(match.shape[1], case.chunk_size) // 2
     order = ops.library.pixel_order(match, torch.randn(case.channels // 4, case.n_hashes, half))
     tensors = match, value, order, case.chunk_size
     out, mass, shift = fused.forward(*tensors, True)
     kept = shift if len(shift) else out
-    default, query, key = default_tiles(match, value)
-    sizes = itertools.product((32, 64, 128), (16, 32, 64, 128), (4, 8), (2, 3, 4))
-    tiles = [default._replace(block_m=m, block_n=n, num_warps=w, num_stages=s) for m, n, w, s in sizes]
+    defaults = dict(zip(KERNELS, default_tiles(match, value)))
 
     def backward(query: Tiles, key: Tiles) -> Any:
         return fused.backward(out, match, value, kept, mass, order, case.chunk_size, tiles=(query, key))
 
-    kernels: dict[str, Callable[[Tiles], Any]] = {
-        'forward': lambda cut: fused.forward(*tensors, False, tiles=cut),
-        'query': lambda cut: backward(cut, key),
-        'key': lambda cut: backward(query, cut),
+    steps: dict[str, tuple[str, Callable[[Tiles], Any]]] = {
+        'forward': ('forward', lambda cut: fused.forward(*tensors, False, tiles=cut)),
+        'query': ('backward', lambda cut: backward(cut, defaults['key'])),
+        'key': ('backward', lambda cut: backward(defaults['query'], cut)),
     }
+
+    def trials() -> Iterator[tuple[str, Tiles]]:
+        for name, default in defaults.items():
+            yield from (
+                (name, cut) for cut in dict.fromkeys([default, *(default._replace(**c) for c in CANDIDATES[name])])
+            )
+
     records = []
-    for (name, kernel), cut in itertools.product(kernels.items(), tiles):
+    for name, cut in tqdm(list(trials()), unit='kernel'):
+        timed, step = steps[name]
+        record = {'kernel': name, **cut._asdict(), 'is default': cut == defaults[name], 'timed': timed}
         try:
-            times = interleaved({'': partial(kernel, cut)}, 'cuda', budget)['']
+            times = interleaved({'': partial(step, cut)}, device, budget)['']
         except Exception as error:  # noqa: BLE001  (Triton has many for tiles that do not fit, CUDA one more)
-            records.append({'kernel': name, **cut._asdict(), 'skipped': type(error).__name__})
+            records.append({**record, 'skipped': type(error).__name__})
             continue
-        records.append({'kernel': name, **cut._asdict(), 'milliseconds': 1e3 * statistics.median(times)})
+        records.append({**record, 'milliseconds': 1e3 * statistics.median(times)})
     records.sort(key=lambda record: (record['kernel'], record.get('milliseconds', float('inf'))))
-    return {'machine': describe_machine('cuda'), 'case': str(case), 'dtype': dtype, 'records': records}
+    return {'machine': describe_machine(device), 'case': str(case), 'dtype': dtype, 'records': records}

@@ -11,7 +11,8 @@ from conftest import ROOT, error_of, run
 from nlsn_plugin import NLSN, ops
 from nlsn_plugin.engine import measuring
 from nlsn_plugin.engine.benchmarks import attention as benchmark
-from nlsn_plugin.engine.benchmarks import network
+from nlsn_plugin.engine.benchmarks import ceilings, network, tiles
+from nlsn_plugin.engine.benchmarks.cases import SUITES, Case
 from nlsn_plugin.errors import UserError
 
 FORMS = ['reference', 'streamed', 'streamed-onednn', 'fused']
@@ -41,20 +42,104 @@ def test_a_form_that_gives_other_numbers_is_not_timed(monkeypatch: pytest.Monkey
     monkeypatch.setitem(ops.FORMS, 'streamed', lambda *arguments: 1.001 * streamed(*arguments))
     monkeypatch.setattr(benchmark, 'interleaved', lambda *arguments: pytest.fail('timed'))
     with pytest.raises(UserError, match=r'the output of streamed is off reference by .*; nothing was timed'):
-        benchmark.measure(benchmark.Case(16, 20, 20), ['reference', 'streamed'], 'cpu', 'float32', 0.1, memory=False)
+        benchmark.measure(Case(16, 20, 20), ['reference', 'streamed'], 'cpu', 'float32', 0.1)
 
 
 def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, 'free_memory', lambda device: 1e6)
     forms = ['reference', 'streamed']
-    records = benchmark.measure(benchmark.Case(16, 40, 40), forms, 'cpu', 'float32', 0.1, memory=False)
+    records = benchmark.measure(Case(16, 40, 40), forms, 'cpu', 'float32', 0.1)
     skipped = {record['form']: record.get('skipped') for record in records}
     assert skipped == {'reference': 'needs about 0 GB', 'streamed': None}
 
 
+@pytest.mark.parametrize('runs', [0, 1])
+def test_a_form_that_runs_out_of_memory_is_left_out_with_that_reason(
+    runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the check that forms are equal, or later, when it is timed."""
+    reference, turns = ops.FORMS['reference'], iter(range(runs))
+
+    def run_out(*arguments: object) -> torch.Tensor:
+        if next(turns, None) is None:
+            raise torch.cuda.OutOfMemoryError
+        return reference(*arguments)
+
+    monkeypatch.setitem(ops.FORMS, 'reference', run_out)
+    records = benchmark.measure(Case(16, 20, 20), ['reference', 'streamed'], 'cpu', 'float32', 0.1)
+    skipped = {record['form']: record.get('skipped') for record in records}
+    assert skipped == {'reference': 'ran out of memory', 'streamed': None}
+
+
+def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {'num_feat': 8, 'num_block': 1}
+    jobs = [
+        measuring.Job(what, network.one_image, (form, size, 'float32'), small)
+        for what, form, size in [('a', 'auto', [64, 64]), ('b', 'auto', [8, -8]), ('c', 'no attention', [64, 64])]
+    ]
+    first, failed, last = measuring.peaks_of_batch(jobs, 'cpu')
+    assert failed is None
+    assert 'b: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
+    if measuring.process_memory('VmHWM'):
+        assert first > 0
+        assert last is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu_what_ran_before_in_the_process_hides_no_peak() -> None:
+    jobs = [measuring.Job('', network.one_image, ('auto', [64, 64], 'float32'), {'num_block': 1})] * 2
+    first, again = measuring.peak_memories(jobs, 'cuda')
+    assert first > 0
+    assert again == pytest.approx(first, rel=0.1)
+
+
+def test_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measuring.describe_machine('cpu')['gpu'] is None
+    tool = tmp_path / 'nvidia-smi'
+    tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 550.54.15\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+    assert measuring.driver_version() == '550.54.15'
+    tool.write_text('#!/bin/sh\nexit 9\n')
+    assert measuring.driver_version() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_is_described_with_what_decides_on_its_speed() -> None:
+    described = measuring.describe_machine('cuda')
+    assert described['compute capability'].partition('.')[0].isdigit()
+    assert described['TF32 convolutions'] is False  # as conftest sets it
+    assert {'gpu', 'driver', 'CUDA', 'cuDNN', 'Triton', 'TF32 products'} <= set(described)
+
+
+def test_what_part_of_its_ceilings_the_core_reaches() -> None:
+    case = Case(64, 100, 100)
+    ceiling = ceilings.ceilings('cpu', 'float32')
+    assert all(number > 1e6 for number in ceiling.values())
+    slow, fast = (ceilings.fractions(case, 'float32', seconds, ceiling) for seconds in (0.2, 0.1))
+    assert slow['core, milliseconds'] == 200
+    operations = 2 * 10_000 * 4 * 3 * 144 * 80
+    assert fast['of the product ceiling'] == pytest.approx(operations / 0.1 / ceiling['product, operations/s'])
+    assert fast['of the copy ceiling'] == pytest.approx(2 * slow['of the copy ceiling'])
+
+
+def test_tiles_are_tried_kernel_by_kernel_beside_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('triton')
+    candidates = {name: [{'block_m': 16, 'block_n': 16}] for name in tiles.CANDIDATES}
+    candidates['key'].append({'block_m': 24})  # Triton takes powers of two alone
+    monkeypatch.setattr(tiles, 'CANDIDATES', candidates)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    records = tiles.run(Case(16, 5, 5, n_hashes=1, chunk_size=8), 'float32', 0.01, device)['records']
+    assert [record['kernel'] for record in records] == ['forward'] * 2 + ['key'] * 3 + ['query'] * 2
+    assert [sum(r['is default'] for r in records if r['kernel'] == name) for name in candidates] == [1, 1, 1]
+    assert [record.get('milliseconds', 0) > 0 for record in records] == [True, True, True, True, False, True, True]
+
+
 def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cases = [benchmark.Case(16, edge, edge) for edge in (16, 32)]
-    monkeypatch.setitem(benchmark.SUITES, 'n', cases)
+    cases = [Case(16, edge, edge) for edge in (16, 32)]
+    monkeypatch.setitem(SUITES, 'n', cases)
     results = benchmark.run(['n'], ['reference', 'streamed'], 'cpu', 'float32', 0.1, memory=False)
     benchmark.plot(results['records'], tmp_path / 'n.png')
     assert (tmp_path / 'n.png').stat().st_size > 10_000
@@ -70,8 +155,8 @@ def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatc
 
 
 def test_standard_attention_is_the_same_by_either_kernel() -> None:
-    case = benchmark.Case(16, 20, 20)
-    records = benchmark.measure(case, ['nla', 'nla-sdpa'], 'cpu', 'float32', 0.1, memory=False)  # checks first
+    case = Case(16, 20, 20)
+    records = benchmark.measure(case, ['nla', 'nla-sdpa'], 'cpu', 'float32', 0.1)  # checks first
     assert all(record['milliseconds'] > 0 for record in records)
 
 

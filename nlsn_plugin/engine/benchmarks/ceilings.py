@@ -1,0 +1,59 @@
+"""What a device reaches at most, and what part of it the core of a fused forward pass does."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from functools import partial
+
+import torch
+
+from nlsn_plugin import ops
+from nlsn_plugin.engine.benchmarks.cases import DTYPES, Case
+from nlsn_plugin.engine.measuring import interleaved
+from nlsn_plugin.ops import tf32
+
+
+def ceilings(device: str, dtype: str) -> dict[str, float]:
+    """Bytes a second of a large copy, operations a second of a large product.
+
+    The product is as the fused kernels multiply: in float32 on a GPU three in TF32, unless that is what one asks for.
+    """
+    size = 8192 if device == 'cuda' else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    copied = torch.randn(2**28 if device == 'cuda' else 2**25, device=device)
+    target = torch.empty_like(copied)
+    in_three = (device, dtype) == ('cuda', 'float32') and not tf32.of_products()
+    with tf32.switched(True) if in_three else contextlib.nullcontext():
+        times = interleaved({'copy': lambda: target.copy_(copied), 'product': lambda: a @ b}, device, 1.0)
+    return {
+        'copy, bytes/s': 2 * copied.numel() * copied.element_size() / statistics.median(times['copy']),
+        'product, operations/s': 2 * size**3 / statistics.median(times['product']) / (3 if in_three else 1),
+    }
+
+
+def core_time(case: Case, device: str, dtype: str, budget: float) -> float:
+    """Seconds of a fused forward pass over pixels that are sorted: without convolutions, hashing and sorting."""
+    match, value = (
+        torch.randn(case.images, case.height * case.width, channels, device=device, dtype=DTYPES[dtype])
+        for channels in (case.channels // 4, case.channels)
+    )
+    half = ops.count_buckets(match.shape[1], case.chunk_size) // 2
+    order = ops.library.pixel_order(match, torch.randn(case.channels // 4, case.n_hashes, half))
+    step = partial(ops.attend_in_order, match, value, order, case.chunk_size, 'fused')
+    return statistics.median(interleaved({'': step}, device, budget)[''])
+
+
+def fractions(case: Case, dtype: str, seconds: float, ceiling: dict[str, float]) -> dict[str, float]:
+    """What part of its ceilings a core of so many seconds reaches: what it must compute, what it must move."""
+    pixels, channels, rounds = case.images * case.height * case.width, case.channels, case.n_hashes
+    operations = 2 * pixels * rounds * 3 * case.chunk_size * (channels + channels // 4)
+    size = DTYPES[dtype].itemsize
+    moved = pixels * (
+        rounds * ((channels + channels // 4) * size + 8) + (2 * rounds - 2) * channels * 4 + channels * size
+    )
+    return {
+        'core, milliseconds': 1e3 * seconds,
+        'of the product ceiling': operations / seconds / ceiling['product, operations/s'],
+        'of the copy ceiling': moved / seconds / ceiling['copy, bytes/s'],
+    }
