@@ -185,6 +185,8 @@ def read_tiff(page: tifffile.TiffPage, file: BinaryIO, picture: Picture, named: 
             picture.notes.append('16 bits of mode CMYK were read as 8')
             pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return of_pillow(Image.fromarray(np.ascontiguousarray(pixels[..., :4]), 'CMYK'), picture, named)
+    if page.photometric == tiff.YCBCR:
+        return of_pillow(Image.fromarray(np.ascontiguousarray(pixels[..., :3]), 'YCbCr'), picture, named)
     colour = pixels[..., : tiff.COLOURS[page.photometric]]
     alpha = None if place is None else pixels[..., place]
     if is_multiplied and alpha is not None:

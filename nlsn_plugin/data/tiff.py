@@ -118,7 +118,8 @@ def is_plain(page: tifffile.TiffPage) -> bool:
     """Whether tifffile reads it by itself."""
     return (
         bits_of(page) in (8, 16)
-        and page.photometric not in (PALETTE, YCBCR)
+        and page.photometric != PALETTE
+        and (page.photometric != YCBCR or (bits_of(page) == 8 and as_tuple(page.subsampling) == (1, 1)))
         and page.compression in (PLAIN, *DEFLATED)
         and page.fillorder == 1
     )
@@ -129,8 +130,8 @@ def is_for_libtiff(page: tifffile.TiffPage) -> bool:
     is_in_planes = page.planarconfig == SEPARATE and page.samplesperpixel > 1
     if bits_of(page) == 16:
         return page.compression in OF_OPENCV and page.photometric in (0, 1, 2) and not is_in_planes
-    if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's: Pillow takes it for a picture like RGB
-        return not is_in_planes and as_tuple(page.subsampling) == (1, 1)
+    if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's, and Pillow fails on it or guesses
+        return False
     return page.compression in OF_PILLOW
 
 

@@ -269,7 +269,7 @@ def test_transparency_that_has_no_place_in_a_png_is_not_taken() -> None:
     np.testing.assert_array_equal(read(png_of(samples, 8, told), 'x').alpha, samples[..., 3])
     deep = pixels(5, 6, 4, dtype=np.uint16)
     np.testing.assert_array_equal(read(png_of(deep, 16, told), 'x').alpha, deep[..., 3])
-    with pytest.raises(DataError, match='x is truncated or damaged'):
+    with pytest.raises(DataError, match=r'x is (truncated or damaged|no picture)'):  # so older versions of Pillow
         read(png_of(pixels(5, 6), 8, chunk(b'tRNS', b'\0')), 'x')
 
 
