@@ -64,8 +64,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     from nlsn_plugin.engine.benchmarks import attention as benchmark
-    from nlsn_plugin.engine.benchmarks import network as network
-    from nlsn_plugin.engine.benchmarks import tiles
+    from nlsn_plugin.engine.benchmarks import network, tiles
     from nlsn_plugin.engine.benchmarks.cases import SUITES
 
     if args.network and args.tune:

@@ -68,6 +68,15 @@ def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     ]
 
 
+def update(model: SRModel, batch: dict[str, Any], iteration: int, opt: dict[str, Any]) -> None:
+    """What both loops do with a batch."""
+    model.update_learning_rate(iteration, opt['train']['warmup_iter'])
+    model.feed_data(batch)
+    model.optimize_parameters(iteration)
+    if iteration % opt['logger']['print_freq'] == 0:
+        model.get_current_log()
+
+
 def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
     """BasicSR's train.py, less its log lines, validations and saves."""
     options = opt['datasets']['train']
@@ -81,23 +90,15 @@ def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
         prefetcher.reset()
         while (batch := prefetcher.next()) is not None:
             iteration += 1
-            model.update_learning_rate(iteration, opt['train']['warmup_iter'])
-            model.feed_data(batch)
-            model.optimize_parameters(iteration)
-            if iteration % opt['logger']['print_freq'] == 0:
-                model.get_current_log()
+            update(model, batch, iteration, opt)
             yield
         epoch += 1
 
 
 def our_updates(opt: dict[str, Any]) -> Generator[None, None, None]:
-    """`training.run`, less the same."""
+    """`training.loop.run`, less the same."""
     dataset = build_dataset(opt['datasets']['train'])
     batches, model = endless(dataset, order_of(opt, dataset, 0), opt), NLSNModel(opt)
     for iteration, batch in enumerate(batches, start=1):
-        model.update_learning_rate(iteration, opt['train']['warmup_iter'])
-        model.feed_data(batch)
-        model.optimize_parameters(iteration)
-        if iteration % opt['logger']['print_freq'] == 0:
-            model.get_current_log()
+        update(model, batch, iteration, opt)
         yield

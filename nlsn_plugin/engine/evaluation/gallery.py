@@ -29,9 +29,9 @@ def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int)
     """Write index.html and the images it shows, under visuals/.
 
     Args:
-        results: of `evaluation.run`.
+        results: of `scoring.run`.
         tables: for the top of the page.
-        folder: the output of `evaluation.run`.
+        folder: the output of `scoring.run`.
         per_set: images of each set and scale; those in which the networks differ most.
 
     Raises:

@@ -1,7 +1,7 @@
 """What an option file may say: every key that the plugin and BasicSR's image models read, its type and its meaning.
 
 Sections that name a class (network_g, losses, optimisers, schedulers, metrics) hold that class's own arguments, which
-`options.py` compares with its signature.
+`reading.py` compares with its signature.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def train(opt: Options, option_file: Path) -> None:
     """Train as the option file says, from the beginning or from a state.
 
     Args:
-        opt: as `options.read_options` gives them.
+        opt: as `reading.read_options` gives them.
         option_file: copied to the experiment.
 
     Raises:
