@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers import ATTENTIONS
+from nlsn_plugin.layers.convolution import Conv3x3
 from nlsn_plugin.ops import without_autocast
+from nlsn_plugin.ops.traceable import is_recorded
 
 BLOCKS_PER_ATTENTION = 8
 
@@ -91,7 +93,7 @@ class NLSN(nn.Module):
         self.num_in_ch = num_in_ch
         self.img_range = img_range
         self.upscale = checks.whole('upscale', upscale, least=1)
-        tail = Upsampler(self.upscale, num_feat)
+        tail = Upsampler(self.upscale, num_feat, backend)
 
         shared = {
             'n_hashes': n_hashes,
@@ -112,16 +114,16 @@ class NLSN(nn.Module):
         body: list[nn.Module] = []
         for done in range(num_block + 1):
             if done:
-                body.append(ResidualBlock(num_feat, res_scale))
+                body.append(ResidualBlock(num_feat, res_scale, backend))
             if done in places:
                 body.append(new_attention(places.index(done)))
-        body.append(conv3x3(num_feat, num_feat))
+        body.append(Conv3x3(num_feat, num_feat, backend))
 
         self.sub_mean = MeanShift([-img_range * mean for mean in rgb_mean])
         self.add_mean = MeanShift([img_range * mean for mean in rgb_mean])
-        self.head = nn.Sequential(conv3x3(num_in_ch, num_feat))
+        self.head = nn.Sequential(Conv3x3(num_in_ch, num_feat, backend))
         self.body = nn.Sequential(*body)
-        self.tail = nn.Sequential(tail, conv3x3(num_feat, num_out_ch))
+        self.tail = nn.Sequential(tail, Conv3x3(num_feat, num_out_ch, backend))
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
@@ -146,11 +148,6 @@ class NLSN(nn.Module):
         for module in self.body:
             features = checkpoint(module, features, use_reentrant=False)
         return features
-
-
-def is_recorded() -> bool:
-    """Whether the network is being compiled or exported, for images of other sizes too."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:
@@ -200,11 +197,6 @@ def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list
     return places
 
 
-def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution that keeps the size."""
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-
 class MeanShift(nn.Module):
     """Add a constant to each channel.
 
@@ -228,9 +220,10 @@ class MeanShift(nn.Module):
 class ResidualBlock(nn.Module):
     """EDSR's block: convolution, ReLU, convolution, scaled, beside the identity; no normalisation."""
 
-    def __init__(self, num_feat: int, res_scale: float) -> None:
+    def __init__(self, num_feat: int, res_scale: float, backend: str) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3x3(num_feat, num_feat), nn.ReLU(inplace=True), conv3x3(num_feat, num_feat))
+        first, second = (Conv3x3(num_feat, num_feat, backend) for _ in range(2))
+        self.body = nn.Sequential(first, nn.ReLU(inplace=True), second)
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,7 +233,7 @@ class ResidualBlock(nn.Module):
 class Upsampler(nn.Sequential):
     """Sub-pixel upsampling: one convolution and shuffle per factor of 2, or one by 3."""
 
-    def __init__(self, upscale: int, num_feat: int) -> None:
+    def __init__(self, upscale: int, num_feat: int, backend: str) -> None:
         if upscale == 3:
             factors = [3]
         elif upscale & (upscale - 1) == 0:
@@ -249,5 +242,5 @@ class Upsampler(nn.Sequential):
             raise ArgumentError(f'upscale={upscale} is not allowed: 2, 3, 4 or another power of 2 is expected')
         super().__init__()
         for factor in factors:
-            self.append(conv3x3(num_feat, factor**2 * num_feat))
+            self.append(Conv3x3(num_feat, factor**2 * num_feat, backend))
             self.append(nn.PixelShuffle(factor))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.layers.convolution import Conv2d
 
 
 class ResidualAttention(nn.Module):
@@ -24,7 +25,7 @@ class ResidualAttention(nn.Module):
         self.reduction = checks.divisor('reduction', reduction, 'channels', self.channels)
         self.res_scale = checks.real('res_scale', res_scale)
         self.conv_match = self._new_conv_match()
-        self.conv_assembly = nn.Sequential(nn.Conv2d(self.channels, self.channels, 1))
+        self.conv_assembly = nn.Sequential(Conv2d(self.channels, self.channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
@@ -33,7 +34,7 @@ class ResidualAttention(nn.Module):
 
     def _new_conv_match(self) -> nn.Sequential:
         """theta or phi: C -> C / reduction."""
-        return nn.Sequential(nn.Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
+        return nn.Sequential(Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
 
     def _as_rows(self, x: Tensor) -> Tensor:
         """`x`, if it has the right shape, with channels last, so that pixels are rows of memory all the way."""

@@ -31,6 +31,7 @@ __all__ = [
     'draw_orders',
     'draw_rotations',
     'hash_codes',
+    'named',
     'without_autocast',
 ]
 
@@ -86,8 +87,7 @@ def attend_in_order(
     order: the pixels, r times, [N, r, L]; None if there are fewer than a chunk holds, which all attend to one another.
     """
     checks.one_of('neighbours', neighbours, tuple(NEIGHBOURS))
-    if checks.one_of('backend', backend, BACKENDS) == 'auto':
-        backend = checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
+    backend = named(backend)
     if match.dtype != value.dtype:
         wider = torch.promote_types(match.dtype, value.dtype)
         return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
@@ -98,6 +98,13 @@ def attend_in_order(
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):
         raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     return FORMS[backend](match, value, order, chunk_size, neighbours)
+
+
+def named(backend: str) -> str:
+    """`backend`; of 'auto' what the environment variable NLSN_BACKEND says."""
+    if checks.one_of('backend', backend, BACKENDS) == 'auto':
+        return checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
+    return backend
 
 
 def fastest(match: Tensor, value: Tensor, n_hashes: int, chunk_size: int) -> str:

@@ -1,8 +1,9 @@
-"""The faster float32 matrix products of some CPUs, if they are as exact as float32."""
+"""Matrix products that some CPUs are faster at than others, and whether they are exact."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,13 @@ def onednn_multiplies(x: Tensor) -> bool:
         return False
     settings = matmul_settings()
     return x.dtype in HALF or (x.dtype == torch.float32 and settings is not None and settings.fp32_precision == 'bf16')
+
+
+@functools.cache
+def has_products_in(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies half precision no slower than float32; PyTorch takes some ten times as long else."""
+    query = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}.get(dtype)
+    return query is None or bool(getattr(torch.ops.mkldnn, query, lambda: False)())
 
 
 def matmul_settings() -> Any:

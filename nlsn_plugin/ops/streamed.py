@@ -15,14 +15,14 @@ Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, and s c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from nlsn_plugin.ops.cpu_matmul import onednn_multiplies
+from nlsn_plugin.ops.cpu_matmul import has_products_in, onednn_multiplies
 from nlsn_plugin.ops.reference import HALF, KEY_EPS, NEIGHBOURS, wide
+from nlsn_plugin.ops.scratch import Scratch
 
 LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
@@ -56,7 +56,7 @@ def forward(
     """
     values = value.flatten(0, 1)  # [N L, C]
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
-    dtype = found.dtype if differentiable else value.dtype  # of the products: shift is rounded at the end alone
+    dtype = found.dtype if differentiable else product_dtype(values)  # shift is rounded at the end alone
     for group in groups(match, value, order, chunk_size, neighbours):
         weight = group.weights()  # [G, k, s k]
         rounded = group.cast('rounded', weight, dtype)
@@ -84,6 +84,7 @@ def backward(
     """
     x, values, grad, mass = (tensor.flatten(0, 1) for tensor in (match, value, grad, mass[..., None]))  # [N L, *]
     for_query, for_key, for_value = wide_zeros(x), wide_zeros(x), wide_zeros(values)
+    dtype = product_dtype(values)
     mean = dot(grad, kept.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]: dy_i . y_i
     if value.dtype in HALF:
         mean += dot(grad, values)
@@ -97,7 +98,8 @@ def backward(
         grad_score.sub_(group.own('mean', mean)).mul_(attention)
         group.add(for_query, group.product('for_query', grad_score, group.key_windows))
         group.add_to_keys(for_key, grad_score, group.query)
-        group.add_to_keys(for_value, group.cast('rounded', attention, value.dtype), grad_own)
+        grad_own = grad_own if dtype == grad_own.dtype else wide_grad
+        group.add_to_keys(for_value, group.cast('rounded', attention, dtype), grad_own)
     for_match = for_query.add_(through_normalisation(for_key, x))
     return for_match.to(match.dtype).view(match.shape), for_value.to(value.dtype).view(value.shape)
 
@@ -130,22 +132,6 @@ def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbo
             queries = min(last * k, length) - first * k
             around = circle[:, first * k : (last + before + behind) * k]
             yield Group(features, lengths, around, queries, k, before, behind, scratch)
-
-
-class Scratch:
-    """Memory that all groups share. Asking the system for it anew each time costs more than the arithmetic."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, in the same memory for the same name and type."""
-        size = math.prod(shape)
-        memory = self.memory.get((name, dtype))
-        if memory is None or len(memory) < size:
-            memory = self.memory[name, dtype] = torch.empty(size, dtype=dtype, device=self.device)
-        return memory[:size].view(shape)
 
 
 class Group:
@@ -242,6 +228,12 @@ class Group:
 def wide_zeros(x: Tensor) -> Tensor:
     """Zeros of the shape of `x`, to sum in: float32 for half precision."""
     return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def product_dtype(values: Tensor) -> torch.dtype:
+    """That of `values`, to multiply in, unless a CPU has no arithmetic for it: then the wider one that it has."""
+    slow = values.device.type == 'cpu' and not has_products_in(values.dtype)
+    return torch.promote_types(values.dtype, torch.float32) if slow else values.dtype
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

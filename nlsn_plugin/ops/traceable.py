@@ -25,6 +25,11 @@ is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 """Whether torch.export is tracing; before PyTorch 2.7 there is no telling."""
 
 
+def is_recorded() -> bool:
+    """Whether what runs is being compiled or exported, for images of other sizes too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, neighbours: str = 'both') -> Tensor:
     """Non-local sparse attention, to be traced.
 

@@ -1,0 +1,58 @@
+"""Convolutions that take the fastest way a CPU has, where nothing is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nlsn_plugin import ops
+from nlsn_plugin.ops import cpu_matmul, winograd
+from nlsn_plugin.ops.reference import HALF, wide
+from nlsn_plugin.ops.traceable import is_recorded
+
+
+class Conv2d(nn.Conv2d):
+    """PyTorch's, but for half precision on CPUs without arithmetic for it, where PyTorch is some ten times slower.
+
+    There, if nothing is trained, it computes in float32 and rounds the result.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != 'cpu' or is_recorded() or self._is_trained(x):
+            return super().forward(x)
+        dtype = x.dtype
+        if dtype == torch.float32 and torch.is_autocast_enabled('cpu'):
+            dtype = torch.get_autocast_dtype('cpu')
+        if dtype in HALF and not cpu_matmul.has_products_in(dtype):
+            with ops.without_autocast(x.device):
+                bias = None if self.bias is None else wide(self.bias)
+                return self._convolve(x, wide(self.weight), bias).to(dtype)
+        if dtype in HALF or dtype != self.weight.dtype:  # of which the second is PyTorch's to refuse
+            return super().forward(x)
+        return self._convolve(x, self.weight, self.bias)
+
+    def _is_trained(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters(recurse=False)))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution in the precision of the weights, which may be wider than that of `x`."""
+        return self._conv_forward(x.to(weight.dtype), weight, bias)
+
+
+class Conv3x3(Conv2d):
+    """A convolution by 3x3 that keeps the size; with many channels on a CPU by Winograd's algorithm.
+
+    Args:
+        in_channels, out_channels: C and K.
+        backend: of the network. 'reference' computes sum by sum, as published; so does 'auto' where the environment
+            variable NLSN_BACKEND says 'reference'.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, backend: str = 'auto') -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.backend = backend
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if winograd.is_faster(x, weight) and ops.named(self.backend) != 'reference':
+            return winograd.conv3x3(x, weight, bias)
+        return super()._convolve(x, weight, bias)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlsn_plugin import NLSN
+from nlsn_plugin.layers import convolution
+from nlsn_plugin.layers.convolution import Conv2d, Conv3x3
+from nlsn_plugin.ops import cpu_matmul, winograd
+
+
+@pytest.fixture
+def by_winograd(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Let every size be large enough; the dtypes of what was computed so."""
+    for name in ('FEWEST_CHANNELS', 'FEWEST_PIXELS', 'SHORTEST_EDGE'):
+        monkeypatch.setattr(winograd, name, 1)
+    calls: list[torch.dtype] = []
+    convolve = winograd.conv3x3
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(x.dtype)
+        return convolve(x, weight, bias)
+
+    monkeypatch.setattr(winograd, 'conv3x3', counted)
+    return calls
+
+
+@pytest.fixture(params=[False, True], ids=['without half precision', 'with half precision'])
+def has_half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(cpu_matmul, 'has_products_in', lambda dtype: bool(request.param))
+    return bool(request.param)
+
+
+def conv3x3(**arguments: str) -> Conv3x3:
+    torch.manual_seed(0)
+    return Conv3x3(8, 12, **arguments)
+
+
+def image() -> Tensor:
+    return torch.randn(2, 8, 13, 18, generator=torch.Generator().manual_seed(1))
+
+
+def published(module: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, module.weight, module.bias, padding=module.padding)
+
+
+def test_many_channels_and_pixels_go_by_winograd_where_nothing_is_trained(by_winograd: list[torch.dtype]) -> None:
+    module, x = conv3x3(), image()
+    with torch.no_grad():
+        expected = published(module, x)
+        assert (module(x) - expected).abs().max() < 2e-6 * expected.abs().max()
+    assert by_winograd == [torch.float32]
+    module.requires_grad_(False)
+    module(x)
+    assert len(by_winograd) == 2
+
+
+def test_what_is_trained_does_not(by_winograd: list[torch.dtype]) -> None:
+    module, x = conv3x3(), image().requires_grad_()
+    assert torch.equal(module(x), published(module, x))
+    module.requires_grad_(False)
+    module(x).sum().backward()
+    assert x.grad is not None
+    assert not by_winograd
+
+
+@pytest.mark.parametrize('by_variable', [False, True])
+def test_the_reference_does_not(
+    by_variable: bool, by_winograd: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_variable:
+        monkeypatch.setenv('NLSN_BACKEND', 'reference')
+    module, x = conv3x3(backend='auto' if by_variable else 'reference'), image()
+    with torch.no_grad():
+        assert torch.equal(module(x), published(module, x))
+    assert not by_winograd
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.trace')
+def test_a_graph_does_not(by_winograd: list[torch.dtype]) -> None:
+    module, x = conv3x3().requires_grad_(False), image()
+    traced = torch.jit.trace(module, x, check_trace=False)
+    assert torch.equal(traced(x), published(module, x))
+    exported = torch.export.export(module, (x,)).module()
+    assert torch.equal(exported(x), published(module, x))
+    assert not by_winograd
+
+
+@pytest.mark.parametrize(
+    ('shape', 'out_channels', 'expected'),
+    [
+        ((1, 256, 48, 48), 256, True),
+        ((1, 192, 100, 90), 768, True),
+        ((1, 256, 47, 48), 256, False),
+        ((9, 256, 47, 48), 256, False),
+        ((1, 256, 15, 1000), 256, False),
+        ((1, 64, 500, 500), 64, False),
+        ((1, 256, 500, 500), 3, False),
+        ((1, 3, 500, 500), 256, False),
+    ],
+)
+def test_where_it_is_faster(shape: tuple[int, ...], out_channels: int, expected: bool) -> None:
+    x, weight = torch.empty(shape, device='meta'), torch.empty(out_channels, shape[1], 3, 3)
+    assert not winograd.is_faster(x, weight)  # no CPU
+    assert winograd.is_faster(torch.empty(1).expand(shape), weight) == expected
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('way', ['autocast', 'weights in half precision'])
+@pytest.mark.parametrize('kind', [Conv2d, Conv3x3])
+def test_half_precision_is_as_exact_as_pytorchs_and_of_its_type(
+    dtype: torch.dtype, way: str, kind: type[Conv2d], has_half: bool, by_winograd: list[torch.dtype]
+) -> None:
+    torch.manual_seed(0)
+    module: nn.Conv2d = Conv3x3(8, 12) if kind is Conv3x3 else Conv2d(8, 12, 1)
+    plain = nn.Conv2d(8, 12, module.kernel_size, padding=module.padding)
+    plain.load_state_dict(module.state_dict())
+    x = image()
+    with torch.no_grad():
+        exact = plain.double()(x.double())
+        if way == 'autocast':
+            plain.float()
+            with torch.autocast('cpu', dtype):
+                found, theirs = module(x), plain(x)
+        else:
+            found, theirs = module.to(dtype)(x.to(dtype)), plain.to(dtype)(x.to(dtype))
+    assert found.dtype == theirs.dtype == dtype
+    if has_half:
+        assert torch.equal(found, theirs)
+        assert not by_winograd
+    else:
+        assert (found - exact).abs().max() <= 1.01 * (theirs - exact).abs().max()
+        assert len(by_winograd) == (kind is Conv3x3)
+
+
+def test_half_precision_is_trained_as_ever(has_half: bool) -> None:
+    module, x = conv3x3(), image()
+    with torch.autocast('cpu', torch.bfloat16):
+        found = module(x)
+        assert torch.equal(found, published(module, x))
+    found.sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_a_wrong_type_is_pytorchs_error(by_winograd: list[torch.dtype]) -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match='type'):
+        conv3x3()(image().double())
+    assert not by_winograd
+
+
+@pytest.mark.parametrize('upscale', [1, 2, 3])
+def test_the_network_is_the_same(upscale: int, by_winograd: list[torch.dtype]) -> None:
+    def net(backend: str) -> NLSN:
+        torch.manual_seed(0)
+        return NLSN(num_feat=16, num_block=4, upscale=upscale, chunk_size=16, backend=backend).eval()
+
+    x = torch.rand(2, 3, 19, 23)
+    with torch.no_grad():
+        expected = net('reference')(x)
+        assert not by_winograd
+        assert (net('auto')(x) - expected).abs().max() < 1e-6
+    convolutions = sum(isinstance(module, Conv3x3) for module in net('auto').modules())
+    assert len(by_winograd) == convolutions
+
+
+def test_the_modules_are_convolutions_to_whoever_looks_for_them() -> None:
+    assert all(issubclass(kind, nn.Conv2d) for kind in (convolution.Conv2d, convolution.Conv3x3))
+    assert list(conv3x3().state_dict()) == ['weight', 'bias']
