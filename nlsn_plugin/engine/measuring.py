@@ -168,6 +168,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
     return {
         'cpu': cpu[1] if cpu else platform.processor(),
+        'instructions': torch.backends.cpu.get_cpu_capability(),  # that PyTorch uses
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         **(describe_gpu() if device == 'cuda' else {'gpu': None}),

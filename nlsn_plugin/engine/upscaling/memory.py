@@ -11,10 +11,11 @@ from torch import nn
 
 from nlsn_plugin.archs import NLSN
 
-AT_LEAST = 100_000_000
+AT_LEAST = 120_000_000
 """Bytes that any inference takes: strips of the upsampler, buffers of matrix products."""
-FEATURE_MAPS = 5
-"""Maps of the features that are in memory at once. Measured for NLSN on a CPU: 4.0 to 4.7 beside AT_LEAST."""
+FEATURE_MAPS = {4: 5, 2: 7}
+"""Maps of the features that are in memory at once, by the bytes of a number. Measured for NLSN on CPUs beside AT_LEAST:
+3.5 to 4.7 in float32, 4.9 to 6.5 in half precision, where a CPU without it holds maps in float32 for a moment."""
 USABLE = 0.8
 """Of the memory that is free, since others take of it too."""
 SMALLEST_TILE, TILE_UNIT = 64, 32
@@ -32,9 +33,9 @@ def needed(net: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
     grown = int(net.upscale) ** 2  # type: ignore[arg-type]
     of_result = 2 * 3 * 4 * grown  # float32, twice for a moment
     if isinstance(net, NLSN):
-        for_pixel = max(FEATURE_MAPS * first * dtype.itemsize, 2 * first * dtype.itemsize + of_result)
+        for_pixel = max(FEATURE_MAPS[dtype.itemsize] * first * dtype.itemsize, 2 * first * dtype.itemsize + of_result)
     else:
-        numbers = FEATURE_MAPS * widest + 3 * grown * first  # after the upsampler: a map, its copy, the next
+        numbers = FEATURE_MAPS[dtype.itemsize] * widest + 3 * grown * first  # after the upsampler: a map, its copy, the next
         for_pixel = numbers * dtype.itemsize + of_result
     return AT_LEAST + height * width * for_pixel
 
