@@ -39,7 +39,8 @@ class NLSN(nn.Module):
         num_block: residual blocks, 32 in the paper.
         upscale: 2, 3, 4, or any power of 2; 1 keeps the size.
         n_hashes, chunk_size, reduction, eval_seed, backend: of the attentions, see NonLocalSparseAttention; others take
-            of these what they know. The i-th attention takes eval_seed + i.
+            of these what they know. The i-th attention takes eval_seed + i. With backend='reference' convolutions are
+            computed as published too, see Conv3x3.
         res_scale: weight of each residual block and each attention beside the identity, 0.1 in the paper.
         img_range: largest value inside the network; the image itself is always in [0, 1].
         rgb_mean: mean of the training images in [0, 1], taken off the input and put back onto the output.

@@ -23,6 +23,7 @@ from nlsn_plugin.cli import (
     upscale,
 )
 from nlsn_plugin.cli.install_basicsr import install_basicsr
+from nlsn_plugin.cli.streams import until_nobody_reads
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
 
@@ -30,7 +31,12 @@ from nlsn_plugin.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    args = parsed(words)
+    with until_nobody_reads():
+        run(parsed(words))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a parsed command line."""
     try:
         args.run(args)
     except UserError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlsn_plugin import checks
+from nlsn_plugin.cli.streams import abandon
 from nlsn_plugin.errors import SaveError, UserError
 
 TEXT = 'enlarge pictures by 2, 3 or 4'
@@ -84,13 +84,7 @@ def upscale(args: argparse.Namespace) -> None:
     upscaler = Upscaler(settings)
     if args.suffix is None:
         output = replace(output, suffix=f'_x{upscaler.scale}')
-    try:
-        failed = batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place))
-    except BrokenPipeError:  # who read has seen enough
-        abandon(sys.stdout)
-        abandon(sys.stderr)
-        sys.exit(128 + 13)  # as if SIGPIPE had ended it
-    if failed:
+    if batch.run(inputs, upscaler, output, as_json if args.json else as_text(output.place)):
         sys.exit(1)
 
 
@@ -227,10 +221,3 @@ def put(line: str, stream: TextIO) -> None:
         abandon(stream)
         name = 'standard error' if stream is sys.stderr else 'standard output'
         raise SaveError(f'{name} could not be written: {error.strerror}') from error
-
-
-def abandon(stream: TextIO) -> None:
-    """Leave a stream that takes nothing more: else the interpreter tries once more as it ends, and complains."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, stream.fileno())
-    os.close(nothing)

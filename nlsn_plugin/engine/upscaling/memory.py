@@ -32,10 +32,11 @@ def needed(net: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
     first, widest = convolutions[0].out_channels, max(module.out_channels for module in convolutions)
     grown = int(net.upscale) ** 2  # type: ignore[arg-type]
     of_result = 2 * 3 * 4 * grown  # float32, twice for a moment
+    maps = FEATURE_MAPS[dtype.itemsize]
     if isinstance(net, NLSN):
-        for_pixel = max(FEATURE_MAPS[dtype.itemsize] * first * dtype.itemsize, 2 * first * dtype.itemsize + of_result)
+        for_pixel = max(maps * first * dtype.itemsize, 2 * first * dtype.itemsize + of_result)
     else:
-        numbers = FEATURE_MAPS[dtype.itemsize] * widest + 3 * grown * first  # after the upsampler: a map, its copy, the next
+        numbers = maps * widest + 3 * grown * first  # after the upsampler: a map, its copy, the next
         for_pixel = numbers * dtype.itemsize + of_result
     return AT_LEAST + height * width * for_pixel
 

@@ -154,6 +154,14 @@ def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatc
     }
 
 
+def test_a_network_that_computes_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
+    monkeypatch.setattr(network, 'NLSN', small)
+    monkeypatch.setitem(network.FORMS, 'auto', {'backend': 'auto', 'n_hashes': 3})
+    with pytest.raises(UserError, match=r"NLSN with backend='auto' is off 'reference' by .*; nothing was timed"):
+        network.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)
+
+
 def test_standard_attention_is_the_same_by_either_kernel() -> None:
     case = Case(16, 20, 20)
     records = benchmark.measure(case, ['nla', 'nla-sdpa'], 'cpu', 'float32', 0.1)  # checks first

@@ -1,0 +1,43 @@
+"""Standard streams that nobody reads any more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+LIKE_SIGPIPE = 128 + 13
+"""Exit status of a program that the signal ended."""
+
+
+@contextlib.contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """End the program, without a word, when its output goes into a pipe whose reader has seen enough."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not any(is_broken(stream) for stream in (sys.stdout, sys.stderr)):
+            raise  # some other pipe
+        abandon(sys.stdout)
+        abandon(sys.stderr)
+        sys.exit(LIKE_SIGPIPE)
+
+
+def is_broken(stream: TextIO) -> bool:
+    """Whether it goes into a pipe that nobody reads."""
+    watch = select.poll()
+    watch.register(stream.fileno(), 0)  # errors are reported without asking
+    return bool(watch.poll(0))
+
+
+def abandon(stream: TextIO) -> None:
+    """Leave a stream that takes nothing more: else the interpreter tries once more as it ends, and complains."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)

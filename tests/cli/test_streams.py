@@ -1,0 +1,36 @@
+"""Readers of the output that have seen enough, as `head` has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize('words', [['--help'], ['modules', 'EDSR'], ['paper', '--help']])
+@pytest.mark.parametrize('closed', ['stdout', 'both'])
+def test_a_command_that_nobody_reads_ends_without_a_word(words: list[str], closed: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    errors = subprocess.PIPE if closed == 'stdout' else writing
+    command = [sys.executable, '-m', 'nlsn_plugin', *words]
+    done = subprocess.run(command, stdout=writing, stderr=errors, text=True, timeout=120, check=False)
+    os.close(writing)
+    assert not done.stderr
+    assert done.returncode == 141
+
+
+def test_another_pipe_that_breaks_is_a_defect_to_see() -> None:
+    words = (
+        'import os, sys\n'
+        'from nlsn_plugin.cli import main\n'
+        'reading, writing = os.pipe()\n'
+        'os.close(reading)\n'
+        "sys.modules['nlsn_plugin.cli.main'].run = lambda args: os.write(writing, b'x')\n"
+        "main(['modules', 'EDSR'])\n"
+    )
+    done = subprocess.run([sys.executable, '-c', words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'BrokenPipeError' in done.stderr
