@@ -9,13 +9,12 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize('words', [['--help'], ['modules', 'EDSR'], ['paper', '--help']])
 @pytest.mark.parametrize('closed', ['stdout', 'both'])
-def test_a_command_that_nobody_reads_ends_without_a_word(words: list[str], closed: str) -> None:
+def test_a_command_that_nobody_reads_ends_without_a_word(closed: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     errors = subprocess.PIPE if closed == 'stdout' else writing
-    command = [sys.executable, '-m', 'nlsn_plugin', *words]
+    command = [sys.executable, '-m', 'nlsn_plugin', 'modules', 'EDSR']
     done = subprocess.run(command, stdout=writing, stderr=errors, text=True, timeout=120, check=False)
     os.close(writing)
     assert not done.stderr
