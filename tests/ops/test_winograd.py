@@ -67,8 +67,7 @@ def test_half_precision_is_computed_with_in_that_of_the_weights() -> None:
     assert error(found, exact) < 2**-8
 
 
-def test_the_points_of_the_transforms_are_as_the_paper_says() -> None:
-    """With the points 0, 1, -1, 2, -2 the matrices are those of the paper but for factors between the rows."""
+def test_one_tile_is_a_product_at_each_of_36_points() -> None:
     for_input, for_filter, for_output = winograd.transforms()
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(6, 6, generator=generator, dtype=torch.float64)
