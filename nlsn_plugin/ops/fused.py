@@ -24,7 +24,17 @@ import torch
 import triton
 from torch import Tensor
 
-from nlsn_plugin.ops.kernels import INTERPRETED, forward_kernel, hash_kernel, key_kernel, query_kernel
+from nlsn_plugin.ops.kernels import (
+    INTERPRETED,
+    SPARE,
+    circle_kernel,
+    forward_kernel,
+    hash_kernel,
+    key_kernel,
+    length_kernel,
+    mean_kernel,
+    query_kernel,
+)
 from nlsn_plugin.ops.reference import HALF
 from nlsn_plugin.ops.tiles import Tiles, default_tiles, kernel_settings, machine_of, padded, too_large
 
@@ -49,16 +59,18 @@ def forward(
     tiles = tiles or default_tiles(match, value)[0]
     settings = kernel_settings(match, value, chunk_size, neighbours, tiles)
     grid = most_tiles(pixels, chunk_size, tiles), images, triton.cdiv(value.shape[-1], settings['BLOCK_C'])
-    length, all_finite = lengths(match), value.sum(dtype=torch.float32).isfinite()
-    out, mass, found_mass = torch.empty_like(value), torch.empty_like(length), torch.empty_like(length)
+    checksum = value.sum(dtype=torch.float32)
+    bound, scale = lengths(match)
+    keys, scales, _ = circles(order, chunk_size, scale)
+    out, mass, found_mass = torch.empty_like(value), torch.empty_like(bound), torch.empty_like(bound)
     found = out if rounds == 1 else accumulator(out)
     with_shift = differentiable and value.dtype in HALF
     shift = torch.empty_like(value) if with_shift else value.new_empty(0)
     with torch.cuda.device_of(match):
-        for h, places in enumerate(by_round(order)):
+        for h in range(rounds):
             last = h == rounds - 1
             forward_kernel[grid](
-                match, value, length, places, all_finite, found, found_mass, out if last else found, mass, shift,
+                match, value, bound, scales[h], keys[h], checksum, found, found_mass, out if last else found, mass, shift,
                 FIRST=h == 0, LAST=last, SHIFT=with_shift, **settings,
             )  # fmt: skip
             mass, found_mass = found_mass, mass  # two, as a program for other channels may read late
@@ -84,36 +96,42 @@ def backward(
     images, rounds, pixels = order.shape
     query_tiles, key_tiles = tiles or default_tiles(match, value)[1:]
     query_grid, key_grid = ((most_tiles(pixels, chunk_size, cut), images) for cut in (query_tiles, key_tiles))
-    width = {'WIDTH': padded(value.shape[-1])}
-    query_settings = kernel_settings(match, value, chunk_size, neighbours, query_tiles) | width
-    key_settings = kernel_settings(match, value, chunk_size, neighbours, key_tiles) | width
-    length, mean = lengths(match), torch.empty_like(mass)
-    all_finite = (grad.sum(dtype=torch.float32) + length.sum()).isfinite()
+    query_settings = kernel_settings(match, value, chunk_size, neighbours, query_tiles)
+    key_settings = kernel_settings(match, value, chunk_size, neighbours, key_tiles)
+    bound, scale = lengths(match)
+    mean, total_bound = means(grad, value, kept, bound, mass)
+    keys, scales, _ = circles(order, chunk_size, scale)
+    queries, total_bounds, all_means = circles(order, chunk_size, total_bound, mean)
+    checksum = grad.sum(dtype=torch.float32) + bound.sum()
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
     found, found_value = accumulator(grad_match), grad_value if rounds == 1 else accumulator(grad_value)
     with torch.cuda.device_of(match):
-        for h, places in enumerate(by_round(order)):
+        for h in range(rounds):
             query_kernel[query_grid](
-                grad, match, value, kept, length, mass, places, all_finite, mean, found,
-                FIRST=h == 0, SHIFT=value.dtype in HALF, **query_settings,
+                grad, match, value, total_bound, scales[h], keys[h], checksum, mean, found,
+                FIRST=h == 0, **query_settings,
             )  # fmt: skip
             results = (grad_match, grad_value) if h == rounds - 1 else (found, found_value)
             key_kernel[key_grid](
-                grad, match, value, length, mass, places, all_finite, mean, found, found_value, *results,
-                FIRST=h == 0, **key_settings,
+                grad, match, value, total_bounds[h], scales[h], queries[h], checksum, all_means[h],
+                found, found_value, *results,
+                FIRST=h == 0, WIDTH=padded(value.shape[-1]), **key_settings,
             )  # fmt: skip
     return grad_match, grad_value
 
 
 def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
     """`lsh.hash_codes` in one pass: [N, L, c], [c, r, m/2] -> codes in [0, m), uint8, [N, r, L]."""
-    match, rotations = match.contiguous(), rotations.to(match.device, torch.float32).contiguous()
+    match, rotations = match.contiguous(), rotations.to(match.device, torch.float32)
     images, pixels, _ = match.shape
     channels, rounds, half = rotations.shape
+    pitch = rotations.stride(1)
+    if rotations.stride() != (rounds * pitch, pitch, 1):  # else the first of a bank's, say
+        rotations, pitch = rotations.contiguous(), half
     codes = torch.empty(images, rounds, pixels, dtype=torch.uint8, device=match.device)
     with torch.cuda.device_of(match):
         hash_kernel[triton.cdiv(pixels, 64), images, rounds](
-            match, rotations, codes, pixels, rounds, half, channels,
+            match, rotations, codes, pixels, rounds, half, pitch, channels,
             BLOCK_M=64, BLOCK_K=min(32, padded(channels)), BLOCK_HALF=padded(half),
         )  # fmt: skip
     return codes
@@ -161,9 +179,27 @@ def cannot_hold(device: torch.device, dtype: torch.dtype, c: int, C: int) -> str
     return too_large(c, C, dtype, machine_of(device))
 
 
-def lengths(match: Tensor) -> Tensor:
-    """|x|, float32, [N, L]."""
-    return torch.linalg.vector_norm(match, dim=-1, dtype=torch.float32)
+def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each pixel, in powers of two, float32, [N, L]: the bound |x| of its scores, and 1 / max(|x|, eps)."""
+    bound, scale = (torch.empty(match.shape[:2], dtype=torch.float32, device=match.device) for _ in range(2))
+    if bound.numel():
+        with torch.cuda.device_of(match):
+            length_kernel[(triton.cdiv(bound.numel(), 32),)](
+                match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32, BLOCK_K=padded(match.shape[-1])
+            )
+    return bound, scale
+
+
+def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """dy_i . y_i, and the logarithm of exp(|x_i|) mass_i in powers of two, float32, [N, L]."""
+    mean, total_bound = torch.empty_like(mass), torch.empty_like(mass)
+    if mass.numel():
+        with torch.cuda.device_of(grad):
+            mean_kernel[(triton.cdiv(mass.numel(), 32),)](
+                grad, value, kept, bound, mass, mean, total_bound, mass.numel(), value.shape[-1],
+                SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, padded(value.shape[-1])),
+            )  # fmt: skip
+    return mean, total_bound
 
 
 def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
@@ -176,8 +212,22 @@ def accumulator(result: Tensor) -> Tensor:
     return result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
 
 
-def by_round(order: Tensor) -> Tensor:
-    """The order as the kernels read it, its pixels counted through the batch: [N, r, L] -> int32, [r, N, L]."""
-    images, _, pixels = order.shape
-    first = torch.arange(images, device=order.device)[:, None, None] * pixels
-    return (order + first).transpose(0, 1).to(torch.int32).contiguous()
+def circles(order: Tensor, chunk_size: int, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The pixels in the slots and what x has there, or x and y: as keys with one, as queries with both.
+
+    [N, r, L], [N, L], [N, L] -> int32 and float32, [r, N, slots].
+    """
+    images, rounds, pixels = order.shape
+    slots = (triton.cdiv(pixels, chunk_size) + 2) * chunk_size + SPARE.value
+    found, x_along, y_along = (
+        torch.empty(rounds, images, slots, dtype=dtype, device=order.device)
+        for dtype in (torch.int32, torch.float32, torch.float32)
+    )
+    if images:
+        both = y is not None
+        with torch.cuda.device_of(order):
+            circle_kernel[triton.cdiv(slots, 1024), images, rounds](
+                order.contiguous(), found, x, x_along, y if both else x, y_along, pixels, chunk_size, rounds,
+                KEYS=not both, BOTH=both, BLOCK=1024,
+            )  # fmt: skip
+    return found, x_along, y_along

@@ -21,6 +21,8 @@ from nlsn_plugin.ops.reference import KEY_EPS
 
 EPS = tl.constexpr(KEY_EPS)
 LOG2E = tl.constexpr(1.4426950408889634)
+SPARE = tl.constexpr(128)
+LONGEST = tl.constexpr(LOG2E.value / EPS.value)
 INFINITY = tl.constexpr(float('inf'))
 
 
@@ -34,7 +36,7 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
 
-FOR_ANY = {'do_not_specialize': ['L', 'k', 'rounds', 'half'], 'do_not_specialize_on_alignment': ['order']}
+FOR_ANY = {'do_not_specialize': ['L', 'k', 'rounds', 'half', 'pitch'], 'do_not_specialize_on_alignment': ['order']}
 """Arguments for whose values kernels are not compiled anew: an image of another size would wait for that."""
 
 
@@ -45,30 +47,30 @@ def kernel(function):
 
 
 @triton.jit
-def load_rows(x, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """BLOCK channels of x from `first` on, 0 where pixel or channel do not exist: [pixels, BLOCK]."""
+def load_rows(x, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
+    """BLOCK channels of x from `first` on, 0 where a channel does not exist: [pixels, BLOCK]."""
     channel = first + tl.arange(0, BLOCK)
     offset = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
-    return tl.load(x + offset, mask=exists[:, None] & (channel < CHANNELS)[None, :], other=0.0)
+    if CHANNELS % BLOCK == 0:
+        return tl.load(x + offset)
+    return tl.load(x + offset, mask=(channel < CHANNELS)[None, :], other=0.0)
 
 
 @triton.jit
 def store_rows(x, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """The reverse."""
+    """The reverse, of rows that exist."""
     channel = first + tl.arange(0, BLOCK)
     offset = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
     tl.store(x + offset, rows.to(x.dtype.element_ty), mask=exists[:, None] & (channel < CHANNELS)[None, :])
 
 
 @triton.jit
-def multiply_rows(
-    a, a_pixel, a_exists, b, b_pixel, b_exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
-):
+def multiply_rows(a, a_pixel, b, b_pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Products of rows of a and b, [a's pixels, b's pixels], BLOCK channels at a time."""
     total = tl.zeros([a_pixel.shape[0], b_pixel.shape[0]], tl.float32)
     for first in tl.static_range(0, CHANNELS, BLOCK):
-        left = load_rows(a, a_pixel, a_exists, CHANNELS, BLOCK, first)
-        total += dot(left, tl.trans(load_rows(b, b_pixel, b_exists, CHANNELS, BLOCK, first)), PRECISION)
+        left = load_rows(a, a_pixel, CHANNELS, BLOCK, first)
+        total += dot(left, tl.trans(load_rows(b, b_pixel, CHANNELS, BLOCK, first)), PRECISION)
     return total
 
 
@@ -94,16 +96,18 @@ def window(place, k, BEFORE: tl.constexpr):
 @triton.jit
 def within(slot, window_start, k, SPAN: tl.constexpr):
     """Whether slots lie in windows of SPAN chunks, [1, slots], [windows, 1] -> [windows, slots]."""
-    return (slot >= window_start) & (slot < window_start + SPAN * k)
+    return (slot - window_start).to(tl.uint32, bitcast=True) < (SPAN * k).to(tl.uint32)  # one comparison for both ends
 
 
 @triton.jit
-def tile(program, all_finite, L, k, seam, BLOCK_M: tl.constexpr):
+def tile(program, checksum, L, k, seam, BLOCK_M: tl.constexpr):
     """The places [first, end) of a program; none, if there are more programs than tiles.
 
     A tile may reach over several chunks. Its pixels then meet others outside their windows, with weight 0, which hides
-    any but those not finite: if there are such, tiles end where their chunk does, and at the place `seam`.
+    any but those not finite: if there are such, as the sum of all tells, tiles end where their chunk does, and at the
+    place `seam`.
     """
+    all_finite = checksum - checksum == 0
     at_once = program * BLOCK_M
     tiles = tl.cdiv(k, BLOCK_M) + 1  # of a chunk with the seam in it
     chunk, of_chunk = program // tiles * k, program % tiles * BLOCK_M
@@ -118,28 +122,65 @@ def tile(program, all_finite, L, k, seam, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_keys(order, slot, end, L, k):
-    """Pixels of the keys in slots, and whether the slots lie before `end`: the last pixels stand twice."""
-    place = wrap(slot, L, k)
-    place = tl.where(place < L, place, place - (fill(L, k) - L))
-    return tl.load(order + place, mask=slot < end, other=0), slot < end
+def circle(x, image, L, k):
+    """Where x, with a number for each slot of an image, has that of slot 0."""
+    return x + image.to(tl.int64) * slots(L, k) + k
 
 
 @triton.jit
-def load_scale(length, pixel):
-    """1 / max(|x|, eps), which makes keys of features."""
-    return 1 / tl.maximum(tl.load(length + pixel), EPS)
+def slots(L, k):
+    """Slots of an image, with some behind them that a tile may read and nobody looks at."""
+    return fill(L, k) + 2 * k + SPARE
 
 
 @triton.jit
-def weigh(score, scale, bound, inside):
-    """w from x_i . x_j, 1 / |x_j| and |x_i|; 0 outside the window."""
-    return tl.where(inside, tl.exp2(score * (scale * LOG2E) - bound * LOG2E), 0.0)
+def load_pixels(order, start, end, BLOCK_N: tl.constexpr):
+    """The pixels in the slots of a step; from `end` on, where nobody looks, that before it.
+
+    The compiler loads the rows of the next steps early, and also where no step follows: then those of pixel 0, since a
+    GPU may refuse an address that it is not to read from either.
+    """
+    return tl.load(order + tl.minimum(start + tl.arange(0, BLOCK_N), end - 1), mask=start < end + BLOCK_N, other=0)
+
+
+@kernel
+def circle_kernel(
+    order, pixels, x, x_along, y, y_along, L, k, rounds, KEYS: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The pixel in each slot, counted through the batch, [N, r, L] -> [r, N, slots], and its numbers in x and, if BOTH,
+    in y.
+
+    Those that the last chunk lacks are the last pixels once more, if KEYS; of queries there are no more, and they
+    stand for the very last.
+    """
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image, h = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    place = wrap(tl.minimum(at, fill(L, k) + 2 * k - 1) - k, L, k)
+    exists = at < slots(L, k)
+    if KEYS:
+        place = tl.where(place < L, place, place - (fill(L, k) - L))
+    pixel = tl.load(order + (image * rounds + h) * L + tl.minimum(place, L - 1)) + image * L
+    slot = (h * tl.num_programs(1) + image) * slots(L, k) + at
+    tl.store(pixels + slot, pixel, mask=exists)
+    tl.store(x_along + slot, tl.load(x + pixel), mask=exists)
+    if BOTH:
+        tl.store(y_along + slot, tl.load(y + pixel), mask=exists)
+
+
+@kernel
+def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Of L pixels, in powers of two: the largest logarithm of a weight, |x|, and what makes a key of a feature,
+    1 / max(|x|, eps)."""
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    x = load_rows(match, tl.minimum(pixel, L - 1), c, BLOCK_K).to(tl.float32)
+    length = tl.sqrt_rn(tl.sum(x * x, axis=1))
+    tl.store(bound + pixel, length * LOG2E, mask=pixel < L)
+    tl.store(scale + pixel, tl.where(length < EPS, LONGEST, LOG2E / length), mask=pixel < L)
 
 
 @kernel
 def forward_kernel(
-    match, value, length, order, all_finite, found, found_mass, result, result_mass, shift,
+    match, value, bound, scale, order, checksum, found, found_mass, result, result_mass, shift,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -149,100 +190,114 @@ def forward_kernel(
     found, found_mass: of the rounds before, unless FIRST; result, result_mass: with this one. LAST divides. SHIFT then
     stores y_i - g(x_i) too.
     """
-    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, L, BLOCK_M)
+    first, end = tile(tl.program_id(0), tl.load(checksum), L, k, L, BLOCK_M)
     if first >= end:
         return
-    order += tl.program_id(1).to(tl.int64) * L
+    order, scale = circle(order, tl.program_id(1), L, k), circle(scale, tl.program_id(1), L, k)
     channel = tl.program_id(2) * BLOCK_C
 
-    place = first + tl.arange(0, BLOCK_M)
-    exists = place < end
-    query = tl.load(order + place, mask=exists, other=0)
-    x = load_rows(match, query, exists, c, BLOCK_K)
-    bound = tl.load(length + query)
+    place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
+    query = tl.load(order + place)
+    x = load_rows(match, query, c, BLOCK_K)
+    highest = tl.load(bound + query)
     window_start = window(place, k, BEFORE)
+    slots_first, slots_last = window(first, k, BEFORE), window(end - 1, k, BEFORE)  # of the first and the last window
+    slots_end = slots_last + SPAN * k
 
-    total = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    mass = tl.zeros([BLOCK_M], tl.float32)
-    slots_end = window(end - 1, k, BEFORE) + SPAN * k
-    for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
+    if FIRST:
+        total, mass = tl.zeros([BLOCK_M, BLOCK_C], tl.float32), tl.zeros([BLOCK_M], tl.float32)
+    else:
+        total, mass = load_rows(found, query, C, BLOCK_C, channel), tl.load(found_mass + query)
+    ones = tl.full([BLOCK_N, 16], 1.0, tl.float32).to(value.dtype.element_ty)
+    masses = tl.zeros([BLOCK_M, 16], tl.float32)  # alike: sums are a product, of a width that tensor cores take
+    for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
-        key, is_key = load_keys(order, slot, slots_end, L, k)
-        inside = within(slot[None, :], window_start[:, None], k, SPAN)
-        score = dot(x, tl.trans(load_rows(match, key, is_key, c, BLOCK_K)), PRECISION)
-        weight = weigh(score, load_scale(length, key)[None, :], bound[:, None], inside)
-        values = load_rows(value, key, is_key, C, BLOCK_C, channel)
-        weight = weight.to(values.dtype)  # before the sum too, so that a pixel alone with itself finds its own value
-        mass += tl.sum(weight.to(tl.float32), axis=1)
+        key = load_pixels(order, start, slots_end, BLOCK_N)
+        score = dot(x, tl.trans(load_rows(match, key, c, BLOCK_K)), PRECISION)
+        logit = score * tl.load(scale + start + tl.arange(0, BLOCK_N))[None, :] - highest[:, None]
+        if (start < slots_last) | (start + BLOCK_N > slots_first + SPAN * k):  # else within all windows
+            logit = tl.where(within(slot[None, :], window_start[:, None], k, SPAN), logit, -INFINITY)
+        values = load_rows(value, key, C, BLOCK_C, channel)
+        weight = tl.exp2(logit).to(values.dtype)  # of which the sum is, so that a pixel alone finds its own value
         total += dot(weight, values, PRECISION)
+        masses += dot(weight, ones, PRECISION)
 
-    if not FIRST:
-        total += load_rows(found, query, exists, C, BLOCK_C, channel)
-        mass += tl.load(found_mass + query)
+    exists = first + tl.arange(0, BLOCK_M) < end
+    mass += tl.max(masses, axis=1)
     if LAST:
         total /= mass[:, None]
     store_rows(result, total, query, exists, C, BLOCK_C, channel)
     if LAST and SHIFT:
-        own = load_rows(value, query, exists, C, BLOCK_C, channel).to(tl.float32)
+        own = load_rows(value, query, C, BLOCK_C, channel).to(tl.float32)
         store_rows(shift, total - own, query, exists, C, BLOCK_C, channel)
     if channel == 0:
         tl.store(result_mass + query, mass, mask=exists)
 
 
 @kernel
-def query_kernel(
-    grad, match, value, kept, length, mass, order, all_finite, mean, found,
-    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
+def mean_kernel(
+    grad, value, kept, bound, mass, mean, total_bound,
+    L, C: tl.constexpr, SHIFT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it and `mean`.
+    """Of L pixels: dy_i . y_i, the mean over the keys of dy_i . g(x_j); and the logarithm of exp(|x_i|) mass_i, which
+    makes shares of scores, in powers of two. kept: y_i - g(x_i) if SHIFT, else y_i."""
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.minimum(pixel, L - 1)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for first in tl.static_range(0, C, BLOCK_C):
+        y = load_rows(kept, row, C, BLOCK_C, first).to(tl.float32)
+        if SHIFT:
+            y += load_rows(value, row, C, BLOCK_C, first).to(tl.float32)
+        total += tl.sum(load_rows(grad, row, C, BLOCK_C, first).to(tl.float32) * y, axis=1)
+    tl.store(mean + pixel, total, mask=pixel < L)
+    tl.store(total_bound + pixel, tl.load(bound + row) + tl.log2(tl.load(mass + row)), mask=pixel < L)
 
-    mean: dy_i . y_i, the mean over the keys of dy_i . g(x_j), [N L]. kept: y_i - g(x_i) if SHIFT, else y_i.
-    """
-    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, L, BLOCK_M)
+
+@kernel
+def query_kernel(
+    grad, match, value, total_bound, scale, order, checksum, mean, found,
+    L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it."""
+    first, end = tile(tl.program_id(0), tl.load(checksum), L, k, L, BLOCK_M)
     if first >= end:
         return
-    order += tl.program_id(1).to(tl.int64) * L
-    place = first + tl.arange(0, BLOCK_M)
-    exists = place < end
-    query = tl.load(order + place, mask=exists, other=0)
-    x = load_rows(match, query, exists, c, BLOCK_K)
-    bound = tl.load(length + query)
+    order, scale = circle(order, tl.program_id(1), L, k), circle(scale, tl.program_id(1), L, k)
+    place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
+    query = tl.load(order + place)
+    x = load_rows(match, query, c, BLOCK_K)
+    highest, mean_dy = tl.load(total_bound + query), tl.load(mean + query)
     window_start = window(place, k, BEFORE)
-    if FIRST:
-        dy = load_rows(grad, query, exists, C, WIDTH).to(tl.float32)
-        y = load_rows(kept, query, exists, C, WIDTH).to(tl.float32)
-        if SHIFT:
-            y += load_rows(value, query, exists, C, WIDTH).to(tl.float32)
-        mean_dy = tl.sum(dy * y, axis=1)
-        tl.store(mean + query, mean_dy, mask=exists)
-    else:
-        mean_dy = tl.load(mean + query)
+    slots_first, slots_last = window(first, k, BEFORE), window(end - 1, k, BEFORE)
+    slots_end = slots_last + SPAN * k
 
-    total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    slots_end = window(end - 1, k, BEFORE) + SPAN * k
-    for start in range(window(first, k, BEFORE), slots_end, BLOCK_N):
+    total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32) if FIRST else load_rows(found, query, c, BLOCK_K)
+    for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
-        key, is_key = load_keys(order, slot, slots_end, L, k)
-        inside = within(slot[None, :], window_start[:, None], k, SPAN)
-        features = load_rows(match, key, is_key, c, BLOCK_K)
-        scale = load_scale(length, key)
-        weight = weigh(dot(x, tl.trans(features), PRECISION), scale[None, :], bound[:, None], inside)
-        dweight = multiply_rows(grad, query, exists, value, key, is_key, C, BLOCK_C, PRECISION)
-        ds = tl.where(inside, weight * (dweight - mean_dy[:, None]), 0.0)
-        keys = tl.where(is_key[:, None], features * scale[:, None], 0.0)  # rather than ds * scale: float16 has no room
-        total += dot(ds.to(x.dtype), keys.to(x.dtype), PRECISION)
+        key = load_pixels(order, start, slots_end, BLOCK_N)
+        features = load_rows(match, key, c, BLOCK_K)
+        to_key = tl.load(scale + start + tl.arange(0, BLOCK_N))
+        logit = dot(x, tl.trans(features), PRECISION) * to_key[None, :] - highest[:, None]
+        dscore = multiply_rows(grad, query, value, key, C, BLOCK_C, PRECISION) - mean_dy[:, None]
+        if features.dtype == tl.float16:  # which has no room for the product of a gradient and 1 / |x|
+            features = (features * tl.where(slot < slots_end, to_key / LOG2E, 0.0)[:, None]).to(tl.float16)
+        else:
+            dscore *= (to_key / LOG2E)[None, :]
+        if (start < slots_last) | (start + BLOCK_N > slots_first + SPAN * k):
+            inside = within(slot[None, :], window_start[:, None], k, SPAN)
+            logit = tl.where(inside, logit, -INFINITY)
+            dscore = tl.where(inside, dscore, 0.0)
+        dscore *= tl.exp2(logit)
+        total += dot(dscore.to(features.dtype), features, PRECISION)
 
-    total /= tl.load(mass + query)[:, None]
-    if not FIRST:
-        total += load_rows(found, query, exists, c, BLOCK_K)
-    store_rows(found, total, query, exists, c, BLOCK_K)
+    store_rows(found, total, query, first + tl.arange(0, BLOCK_M) < end, c, BLOCK_K)
 
 
 @kernel
 def key_kernel(
-    grad, match, value, length, mass, order, all_finite, mean, found, found_value, result, result_value,
+    grad, match, value, total_bound, scale, order, checksum, mean, found, found_value, result, result_value,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
@@ -254,68 +309,82 @@ def key_kernel(
     """
     # The last pixels of the order stand once more at the end of the last chunk: more queries meet them, some twice.
     doubled_from = 2 * L - fill(L, k)
-    first, end = tile(tl.program_id(0), tl.load(all_finite), L, k, doubled_from, BLOCK_M)
+    first, end = tile(tl.program_id(0), tl.load(checksum), L, k, doubled_from, BLOCK_M)
     if first >= end:
         return
-    order += tl.program_id(1).to(tl.int64) * L
-    place = first + tl.arange(0, BLOCK_M)
-    exists = place < end
-    key = tl.load(order + place, mask=exists, other=0)
-    features = load_rows(match, key, exists, c, BLOCK_K)
-    scale = load_scale(length, key)
+    order, scale = circle(order, tl.program_id(1), L, k), circle(scale, tl.program_id(1), L, k)
+    total_bound, mean = circle(total_bound, tl.program_id(1), L, k), circle(mean, tl.program_id(1), L, k)
+    place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
+    key = tl.load(order + place)
+    features = load_rows(match, key, c, BLOCK_K)
+    to_key = tl.load(scale + place)
 
     BEHIND: tl.constexpr = SPAN - 1 - BEFORE
     window_start = window(place, k, BEHIND)
-    is_doubled = (place >= doubled_from) & exists
+    is_doubled = place >= doubled_from
     last_window_start = window(fill(L, k) - 1, k, BEHIND)
+    slots_first, slots_last = window(first, k, BEHIND), window(end - 1, k, BEHIND)
+    slots_end = tl.where(end > doubled_from, last_window_start, slots_last) + SPAN * k
+    # Within all windows, queries that are no second copies, of keys that are not doubled.
+    plain_end = tl.where(end > doubled_from, slots_first, tl.minimum(slots_first + SPAN * k, L))
     total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    total_value = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    slots_end = tl.where(end > doubled_from, last_window_start, window(end - 1, k, BEHIND)) + SPAN * k
-    for start in range(window(first, k, BEHIND), slots_end, BLOCK_N):
+    total_value = tl.zeros([BLOCK_M, WIDTH], tl.float32) if FIRST else load_rows(found_value, key, C, WIDTH)
+    for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
-        query_place = wrap(slot, L, k)
-        is_query = (slot < slots_end) & (query_place < L)  # second copies are none
-        query = tl.load(order + query_place, mask=is_query, other=0)
-        once = within(slot[None, :], window_start[:, None], k, SPAN)
-        again = within(slot[None, :], last_window_start, k, SPAN) & is_doubled[:, None]
-        times = tl.where(is_query[None, :], once.to(tl.float32) + again.to(tl.float32), 0.0)
-        x = load_rows(match, query, is_query, c, BLOCK_K)
-        dy = load_rows(grad, query, is_query, C, WIDTH)
-        bound = tl.load(length + query)
-        weight = weigh(dot(features, tl.trans(x), PRECISION), scale[:, None], bound[None, :], times > 0)
-        attention = weight * (times / tl.load(mass + query, mask=is_query, other=1.0)[None, :])
-        total_value += dot(attention.to(dy.dtype), dy, PRECISION)
-        dattention = multiply_rows(value, key, exists, grad, query, is_query, C, BLOCK_C, PRECISION)
-        ds = tl.where(times > 0, attention * (dattention - tl.load(mean + query)[None, :]), 0.0)
-        total += dot(ds.to(x.dtype), x, PRECISION)
+        query = load_pixels(order, start, slots_end, BLOCK_N)
+        x = load_rows(match, query, c, BLOCK_K)
+        dy = load_rows(grad, query, C, WIDTH)
+        logit = (
+            dot(features, tl.trans(x), PRECISION) * to_key[:, None]
+            - tl.load(total_bound + start + tl.arange(0, BLOCK_N))[None, :]
+        )
+        dscore = (
+            multiply_rows(value, key, grad, query, C, BLOCK_C, PRECISION)
+            - tl.load(mean + start + tl.arange(0, BLOCK_N))[None, :]
+        )
+        weight = tl.exp2(logit)
+        if (start < tl.maximum(slots_last, 0)) | (start + BLOCK_N > plain_end):
+            once = within(slot[None, :], window_start[:, None], k, SPAN)
+            again = within(slot[None, :], last_window_start, k, SPAN) & is_doubled[:, None]
+            is_query = (slot < slots_end) & (wrap(slot, L, k) < L)
+            times = tl.where(is_query[None, :], once.to(tl.float32) + again.to(tl.float32), 0.0)
+            weight = tl.where(times > 0, weight * times, 0.0)
+            dscore = tl.where(times > 0, dscore, 0.0)
+        total_value += dot(weight.to(dy.dtype), dy, PRECISION)
+        total += dot((weight * dscore).to(x.dtype), x, PRECISION)
 
     # Through the normalisation of keys: what points along the feature is lost, unless eps took the place of its length.
-    keys = features * scale[:, None]
-    along = tl.where(tl.load(length + key) < EPS, 0.0, tl.sum(keys * total, axis=1))
-    total = (total - keys * along[:, None]) * scale[:, None]
-    total += load_rows(found, key, exists, c, BLOCK_K)
+    keys = features * (to_key / LOG2E)[:, None]
+    along = tl.where(to_key == LONGEST, 0.0, tl.sum(keys * total, axis=1))
+    total = (total - keys * along[:, None]) * (to_key / LOG2E)[:, None]
+    exists = first + tl.arange(0, BLOCK_M) < end
+    total += load_rows(found, key, c, BLOCK_K)
     store_rows(result, total, key, exists, c, BLOCK_K)
-    if not FIRST:
-        total_value += load_rows(found_value, key, exists, C, WIDTH)
     store_rows(result_value, total_value, key, exists, C, WIDTH)
 
 
 @kernel
 def hash_kernel(
-    match, rotations, codes, L, rounds, half, c: tl.constexpr,
+    match, rotations, codes, L, rounds, half, pitch, c: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
-    """The codes of BLOCK_M pixels in one round; rotations: [c, r * m/2]."""
+    """The codes of BLOCK_M pixels in one round; rotations: [c, r, pitch], of which m/2 are taken."""
     first, image, h = tl.program_id(0) * BLOCK_M, tl.program_id(1).to(tl.int64), tl.program_id(2)
     pixel = first + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_HALF)
     projected = tl.zeros([BLOCK_M, BLOCK_HALF], tl.float32)
     for start in range(0, c, BLOCK_K):
-        x = load_rows(match, image * L + pixel, pixel < L, c, BLOCK_K, start)
+        x = load_rows(match, image * L + tl.minimum(pixel, L - 1), c, BLOCK_K, start)
         row = start + tl.arange(0, BLOCK_K)
         mask = (row < c)[:, None] & (column < half)[None, :]
-        vertices = tl.load(rotations + (row[:, None] * rounds + h) * half + column[None, :], mask=mask, other=0.0)
-        projected += dot(x.to(tl.float32), vertices, 'ieee')
+        vertices = tl.load(rotations + (row[:, None] * rounds + h) * pitch + column[None, :], mask=mask, other=0.0)
+        if x.dtype == tl.float32:
+            projected += dot(x, vertices, 'ieee')
+        else:  # the products with three parts of a number are those with the number, and tensor cores make them
+            for _ in tl.static_range(3):
+                part = vertices.to(x.dtype)
+                projected += dot(x, part, 'ieee')
+                vertices -= part.to(tl.float32)
     projected = tl.where(projected == projected, projected, 0.0)  # of what is not a number the code is 0
     nearest = tl.where(column < half, projected, -INFINITY)
     farthest = tl.where(column < half, projected, INFINITY)

@@ -21,8 +21,11 @@ from torch import Tensor
 
 from nlsn_plugin.ops.reference import NEIGHBOURS, normalise
 
-is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
-"""Whether torch.export is tracing; before PyTorch 2.7 there is no telling."""
+
+@torch.compiler.assume_constant_result  # or PyTorch 2.11 takes torch.compile for an export
+def is_exporting() -> bool:
+    """Whether torch.export is tracing; before PyTorch 2.7 there is no telling."""
+    return getattr(torch.compiler, 'is_exporting', lambda: False)()
 
 
 def is_recorded() -> bool:

@@ -1,7 +1,8 @@
 """Time and memory of non-local attention: every form of NLSA beside the others, and standard attention beside them.
 
 Forms are checked against each other first; one that gives other numbers is not timed. Times are medians of
-interleaved runs in one process; memory is measured outside of it, see `peak_memories`.
+interleaved runs in one process, on a GPU once as called and once without the host, which there takes longer than small
+cases do; memory is measured outside of it, see `peak_memories`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from nlsn_plugin.engine.measuring import (
     describe_machine,
     free_memory,
     interleaved,
+    on_gpu_alone,
     peak_memories,
     release,
 )
@@ -209,24 +211,30 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
         reasons = skipped | {form: NO_MEMORY for form, step in steps.items() if tried(step, device) is None}
         steps = {form: step for form, step in steps.items() if form not in reasons}
         times = interleaved(steps, device, budget) if steps else {}
-        base = statistics.median(times['reference']) if 'reference' in times else None
+        medians = medians_of(times)
+        alone = medians_of(on_gpu_alone(steps, budget)) if steps and device == 'cuda' else {}
         for form in forms:
             record = {'case': str(case), **asdict(case), 'pass': which, 'form': form, 'dtype': dtype}
             if form in reasons:
                 records.append({**record, 'skipped': reasons[form]})
                 continue
-            median = statistics.median(times[form])
-            records.append(
-                {
-                    **record,
-                    'milliseconds': 1e3 * median,
-                    'spread': [1e3 * min(times[form]), 1e3 * max(times[form])],
-                    'runs': len(times[form]),
-                    'speedup': base / median if base else None,
-                    'peak_bytes': None,
+            record |= {
+                'milliseconds': 1e3 * medians[form],
+                'spread': [1e3 * min(times[form]), 1e3 * max(times[form])],
+                'runs': len(times[form]),
+                'speedup': medians['reference'] / medians[form] if 'reference' in medians else None,
+            }
+            if alone:
+                record |= {
+                    'gpu_milliseconds': 1e3 * alone[form],
+                    'gpu_speedup': alone['reference'] / alone[form] if 'reference' in alone else None,
                 }
-            )
+            records.append({**record, 'peak_bytes': None})
     return records
+
+
+def medians_of(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def add_memory(records: list[dict[str, Any]], device: str) -> None:
@@ -253,7 +261,7 @@ def run(
         found = measure(case, forms, device, dtype, budget)
         for record in found:
             if (record['form'], record['pass']) == ('fused', 'forward') and 'milliseconds' in record:
-                record |= fractions(case, dtype, core_time(case, device, dtype, budget), ceiling)
+                record |= fractions(case, dtype, core_time(case, dtype, budget), ceiling)
         records += found
     if memory:
         add_memory(records, device)
@@ -261,7 +269,7 @@ def run(
 
 
 def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Rows of a table: case, pass, form, time, times faster than the reference, memory."""
+    """Rows of a table, under HEADERS."""
     for record in records:
         if 'skipped' in record:
             continue
@@ -271,7 +279,16 @@ def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
             f'{record["milliseconds"]:.4g} ms',
             f'{speedup:.2f}x' if speedup else '',
             f'{peak / 1e6:.0f} MB' if peak is not None else '',
+            *gpu_cells(record),
         ]
+
+
+def gpu_cells(record: dict[str, Any]) -> list[str]:
+    """Time and times faster without the host, if that was measured."""
+    if 'gpu_milliseconds' not in record:
+        return []
+    speedup = record['gpu_speedup']
+    return [f'{record["gpu_milliseconds"]:.4g} ms', f'{speedup:.2f}x' if speedup else '']
 
 
 def left_out(records: list[dict[str, Any]]) -> list[str]:
@@ -283,7 +300,8 @@ def left_out(records: list[dict[str, Any]]) -> list[str]:
     return [f'not measured, {what} ({"; ".join(names)})' for what, names in cases.items()]
 
 
-HEADERS = ['case', 'pass', 'form', 'time', 'speed', 'peak memory']
+HEADERS = ['case', 'pass', 'form', 'time', 'speed', 'peak memory', 'GPU alone', 'speed of it']
+"""The last two of a GPU alone."""
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:

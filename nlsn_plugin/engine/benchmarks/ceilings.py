@@ -10,7 +10,7 @@ import torch
 
 from nlsn_plugin import ops
 from nlsn_plugin.engine.benchmarks.cases import DTYPES, Case
-from nlsn_plugin.engine.measuring import interleaved
+from nlsn_plugin.engine.measuring import interleaved, on_gpu_alone
 from nlsn_plugin.ops import tf32
 
 
@@ -32,16 +32,16 @@ def ceilings(device: str, dtype: str) -> dict[str, float]:
     }
 
 
-def core_time(case: Case, device: str, dtype: str, budget: float) -> float:
-    """Seconds of a fused forward pass over pixels that are sorted: without convolutions, hashing and sorting."""
+def core_time(case: Case, dtype: str, budget: float) -> float:
+    """Seconds that a GPU takes for a fused forward pass over sorted pixels: without convolutions, hashing, sorting."""
     match, value = (
-        torch.randn(case.images, case.height * case.width, channels, device=device, dtype=DTYPES[dtype])
+        torch.randn(case.images, case.height * case.width, channels, device='cuda', dtype=DTYPES[dtype])
         for channels in (case.channels // 4, case.channels)
     )
     half = ops.count_buckets(match.shape[1], case.chunk_size) // 2
     order = ops.library.pixel_order(match, torch.randn(case.channels // 4, case.n_hashes, half))
     step = partial(ops.attend_in_order, match, value, order, case.chunk_size, 'fused')
-    return statistics.median(interleaved({'': step}, device, budget)[''])
+    return statistics.median(on_gpu_alone({'': step}, budget)[''])
 
 
 def fractions(case: Case, dtype: str, seconds: float, ceiling: dict[str, float]) -> dict[str, float]:
