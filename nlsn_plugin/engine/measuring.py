@@ -72,13 +72,20 @@ def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str,
 
 
 def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]]:
-    """`interleaved` of steps that are recorded as CUDA graphs, which wait for no launch by the host."""
-    return interleaved({name: recorded(step) for name, step in steps.items()}, 'cuda', budget)
+    """`interleaved` of those steps that can be recorded as CUDA graphs, which wait for no launch by the host."""
+    graphs: dict[str, Step] = {}
+    for name, step in steps.items():
+        try:
+            graphs[name] = recorded(step)
+        except RuntimeError as error:
+            first_line = str(error).partition('\n')[0]
+            tqdm.write(f'{name}: cannot be recorded as a CUDA graph: {first_line}', file=sys.stderr)
+    return interleaved(graphs, 'cuda', budget) if graphs else {}
 
 
 def recorded(step: Step) -> Step:
     """A step as a CUDA graph to replay; its memory is the graph's as long as that is kept."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # what is compiled, chosen or allocated the first time is not for a graph

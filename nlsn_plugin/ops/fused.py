@@ -11,6 +11,8 @@ and with key_j = x_j / max(|x_j|, eps) and ds_ij = a_ij (dy_i . g(x_j) - dy_i . 
     dx_i = sum_j ds_ij key_j,   dkey_j = sum_i ds_ij x_i,   dg(x_j) = sum_i a_ij dy_i,
 
 the first sum gathered by the queries, the others by the keys.
+
+The kernels take powers of two: to other numbers of channels zeros are added, which change nothing, and taken away.
 """
 
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call, untyped-decorator"
@@ -21,6 +23,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -54,7 +57,8 @@ def forward(
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`streamed.forward` on a GPU; tiles: how to cut the work, if not as this device likes it."""
-    match, value = match.contiguous(), value.contiguous()
+    C = value.shape[-1]
+    match, value = widened(match), widened(value)
     images, rounds, pixels = order.shape
     tiles = tiles or default_tiles(match, value)[0]
     settings = kernel_settings(match, value, chunk_size, neighbours, tiles)
@@ -70,11 +74,12 @@ def forward(
         for h in range(rounds):
             last = h == rounds - 1
             forward_kernel[grid](
-                match, value, bound, scales[h], keys[h], checksum, found, found_mass, out if last else found, mass, shift,
+                match, value, bound, scales[h], keys[h], checksum,
+                found, found_mass, out if last else found, mass, shift,
                 FIRST=h == 0, LAST=last, SHIFT=with_shift, **settings,
             )  # fmt: skip
             mass, found_mass = found_mass, mass  # two, as a program for other channels may read late
-    return out, found_mass, shift
+    return narrowed(out, C), found_mass, narrowed(shift, C) if with_shift else shift
 
 
 def backward(
@@ -92,7 +97,8 @@ def backward(
 
     kept: shift, if `value` has half precision; else y. tiles: for the queries and for the keys.
     """
-    grad, match, value, kept, mass = (x.contiguous() for x in (grad, match, value, kept, mass))
+    c, C = match.shape[-1], value.shape[-1]
+    grad, match, value, kept, mass = (*map(widened, (grad, match, value, kept)), mass.contiguous())
     images, rounds, pixels = order.shape
     query_tiles, key_tiles = tiles or default_tiles(match, value)[1:]
     query_grid, key_grid = ((most_tiles(pixels, chunk_size, cut), images) for cut in (query_tiles, key_tiles))
@@ -115,9 +121,9 @@ def backward(
             key_kernel[key_grid](
                 grad, match, value, total_bounds[h], scales[h], queries[h], checksum, all_means[h],
                 found, found_value, *results,
-                FIRST=h == 0, WIDTH=padded(value.shape[-1]), **key_settings,
+                FIRST=h == 0, **key_settings,
             )  # fmt: skip
-    return grad_match, grad_value
+    return narrowed(grad_match, c), narrowed(grad_value, C)
 
 
 def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
@@ -132,7 +138,7 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
     with torch.cuda.device_of(match):
         hash_kernel[triton.cdiv(pixels, 64), images, rounds](
             match, rotations, codes, pixels, rounds, half, pitch, channels,
-            BLOCK_M=64, BLOCK_K=min(32, padded(channels)), BLOCK_HALF=padded(half),
+            BLOCK_M=64, BLOCK_K=min(64, padded(channels)), BLOCK_HALF=padded(half),
         )  # fmt: skip
     return codes
 
@@ -179,13 +185,24 @@ def cannot_hold(device: torch.device, dtype: torch.dtype, c: int, C: int) -> str
     return too_large(c, C, dtype, machine_of(device))
 
 
+def widened(x: Tensor) -> Tensor:
+    """With zeros up to as many channels as kernels take."""
+    missing = padded(x.shape[-1]) - x.shape[-1]
+    return F.pad(x, (0, missing)) if missing else x.contiguous()
+
+
+def narrowed(x: Tensor, channels: int) -> Tensor:
+    """Without them."""
+    return x[..., :channels].contiguous()
+
+
 def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
     """Of each pixel, in powers of two, float32, [N, L]: the bound |x| of its scores, and 1 / max(|x|, eps)."""
     bound, scale = (torch.empty(match.shape[:2], dtype=torch.float32, device=match.device) for _ in range(2))
     if bound.numel():
         with torch.cuda.device_of(match):
             length_kernel[(triton.cdiv(bound.numel(), 32),)](
-                match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32, BLOCK_K=padded(match.shape[-1])
+                match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32
             )
     return bound, scale
 
@@ -197,7 +214,7 @@ def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor
         with torch.cuda.device_of(grad):
             mean_kernel[(triton.cdiv(mass.numel(), 32),)](
                 grad, value, kept, bound, mass, mean, total_bound, mass.numel(), value.shape[-1],
-                SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, padded(value.shape[-1])),
+                SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, value.shape[-1]),
             )  # fmt: skip
     return mean, total_bound
 

@@ -1,9 +1,9 @@
 """The kernels of `fused.py`, in Triton's language.
 
-Letters as in `lsh.py` and `reference.py`. Pixels are counted through the batch, so that tensors are [N L, *]. A place
-is one in the sorted order, [0, L). A slot is one in the filled order as walked round the circle of chunks, between
--k and (n + 1) k: the window of chunk u is SPAN chunks of slots from (u - BEFORE) k on, and where chunks coincide their
-slots do not.
+Letters as in `lsh.py` and `reference.py`; c and C are powers of two. Pixels are counted through the batch, so that
+tensors are [N L, *]. A place is one in the sorted order, [0, L). A slot is one in the filled order as walked round the
+circle of chunks, between -k and (n + 1) k: the window of chunk u is SPAN chunks of slots from (u - BEFORE) k on, and
+where chunks coincide their slots do not.
 """
 
 # Triton's language has no types; in it upper case, besides the letters L and C, is what the compiler knows.
@@ -47,21 +47,21 @@ def kernel(function):
 
 
 @triton.jit
+def row_offsets(pixel, first, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Where BLOCK channels of pixels lie, from `first` on: [pixels, BLOCK]."""
+    return pixel.to(tl.int64)[:, None] * CHANNELS + (first + tl.arange(0, BLOCK))[None, :]
+
+
+@triton.jit
 def load_rows(x, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """BLOCK channels of x from `first` on, 0 where a channel does not exist: [pixels, BLOCK]."""
-    channel = first + tl.arange(0, BLOCK)
-    offset = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
-    if CHANNELS % BLOCK == 0:
-        return tl.load(x + offset)
-    return tl.load(x + offset, mask=(channel < CHANNELS)[None, :], other=0.0)
+    """BLOCK channels of x from `first` on, [pixels, BLOCK]."""
+    return tl.load(x + row_offsets(pixel, first, CHANNELS, BLOCK))
 
 
 @triton.jit
 def store_rows(x, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
     """The reverse, of rows that exist."""
-    channel = first + tl.arange(0, BLOCK)
-    offset = pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
-    tl.store(x + offset, rows.to(x.dtype.element_ty), mask=exists[:, None] & (channel < CHANNELS)[None, :])
+    tl.store(x + row_offsets(pixel, first, CHANNELS, BLOCK), rows.to(x.dtype.element_ty), mask=exists[:, None])
 
 
 @triton.jit
@@ -143,6 +143,12 @@ def load_pixels(order, start, end, BLOCK_N: tl.constexpr):
     return tl.load(order + tl.minimum(start + tl.arange(0, BLOCK_N), end - 1), mask=start < end + BLOCK_N, other=0)
 
 
+@triton.jit
+def load_along(x, start, BLOCK_N: tl.constexpr):
+    """The numbers in the slots of a step."""
+    return tl.load(x + start + tl.arange(0, BLOCK_N))
+
+
 @kernel
 def circle_kernel(
     order, pixels, x, x_along, y, y_along, L, k, rounds, KEYS: tl.constexpr, BOTH: tl.constexpr, BLOCK: tl.constexpr
@@ -168,11 +174,11 @@ def circle_kernel(
 
 
 @kernel
-def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr):
     """Of L pixels, in powers of two: the largest logarithm of a weight, |x|, and what makes a key of a feature,
     1 / max(|x|, eps)."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    x = load_rows(match, tl.minimum(pixel, L - 1), c, BLOCK_K).to(tl.float32)
+    x = load_rows(match, tl.minimum(pixel, L - 1), c, c).to(tl.float32)
     length = tl.sqrt_rn(tl.sum(x * x, axis=1))
     tl.store(bound + pixel, length * LOG2E, mask=pixel < L)
     tl.store(scale + pixel, tl.where(length < EPS, LONGEST, LOG2E / length), mask=pixel < L)
@@ -183,7 +189,7 @@ def forward_kernel(
     match, value, bound, scale, order, checksum, found, found_mass, result, result_mass, shift,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What BLOCK_M queries find in one round: numerators for BLOCK_C channels, and mass.
 
@@ -198,7 +204,7 @@ def forward_kernel(
 
     place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
     query = tl.load(order + place)
-    x = load_rows(match, query, c, BLOCK_K)
+    x = load_rows(match, query, c, c)
     highest = tl.load(bound + query)
     window_start = window(place, k, BEFORE)
     slots_first, slots_last = window(first, k, BEFORE), window(end - 1, k, BEFORE)  # of the first and the last window
@@ -213,8 +219,8 @@ def forward_kernel(
     for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key = load_pixels(order, start, slots_end, BLOCK_N)
-        score = dot(x, tl.trans(load_rows(match, key, c, BLOCK_K)), PRECISION)
-        logit = score * tl.load(scale + start + tl.arange(0, BLOCK_N))[None, :] - highest[:, None]
+        score = dot(x, tl.trans(load_rows(match, key, c, c)), PRECISION)
+        logit = score * load_along(scale, start, BLOCK_N)[None, :] - highest[:, None]
         if (start < slots_last) | (start + BLOCK_N > slots_first + SPAN * k):  # else within all windows
             logit = tl.where(within(slot[None, :], window_start[:, None], k, SPAN), logit, -INFINITY)
         values = load_rows(value, key, C, BLOCK_C, channel)
@@ -258,7 +264,7 @@ def query_kernel(
     grad, match, value, total_bound, scale, order, checksum, mean, found,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it."""
     first, end = tile(tl.program_id(0), tl.load(checksum), L, k, L, BLOCK_M)
@@ -267,18 +273,18 @@ def query_kernel(
     order, scale = circle(order, tl.program_id(1), L, k), circle(scale, tl.program_id(1), L, k)
     place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
     query = tl.load(order + place)
-    x = load_rows(match, query, c, BLOCK_K)
+    x = load_rows(match, query, c, c)
     highest, mean_dy = tl.load(total_bound + query), tl.load(mean + query)
     window_start = window(place, k, BEFORE)
     slots_first, slots_last = window(first, k, BEFORE), window(end - 1, k, BEFORE)
     slots_end = slots_last + SPAN * k
 
-    total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32) if FIRST else load_rows(found, query, c, BLOCK_K)
+    total = tl.zeros([BLOCK_M, c], tl.float32) if FIRST else load_rows(found, query, c, c)
     for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key = load_pixels(order, start, slots_end, BLOCK_N)
-        features = load_rows(match, key, c, BLOCK_K)
-        to_key = tl.load(scale + start + tl.arange(0, BLOCK_N))
+        features = load_rows(match, key, c, c)
+        to_key = load_along(scale, start, BLOCK_N)
         logit = dot(x, tl.trans(features), PRECISION) * to_key[None, :] - highest[:, None]
         dscore = multiply_rows(grad, query, value, key, C, BLOCK_C, PRECISION) - mean_dy[:, None]
         if features.dtype == tl.float16:  # which has no room for the product of a gradient and 1 / |x|
@@ -292,7 +298,7 @@ def query_kernel(
         dscore *= tl.exp2(logit)
         total += dot(dscore.to(features.dtype), features, PRECISION)
 
-    store_rows(found, total, query, first + tl.arange(0, BLOCK_M) < end, c, BLOCK_K)
+    store_rows(found, total, query, first + tl.arange(0, BLOCK_M) < end, c, c)
 
 
 @kernel
@@ -300,7 +306,7 @@ def key_kernel(
     grad, match, value, total_bound, scale, order, checksum, mean, found, found_value, result, result_value,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradient of BLOCK_M features as keys, and of their values, in one round.
 
@@ -316,7 +322,7 @@ def key_kernel(
     total_bound, mean = circle(total_bound, tl.program_id(1), L, k), circle(mean, tl.program_id(1), L, k)
     place = tl.minimum(first + tl.arange(0, BLOCK_M), end - 1)
     key = tl.load(order + place)
-    features = load_rows(match, key, c, BLOCK_K)
+    features = load_rows(match, key, c, c)
     to_key = tl.load(scale + place)
 
     BEHIND: tl.constexpr = SPAN - 1 - BEFORE
@@ -327,20 +333,18 @@ def key_kernel(
     slots_end = tl.where(end > doubled_from, last_window_start, slots_last) + SPAN * k
     # Within all windows, queries that are no second copies, of keys that are not doubled.
     plain_end = tl.where(end > doubled_from, slots_first, tl.minimum(slots_first + SPAN * k, L))
-    total = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    total_value = tl.zeros([BLOCK_M, WIDTH], tl.float32) if FIRST else load_rows(found_value, key, C, WIDTH)
+    total = tl.zeros([BLOCK_M, c], tl.float32)
+    total_value = tl.zeros([BLOCK_M, C], tl.float32) if FIRST else load_rows(found_value, key, C, C)
     for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         query = load_pixels(order, start, slots_end, BLOCK_N)
-        x = load_rows(match, query, c, BLOCK_K)
-        dy = load_rows(grad, query, C, WIDTH)
+        x = load_rows(match, query, c, c)
+        dy = load_rows(grad, query, C, C)
         logit = (
-            dot(features, tl.trans(x), PRECISION) * to_key[:, None]
-            - tl.load(total_bound + start + tl.arange(0, BLOCK_N))[None, :]
+            dot(features, tl.trans(x), PRECISION) * to_key[:, None] - load_along(total_bound, start, BLOCK_N)[None, :]
         )
         dscore = (
-            multiply_rows(value, key, grad, query, C, BLOCK_C, PRECISION)
-            - tl.load(mean + start + tl.arange(0, BLOCK_N))[None, :]
+            multiply_rows(value, key, grad, query, C, BLOCK_C, PRECISION) - load_along(mean, start, BLOCK_N)[None, :]
         )
         weight = tl.exp2(logit)
         if (start < tl.maximum(slots_last, 0)) | (start + BLOCK_N > plain_end):
@@ -358,9 +362,9 @@ def key_kernel(
     along = tl.where(to_key == LONGEST, 0.0, tl.sum(keys * total, axis=1))
     total = (total - keys * along[:, None]) * (to_key / LOG2E)[:, None]
     exists = first + tl.arange(0, BLOCK_M) < end
-    total += load_rows(found, key, c, BLOCK_K)
-    store_rows(result, total, key, exists, c, BLOCK_K)
-    store_rows(result_value, total_value, key, exists, C, WIDTH)
+    total += load_rows(found, key, c, c)
+    store_rows(result, total, key, exists, c, c)
+    store_rows(result_value, total_value, key, exists, C, C)
 
 
 @kernel
@@ -374,8 +378,9 @@ def hash_kernel(
     column = tl.arange(0, BLOCK_HALF)
     projected = tl.zeros([BLOCK_M, BLOCK_HALF], tl.float32)
     for start in range(0, c, BLOCK_K):
-        x = load_rows(match, image * L + tl.minimum(pixel, L - 1), c, BLOCK_K, start)
         row = start + tl.arange(0, BLOCK_K)
+        x_offset = (image * L + tl.minimum(pixel, L - 1))[:, None] * c + row[None, :]
+        x = tl.load(match + x_offset, mask=(row < c)[None, :], other=0.0)
         mask = (row < c)[:, None] & (column < half)[None, :]
         vertices = tl.load(rotations + (row[:, None] * rounds + h) * pitch + column[None, :], mask=mask, other=0.0)
         if x.dtype == tl.float32:
@@ -386,8 +391,8 @@ def hash_kernel(
                 projected += dot(x, part, 'ieee')
                 vertices -= part.to(tl.float32)
     projected = tl.where(projected == projected, projected, 0.0)  # of what is not a number the code is 0
-    nearest = tl.where(column < half, projected, -INFINITY)
-    farthest = tl.where(column < half, projected, INFINITY)
-    opposite = -tl.min(farthest, axis=1) > tl.max(nearest, axis=1)
-    code = tl.where(opposite, tl.argmin(farthest, axis=1) + half, tl.argmax(nearest, axis=1))
+    # The first of the largest, with two maxima of numbers: those that find a place as well take several times as long.
+    magnitude = tl.where(column < half, tl.abs(projected), -1.0)
+    vertex = tl.where(projected < 0, column + half, column)
+    code = tl.min(tl.where(magnitude == tl.max(magnitude, axis=1)[:, None], vertex, 2 * half), axis=1)
     tl.store(codes + (image * rounds + h) * L + pixel, code.to(codes.dtype.element_ty), mask=pixel < L)

@@ -26,6 +26,8 @@ class Tiles(NamedTuple):
         block_n: pixels that they meet at a time.
         block_c: value channels at a time, in a program of the forward kernel, in a product of the backward kernels.
         num_warps, num_stages: warps of a program, stages of its pipeline.
+        float32: how float32 is multiplied, if not as TF32: on tensor cores, in three products of two parts ('tf32x3'),
+            or without them ('ieee').
     """
 
     block_m: int
@@ -33,6 +35,7 @@ class Tiles(NamedTuple):
     block_c: int = 256
     num_warps: int = 8
     num_stages: int = 3
+    float32: str = 'tf32x3'
 
 
 class Machine(NamedTuple):
@@ -51,9 +54,11 @@ ANY = 1024
 
 TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
     'half, Hopper': {
-        'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
-        'query': [(320, Tiles(64, 64, 512)), (640, Tiles(64, 32, 512)), (ANY, Tiles(32, 32, 512))],
-        'key': [(320, Tiles(64, 32, 512)), (640, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(16, 16, 512, 4))],
+        'forward': [(ANY, Tiles(64, 64, 256, 4, 2)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
+        'query': [(80, Tiles(64, 64, 512, 4, 2)), (320, Tiles(64, 32, 512, 4, 2)), (640, Tiles(64, 32, 512)),
+                  (ANY, Tiles(32, 32, 512))],
+        'key': [(80, Tiles(64, 64, 512, 4, 2)), (320, Tiles(64, 32, 512, 4, 2)), (640, Tiles(32, 32, 512, 8, 2)),
+                (ANY, Tiles(16, 16, 512, 4))],
     },
     'half': {
         'forward': [(ANY, Tiles(64, 64)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
@@ -61,6 +66,13 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
                   (ANY, Tiles(32, 16, 512)), (ANY, Tiles(16, 16, 512, 4))],
         'key': [(80, Tiles(64, 32, 512)), (320, Tiles(32, 32, 512, 8, 2)), (ANY, Tiles(32, 16, 512)),
                 (ANY, Tiles(16, 16, 512, 4))],
+    },
+    'float32, Hopper': {
+        'forward': [(320, Tiles(64, 64, 256, 8, 2, 'ieee')), (640, Tiles(64, 32, 256, 8, 2, 'ieee')),
+                    (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)), (ANY, Tiles(16, 16, 128, 4, 1))],
+        'query': [(320, Tiles(64, 32, 64, 4, 2)), (ANY, Tiles(16, 16, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 1))],
+        'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(32, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
+                (ANY, Tiles(16, 16, 64, 8, 1))],
     },
     'float32': {
         'forward': [(80, Tiles(64, 32)), (ANY, Tiles(32, 32)), (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)),
@@ -75,10 +87,8 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
 
 
 def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
-    """Whose tiles suit: on Hopper warps multiply half precision in groups, and need fewer registers for it."""
-    if dtype == torch.float32:
-        return 'float32'
-    return 'half, Hopper' if capability[0] == 9 else 'half'
+    """Whose tiles suit: on Hopper warps multiply in groups, and need fewer registers for it."""
+    return ('float32' if dtype == torch.float32 else 'half') + (', Hopper' if capability[0] == 9 else '')
 
 
 PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
@@ -140,11 +150,11 @@ def machine_of(device: torch.device) -> Machine:
     return Machine(torch.cuda.get_device_capability(device), shared)
 
 
-def precision(match: Tensor) -> str:
-    """How tensor cores multiply: float32 in one part or, for the full precision, in three products of two parts."""
+def precision(match: Tensor, tiles: Tiles) -> str:
+    """How the kernels multiply, in Triton's words."""
     if match.dtype != torch.float32:
         return 'ieee'
-    return 'tf32' if tf32.of_products() else 'tf32x3'
+    return 'tf32' if tf32.of_products() else tiles.float32
 
 
 def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: str, tiles: Tiles) -> dict[str, Any]:
@@ -155,13 +165,12 @@ def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: s
         'k': chunk_size,
         'c': c,
         'C': C,
-        'PRECISION': precision(match),
+        'PRECISION': precision(match, tiles),
         'BEFORE': NEIGHBOURS[neighbours][0],
         'SPAN': 1 + sum(NEIGHBOURS[neighbours]),
         'BLOCK_M': tiles.block_m,
         'BLOCK_N': tiles.block_n,
-        'BLOCK_K': padded(c),
-        'BLOCK_C': min(tiles.block_c, padded(C)),
+        'BLOCK_C': min(tiles.block_c, C),
         'num_warps': tiles.num_warps,
         'num_stages': tiles.num_stages,
     }

@@ -22,7 +22,7 @@ from torch import Tensor
 from nlsn_plugin.ops.reference import NEIGHBOURS, normalise
 
 
-@torch.compiler.assume_constant_result  # or PyTorch 2.11 takes torch.compile for an export
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # or PyTorch 2.11 takes torch.compile for an export
 def is_exporting() -> bool:
     """Whether torch.export is tracing; before PyTorch 2.7 there is no telling."""
     return getattr(torch.compiler, 'is_exporting', lambda: False)()

@@ -224,7 +224,7 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
                 'runs': len(times[form]),
                 'speedup': medians['reference'] / medians[form] if 'reference' in medians else None,
             }
-            if alone:
+            if form in alone:
                 record |= {
                     'gpu_milliseconds': 1e3 * alone[form],
                     'gpu_speedup': alone['reference'] / alone[form] if 'reference' in alone else None,
