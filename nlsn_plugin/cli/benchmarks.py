@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,17 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         raise UserError('--plot draws the sweep over n: add --suite n')
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
+    keep = partial(write, args)
     if args.tune:
         case = replace(SUITES['layer'][1], n_hashes=2)  # the first round and the last: more are more to compile
         results = tiles.run(case, args.dtype, args.budget)
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
         if args.network:
-            results = network.run(tuple(args.network), args.device, args.budget, args.compile)
+            results = network.run(tuple(args.network), args.device, args.budget, args.compile, keep=keep)
         else:
             suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
-            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget)
+            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget, keep=keep)
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
         print('', *benchmark.left_out(results['records']), sep='\n', end='')
     conclude(args, results)
@@ -135,5 +137,10 @@ def show(results: dict[str, Any], columns: tuple[str, ...]) -> None:
 def conclude(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Say on which machine, and keep all as JSON."""
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
+    write(args, results)
+
+
+def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Keep what was measured, where --json says."""
     if args.json:
         args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')

@@ -13,27 +13,26 @@ from nlsn_plugin.ops.traceable import is_recorded
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's, but where that is slow.
+    """PyTorch's, but where that is slow in half precision.
 
-    On a GPU PyTorch adds the bias in a pass of its own; of rows of pixels, as with channels last, and a kernel of 1x1
-    the product with the weights is one step with it. On CPUs without arithmetic for half precision PyTorch takes some
-    ten times as long in it as in float32; there, if nothing is trained, this computes in float32 and rounds the result.
+    On a GPU PyTorch adds the bias in a pass of its own; with a kernel of 1x1 and channels last the product of rows of
+    pixels with the weights adds it at once. On CPUs without arithmetic for half precision PyTorch takes some ten times
+    as long as in float32; there, if nothing is trained, this computes in float32 and rounds the result.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_recorded():
-            return super().forward(x)
-        if (
-            x.device.type == 'cuda'
-            and self.kernel_size == (1, 1)
-            and x.is_contiguous(memory_format=torch.channels_last)
-        ):
-            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        if x.device.type != 'cpu' or self._is_trained(x):
+        if is_recorded() or x.device.type not in ('cpu', 'cuda'):
             return super().forward(x)
         dtype = x.dtype
-        if dtype == torch.float32 and torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
+        if dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        if x.device.type == 'cuda':
+            has_rows = self.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last)
+            if dtype in HALF and has_rows:
+                return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+            return super().forward(x)
+        if self._is_trained(x):
+            return super().forward(x)
         if dtype in HALF and not cpu_matmul.has_products_in(dtype):
             with ops.without_autocast(x.device):
                 bias = None if self.bias is None else wide(self.bias)

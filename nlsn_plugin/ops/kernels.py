@@ -20,9 +20,9 @@ import triton.language as tl
 from nlsn_plugin.ops.reference import KEY_EPS
 
 EPS = tl.constexpr(KEY_EPS)
-LOG2E = tl.constexpr(1.4426950408889634)
-SPARE = tl.constexpr(128)
-LONGEST = tl.constexpr(LOG2E.value / EPS.value)
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+LARGEST_SCALE = tl.constexpr(LOG2E.value / EPS.value)  # of features shorter than EPS
+SPARE = tl.constexpr(128)  # slots that a step may reach beyond the last: as many as it has at most
 INFINITY = tl.constexpr(float('inf'))
 
 
@@ -181,7 +181,7 @@ def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr
     x = load_rows(match, tl.minimum(pixel, L - 1), c, c).to(tl.float32)
     length = tl.sqrt_rn(tl.sum(x * x, axis=1))
     tl.store(bound + pixel, length * LOG2E, mask=pixel < L)
-    tl.store(scale + pixel, tl.where(length < EPS, LONGEST, LOG2E / length), mask=pixel < L)
+    tl.store(scale + pixel, tl.where(length < EPS, LARGEST_SCALE, LOG2E / length), mask=pixel < L)
 
 
 @kernel
@@ -288,9 +288,9 @@ def query_kernel(
         logit = dot(x, tl.trans(features), PRECISION) * to_key[None, :] - highest[:, None]
         dscore = multiply_rows(grad, query, value, key, C, BLOCK_C, PRECISION) - mean_dy[:, None]
         if features.dtype == tl.float16:  # which has no room for the product of a gradient and 1 / |x|
-            features = (features * tl.where(slot < slots_end, to_key / LOG2E, 0.0)[:, None]).to(tl.float16)
+            features = (features * tl.where(slot < slots_end, to_key * LN2, 0.0)[:, None]).to(tl.float16)
         else:
-            dscore *= (to_key / LOG2E)[None, :]
+            dscore *= (to_key * LN2)[None, :]
         if (start < slots_last) | (start + BLOCK_N > slots_first + SPAN * k):
             inside = within(slot[None, :], window_start[:, None], k, SPAN)
             logit = tl.where(inside, logit, -INFINITY)
@@ -340,12 +340,9 @@ def key_kernel(
         query = load_pixels(order, start, slots_end, BLOCK_N)
         x = load_rows(match, query, c, c)
         dy = load_rows(grad, query, C, C)
-        logit = (
-            dot(features, tl.trans(x), PRECISION) * to_key[:, None] - load_along(total_bound, start, BLOCK_N)[None, :]
-        )
-        dscore = (
-            multiply_rows(value, key, grad, query, C, BLOCK_C, PRECISION) - load_along(mean, start, BLOCK_N)[None, :]
-        )
+        highest, mean_dy = load_along(total_bound, start, BLOCK_N), load_along(mean, start, BLOCK_N)
+        logit = dot(features, tl.trans(x), PRECISION) * to_key[:, None] - highest[None, :]
+        dscore = multiply_rows(value, key, grad, query, C, BLOCK_C, PRECISION) - mean_dy[None, :]
         weight = tl.exp2(logit)
         if (start < tl.maximum(slots_last, 0)) | (start + BLOCK_N > plain_end):
             once = within(slot[None, :], window_start[:, None], k, SPAN)
@@ -358,9 +355,9 @@ def key_kernel(
         total += dot((weight * dscore).to(x.dtype), x, PRECISION)
 
     # Through the normalisation of keys: what points along the feature is lost, unless eps took the place of its length.
-    keys = features * (to_key / LOG2E)[:, None]
-    along = tl.where(to_key == LONGEST, 0.0, tl.sum(keys * total, axis=1))
-    total = (total - keys * along[:, None]) * (to_key / LOG2E)[:, None]
+    keys = features * (to_key * LN2)[:, None]
+    along = tl.where(to_key == LARGEST_SCALE, 0.0, tl.sum(keys * total, axis=1))
+    total = (total - keys * along[:, None]) * (to_key * LN2)[:, None]
     exists = first + tl.arange(0, BLOCK_M) < end
     total += load_rows(found, key, c, c)
     store_rows(result, total, key, exists, c, c)

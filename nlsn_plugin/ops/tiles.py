@@ -52,6 +52,14 @@ KERNELS = ('forward', 'query', 'key')
 ANY = 1024
 """Feature and value channels together: as many as these kernels take."""
 
+FLOAT32_FORWARD = [
+    (320, Tiles(64, 64, 256, 8, 2, 'ieee')),
+    (640, Tiles(64, 32, 256, 8, 2, 'ieee')),
+    (ANY, Tiles(32, 32, 256, 8, 2, 'ieee')),
+    (ANY, Tiles(32, 32, 128, 8, 2, 'ieee')),
+    (ANY, Tiles(16, 16, 128, 4, 2, 'ieee')),
+]
+
 TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
     'half, Hopper': {
         'forward': [(ANY, Tiles(64, 64, 256, 4, 2)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
@@ -68,15 +76,14 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
                 (ANY, Tiles(16, 16, 512, 4))],
     },
     'float32, Hopper': {
-        'forward': [(320, Tiles(64, 64, 256, 8, 2, 'ieee')), (640, Tiles(64, 32, 256, 8, 2, 'ieee')),
-                    (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)), (ANY, Tiles(16, 16, 128, 4, 1))],
-        'query': [(320, Tiles(64, 32, 64, 4, 2)), (ANY, Tiles(16, 16, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 1))],
-        'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(32, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
+        'forward': FLOAT32_FORWARD,
+        'query': [(320, Tiles(64, 32, 64, 4, 2)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 8, 2)),
+                  (ANY, Tiles(16, 16, 64, 8, 1))],
+        'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(16, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
                 (ANY, Tiles(16, 16, 64, 8, 1))],
     },
     'float32': {
-        'forward': [(80, Tiles(64, 32)), (ANY, Tiles(32, 32)), (ANY, Tiles(32, 32, 128)), (ANY, Tiles(16, 16, 128, 4)),
-                    (ANY, Tiles(16, 16, 128, 4, 1))],
+        'forward': FLOAT32_FORWARD,
         'query': [(80, Tiles(64, 32, 64)), (320, Tiles(32, 32, 64)), (ANY, Tiles(16, 16, 64, 8, 2)),
                   (ANY, Tiles(16, 16, 64, 8, 1))],
         'key': [(80, Tiles(32, 16, 64, 8, 2)), (320, Tiles(16, 32, 64, 8, 2)), (ANY, Tiles(16, 16, 64, 8, 2)),
@@ -91,21 +98,25 @@ def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
     return ('float32' if dtype == torch.float32 else 'half') + (', Hopper' if capability[0] == 9 else '')
 
 
-PARTS = {'forward': 1.2, 'query': 1.0, 'key': 1.2}
-"""How many times two copies of their rows kernels take for float32, which they multiply in two parts."""
+PARTS = {'forward': 1.2, 'query': 0.93, 'key': 1.2}
+"""How many times two copies of their rows kernels take for float32 that they multiply in two parts."""
 
 
 def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int:
-    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.8 did.
+    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.6 did.
 
-    Rows of a program's own pixels, and of those they meet for two steps of the pipeline.
+    Rows of a program's own pixels, and of those they meet for two steps of the pipeline; and weights, if float32 is not
+    multiplied in parts but may be as TF32.
     """
     own = c if kernel == 'forward' else c + C
     met = c + min(tiles.block_c, C) if kernel == 'forward' else c + C
+    if dtype == torch.float32 and tiles.float32 == 'ieee':
+        rows = tiles.block_m * own + 2 * tiles.block_n * met
+        return 4 * (rows + tiles.block_n * (tiles.block_m + 16)) + 1024
     if dtype == torch.float32:
         rows = 2 * tiles.block_m * own + min(tiles.num_stages, 2) * tiles.block_n * met
         return int(PARTS[kernel] * 4 * rows) + 2560
-    return int(1.1 * 2 * (tiles.block_m * own + 2 * tiles.block_n * met))
+    return int(1.1 * 2 * (tiles.block_m * own + 2 * tiles.block_n * met)) + 2 * 16 * tiles.block_n
 
 
 def choose(kernel: str, c: int, C: int, dtype: torch.dtype, machine: Machine) -> Tiles | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DEVICE
 from torch import Tensor, nn
 
 from nlsn_plugin import NLSN
@@ -168,3 +169,18 @@ def test_the_network_is_the_same(upscale: int, by_winograd: list[torch.dtype]) -
 def test_the_modules_are_convolutions_to_whoever_looks_for_them() -> None:
     assert all(issubclass(kind, nn.Conv2d) for kind in (convolution.Conv2d, convolution.Conv3x3))
     assert list(conv3x3().state_dict()) == ['weight', 'bias']
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+@pytest.mark.parametrize('channels_last', [True, False])
+def test_on_a_gpu_a_kernel_of_1x1_gives_what_pytorch_s_gives(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    module = Conv2d(8, 12, 1).to(DEVICE, torch.bfloat16)
+    x = image().to(DEVICE, torch.bfloat16).requires_grad_()
+    rows = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    found = []
+    for y in (module(rows), published(module, rows)):
+        gradients = torch.autograd.grad(y.float().square().sum(), (x, *module.parameters()))
+        found.append((y, *gradients))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())

@@ -48,12 +48,16 @@ def test_a_kernel_asks_for_more_memory_with_larger_tiles(kernel: str) -> None:
 
 
 SEEN = [
-    ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64), 91_136),
-    ('query', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 512), 124_160),
-    ('query', torch.bfloat16, (128, 512), tiles.Tiles(64, 32, 512), 164_480),
-    ('query', torch.float32, (64, 256), tiles.Tiles(32, 32, 64), 147_968),
-    ('key', torch.float32, (64, 256), tiles.Tiles(32, 32, 64), 189_184),
-    ('query', torch.float32, (512, 512), tiles.Tiles(16, 16, 64, 4), 264_512),
+    ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 256, 4, 2), 92_416),
+    ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64), 101_120),
+    ('query', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 512), 131_840),
+    ('query', torch.bfloat16, (128, 512), tiles.Tiles(64, 32, 512), 168_320),
+    ('key', torch.bfloat16, (64, 256), tiles.Tiles(64, 32, 512, 4, 2), 82_176),
+    ('query', torch.float32, (64, 256), tiles.Tiles(64, 32, 64, 4, 2), 221_312),
+    ('query', torch.float32, (512, 512), tiles.Tiles(16, 16, 64, 4), 196_736),
+    ('key', torch.float32, (64, 256), tiles.Tiles(32, 32, 64), 188_928),
+    ('forward', torch.float32, (64, 256), tiles.Tiles(64, 64, 256, 8, 2, 'ieee'), 200_960),  # as TF32
+    ('forward', torch.float32, (256, 256), tiles.Tiles(64, 32, 256, 8, 2, 'ieee'), 206_976),
 ]
 
 
@@ -61,5 +65,5 @@ SEEN = [
 def test_a_kernel_takes_no_more_memory_than_it_is_said_to_need(
     kernel: str, dtype: torch.dtype, widths: tuple[int, int], cut: tiles.Tiles, taken: int
 ) -> None:
-    """taken: what Triton 3.8 told of the compiled kernel."""
+    """taken: what Triton 3.6 and 3.8 told of the compiled kernel at most."""
     assert taken <= tiles.needed(kernel, cut, *widths, dtype) < 1.7 * taken

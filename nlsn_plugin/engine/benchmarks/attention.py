@@ -250,22 +250,33 @@ def add_memory(records: list[dict[str, Any]], device: str) -> None:
 
 
 def run(
-    suites: list[str], forms: list[str], device: str, dtype: str, budget: float, memory: bool = True
+    suites: list[str],
+    forms: list[str],
+    device: str,
+    dtype: str,
+    budget: float,
+    memory: bool = True,
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Measure suites of cases; the machine, the command's settings and the records, ready for JSON."""
+    """Measure suites of cases; the machine, the command's settings and the records, ready for JSON.
+
+    keep: is given what there is so far after each case: a GPU may be lent for a time.
+    """
     check_device(device)
-    ceiling = ceilings(device, dtype)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
     records: list[dict[str, Any]] = []
+    ceiling = ceilings(device, dtype)
+    results = {'machine': describe_machine(device), 'ceilings': ceiling, 'suites': suites, 'records': records}
     for case in tqdm(cases, unit='case', file=sys.stderr):
         found = measure(case, forms, device, dtype, budget)
         for record in found:
             if (record['form'], record['pass']) == ('fused', 'forward') and 'milliseconds' in record:
                 record |= fractions(case, dtype, core_time(case, dtype, budget), ceiling)
         records += found
+        keep(results)
     if memory:
         add_memory(records, device)
-    return {'machine': describe_machine(device), 'ceilings': ceiling, 'suites': suites, 'records': records}
+    return results
 
 
 def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:

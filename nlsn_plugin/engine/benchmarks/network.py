@@ -30,21 +30,23 @@ FORMS: dict[str, dict[str, Any]] = {
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
 
 
-def run(size: tuple[int, int], device: str, budget: float, compiled: bool, memory: bool = True) -> dict[str, Any]:
+def run(
+    size: tuple[int, int],
+    device: str,
+    budget: float,
+    compiled: bool,
+    memory: bool = True,
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
     """Measure NLSN x2 on one image of height and width `size`; records as those of `attention.run`.
 
-    Random weights: the time depends on them as little as on the image.
+    Random weights: the time depends on them as little as on the image. keep: is given the times, before the memory.
     """
     check_device(device)
     times = measure(size, device, budget, compiled)
     base = statistics.median(times['reference, float32'])
     case = f'NLSN x2, {size[0]}x{size[1]}'
-    peaks: dict[str, int | None] = {}
-    if memory:
-        forms = {name: name.rsplit(', ', 1) for name in times if 'torch.compile' not in name}
-        jobs = [Job(f'{case}, {name}', one_image, (form, list(size), dtype)) for name, (form, dtype) in forms.items()]
-        peaks = dict(zip(forms, peak_memories(jobs, device)))
-    records = [
+    records: list[dict[str, Any]] = [
         {
             'case': case,
             'pass': 'forward',
@@ -53,11 +55,19 @@ def run(size: tuple[int, int], device: str, budget: float, compiled: bool, memor
             'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
             'runs': len(seconds),
             'speedup': base / statistics.median(seconds),
-            'peak_bytes': peaks.get(name),
+            'peak_bytes': None,
         }
         for name, seconds in times.items()
     ]
-    return {'machine': describe_machine(device), 'records': records}
+    results = {'machine': describe_machine(device), 'records': records}
+    keep(results)
+    if memory:
+        forms = {name: name.rsplit(', ', 1) for name in times if 'torch.compile' not in name}
+        jobs = [Job(f'{case}, {name}', one_image, (form, list(size), dtype)) for name, (form, dtype) in forms.items()]
+        peaks = dict(zip(forms, peak_memories(jobs, device)))
+        for record in records:
+            record['peak_bytes'] = peaks.get(record['form'])
+    return results
 
 
 def measure(size: tuple[int, int], device: str, budget: float, compiled: bool) -> dict[str, list[float]]:

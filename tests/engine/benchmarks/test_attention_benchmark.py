@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,33 @@ def test_tiles_are_tried_kernel_by_kernel_beside_the_default(monkeypatch: pytest
     assert [record['kernel'] for record in records] == ['forward'] * 2 + ['key'] * 3 + ['query'] * 2
     assert [sum(r['is default'] for r in records if r['kernel'] == name) for name in candidates] == [1, 1, 1]
     assert [record.get('milliseconds', 0) > 0 for record in records] == [True, True, True, True, False, True, True]
+
+
+def test_what_was_timed_is_kept_before_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    kept: list[dict[str, Any]] = []
+    monkeypatch.setattr(benchmark, 'add_memory', stop)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(['quick'], ['reference', 'streamed'], 'cpu', 'float32', 0.01, keep=kept.append)
+    assert [record['milliseconds'] > 0 for record in kept[-1]['records']] == [True] * 4
+    assert kept[-1]['machine']['torch'] == torch.__version__
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu_steps_are_timed_without_the_host_too() -> None:
+    for record in benchmark.measure(Case(16, 20, 20), ['reference', 'fused'], 'cuda', 'float32', 0.01):
+        assert 0 < record['gpu_milliseconds'] < record['milliseconds']
+        assert len(next(iter(benchmark.rows([record])))) == len(benchmark.HEADERS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_what_cannot_be_recorded_is_said_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.ones(3, device='cuda')
+    found = measuring.on_gpu_alone({'adds': lambda: x + 1, 'asks': lambda: x.sum().item()}, 0.01)
+    assert list(found) == ['adds']
+    assert 'asks: cannot be recorded as a CUDA graph' in capsys.readouterr().err
 
 
 def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
