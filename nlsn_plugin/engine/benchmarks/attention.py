@@ -260,7 +260,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON.
 
-    keep: is given what there is so far after each case: a GPU may be lent for a time.
+    keep: is given what there is so far after each case, for a run that is stopped.
     """
     check_device(device)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nlsn_plugin import ops
 from nlsn_plugin.engine.benchmarks.cases import DTYPES, Case
-from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, on_gpu_alone
+from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, recorded
 from nlsn_plugin.errors import BackendError
 
 CANDIDATES: dict[str, list[dict[str, int]]] = {
@@ -85,8 +85,8 @@ def run(case: Case, dtype: str, budget: float, device: str = 'cuda') -> dict[str
         timed, step = steps[name]
         record = {'kernel': name, **cut._asdict(), 'is default': cut == defaults[name], 'timed': timed}
         try:
-            trial: dict[str, Step] = {'': partial(step, cut)}
-            times = (on_gpu_alone(trial, budget) if device == 'cuda' else interleaved(trial, device, budget))['']
+            trial: Step = partial(step, cut)
+            times = interleaved({'': recorded(trial) if device == 'cuda' else trial}, device, budget)['']
         except Exception as error:  # noqa: BLE001  (Triton has many for tiles that do not fit, CUDA one more)
             records.append({**record, 'skipped': type(error).__name__})
             continue
