@@ -146,6 +146,7 @@ def load_pixels(order, start, end, BLOCK_N: tl.constexpr):
 @triton.jit
 def load_along(x, start, BLOCK_N: tl.constexpr):
     """The numbers in the slots of a step."""
+    tl.static_assert(BLOCK_N <= SPARE)
     return tl.load(x + start + tl.arange(0, BLOCK_N))
 
 
