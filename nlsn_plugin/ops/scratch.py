@@ -1,24 +1,77 @@
-"""Memory that the steps of a computation share."""
+"""Memory that the steps of a computation share, and on a CPU the calls of a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+ARENA = 30 * 2**20
+"""Bytes that a thread keeps for its calls; what of them no call needed was never touched.
+
+Memory asked for anew the system clears anew, which takes up to a fifth of a call; whether a C library asks the system
+depends on all that the process did before.
+"""
+
+ALIGNMENT = 64
+
+
+class Kept(threading.local):
+    """The arena of a thread, while no call has it."""
+
+    arena: Tensor | None = None
+
+
+KEPT = Kept()
+
+
+@contextlib.contextmanager
+def scratch(device: torch.device) -> Iterator[Scratch]:
+    """Memory for one call."""
+    if device.type != 'cpu':
+        yield Scratch(torch.empty(0, dtype=torch.uint8, device=device))
+        return
+    arena, KEPT.arena = KEPT.arena, None
+    if arena is None:
+        with torch.inference_mode(False):  # other calls could not write to it
+            arena = torch.empty(ARENA, dtype=torch.uint8, device=device)
+    try:
+        yield Scratch(arena)
+    finally:
+        KEPT.arena = arena
+
 
 class Scratch:
-    """Memory that all steps share. Asking the system for it anew each time costs more than the arithmetic."""
+    """Memory that all steps of a call share.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    arena: what there is of it, uint8; besides, as much is asked for as is needed.
+    """
+
+    def __init__(self, arena: Tensor) -> None:
+        self.arena = arena
+        self.used = 0
         self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.taken: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of any content, in the same memory for the same name and type."""
-        size = math.prod(shape)
-        memory = self.memory.get((name, dtype))
-        if memory is None or len(memory) < size:
-            memory = self.memory[name, dtype] = torch.empty(size, dtype=dtype, device=self.device)
-        return memory[:size].view(shape)
+        tensor = self.taken.get((name, shape, dtype))
+        if tensor is None:
+            size = math.prod(shape)
+            memory = self.memory.get((name, dtype))
+            if memory is None or len(memory) < size:
+                memory = self.memory[name, dtype] = self.allocate(size, dtype)
+            tensor = self.taken[name, shape, dtype] = memory[:size].view(shape)
+        return tensor
+
+    def allocate(self, size: int, dtype: torch.dtype) -> Tensor:
+        """From the arena, or of its own if there is no room left."""
+        first, end = self.used, self.used + size * dtype.itemsize
+        if end > len(self.arena):
+            return torch.empty(size, dtype=dtype, device=self.arena.device)
+        self.used = -(-end // ALIGNMENT) * ALIGNMENT
+        return self.arena[first:end].view(dtype)

@@ -6,32 +6,37 @@ its largest logarithm is known beforehand: keys have unit length and a pixel is 
 
     y_i = sum_h sum_j w_ij g(x_j) / mass_i,   mass_i = sum_h sum_j w_ij,   w_ij = exp(x_i . x_j / |x_j| - |x_i|),
 
-with no maximum to look for and nothing to rescale. A few chunks at a time pass through the cache; nothing of the size
-of the scores is ever stored. On the way back the weights are computed again.
+with no maximum to look for and nothing to rescale. The rows of a group of chunks are gathered at once, and its weights
+pass through the cache a part at a time; nothing of the size of the scores is ever stored. On the way back the weights
+are computed again.
 
-Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, and s chunks in a window: 3, unless
+Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, P in a part of it, and s in a window: 3, unless
 `neighbours` says fewer. In here pixels of all images lie in one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nlsn_plugin.ops.cpu_matmul import has_products_in, onednn_multiplies
 from nlsn_plugin.ops.reference import HALF, KEY_EPS, NEIGHBOURS, wide
-from nlsn_plugin.ops.scratch import Scratch
+from nlsn_plugin.ops.scratch import Scratch, scratch
 
 LOG2E = 1.4426950408889634
 """Scores are taken in powers of two: exp2 is several times faster than exp on a CPU."""
 
-NUMBERS_AT_ONCE = 900_000
-"""Weights and channels of a group's queries for each thread of a CPU (8 chunks of 144, C 256): they stay in cache."""
+NUMBERS_AT_ONCE = 450_000
+"""Weights and channels of a part's queries for each thread of a CPU (4 chunks of 144, C 256): its cache has room."""
 
 NUMBERS_AT_ONCE_ON_A_DEVICE = 24_000_000
 """The same elsewhere, where few large steps count more than a cache."""
+
+NUMBERS_GATHERED = 1_500_000
+"""Channels of a group's pixels (32 chunks of 144, C 256), unless a part has more: more gain little and take memory."""
 
 
 def forward(
@@ -57,11 +62,18 @@ def forward(
     values = value.flatten(0, 1)  # [N L, C]
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
     dtype = found.dtype if differentiable else product_dtype(values)  # shift is rounded at the end alone
-    for group in groups(match, value, order, chunk_size, neighbours):
-        weight = group.weights()  # [G, k, s k]
-        rounded = group.cast('rounded', weight, dtype)
-        group.add(found, group.product('found', rounded, group.windows(values, dtype)))
-        group.add(mass, weight.copy_(rounded).sum(dim=-1))  # of what the values were weighted with
+    with scratch(match.device) as memory:
+        for group in groups(match, value, order, chunk_size, neighbours, memory):
+            windows = group.windows('values', values, dtype)
+            numerators = group.take('numerators', values.shape[1], dtype)  # [G, k, C]
+            masses = group.take('masses', 1, mass.dtype)[..., 0]  # [G, k]
+            for part in group.parts():
+                weight = group.weights(part, group.of_part('key_windows', group.key_windows, part))  # [P, k, s k]
+                rounded = group.cast('rounded', weight, dtype)
+                torch.bmm(rounded, group.of_part('value_windows', windows, part), out=numerators[part])
+                torch.sum(weight.copy_(rounded), dim=-1, out=masses[part])  # of what the values were weighted with
+            group.add(found, numerators)
+            group.add(mass, masses)
     out = found.div_(mass[:, None]).to(value.dtype)
     is_half = value.dtype in HALF
     shift = found.sub_(values).to(value.dtype) if differentiable and is_half else value.new_empty(0)
@@ -82,30 +94,45 @@ def backward(
 
     kept: shift, if `value` has half precision; else y.
     """
-    x, values, grad, mass = (tensor.flatten(0, 1) for tensor in (match, value, grad, mass[..., None]))  # [N L, *]
+    x, values, grad = (tensor.flatten(0, 1) for tensor in (match, value, grad))  # [N L, *]
     for_query, for_key, for_value = wide_zeros(x), wide_zeros(x), wide_zeros(values)
     dtype = product_dtype(values)
+    log_mass = mass.log2().view(-1, 1)
     mean = dot(grad, kept.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]: dy_i . y_i
     if value.dtype in HALF:
         mean += dot(grad, values)
-    for group in groups(match, value, order, chunk_size, neighbours):
-        attention = group.weights().div_(group.own('mass', mass))  # softmax over all rounds, [G, k, s k]
-        group.by_ring(attention)[:, group.queries :] = 0  # the second copies are no queries
-        grad_own = group.own('grad', grad)  # [G, k, C]
-        # In half precision too this product is wide: where one key has all the weight, it and `mean` all but cancel.
-        wide_grad = group.cast('wide_grad', grad_own, for_value.dtype)
-        grad_score = group.product('grad_score', wide_grad, group.windows(values, for_value.dtype).mT)  # [G, k, s k]
-        grad_score.sub_(group.own('mean', mean)).mul_(attention)
-        group.add(for_query, group.product('for_query', grad_score, group.key_windows))
-        group.add_to_keys(for_key, grad_score, group.query)
-        grad_own = grad_own if dtype == grad_own.dtype else wide_grad
-        group.add_to_keys(for_value, group.cast('rounded', attention, dtype), grad_own)
+    with scratch(match.device) as memory:
+        for group in groups(match, value, order, chunk_size, neighbours, memory):
+            # Wide in half precision too: where one key has all the weight, this product and `mean` all but cancel.
+            windows = group.windows('values', values, for_value.dtype)
+            own_grad, own_mean = group.own('grad', grad), group.own('mean', mean)
+            group.bound += group.own('log_mass', log_mass)
+            wide_grad = group.cast('wide_grad', own_grad, for_value.dtype)  # [G, k, C]
+            terms = own_grad if dtype == own_grad.dtype else wide_grad
+            query_sums = group.take('query_sums', x.shape[1], for_query.dtype)
+            key_sums = group.zeros_for_keys('key_sums', x.shape[1], for_key.dtype)
+            value_sums = group.zeros_for_keys('value_sums', values.shape[1], dtype)
+            for part in group.parts():
+                keys = group.of_part('key_windows', group.key_windows, part)
+                attention = group.weights(part, keys)  # their softmax over all rounds, [P, k, s k]
+                group.second_copies(attention, part).zero_()  # they are no queries
+                part_windows = group.of_part('value_windows', windows, part)
+                grad_score = group.product('grad_score', wide_grad[part], part_windows.mT)  # [P, k, s k]
+                grad_score.sub_(own_mean[part]).mul_(attention)
+                torch.bmm(grad_score, keys, out=query_sums[part])
+                group.sum_for_keys(key_sums, grad_score, group.query[part], part)
+                group.sum_for_keys(value_sums, group.cast('rounded', attention, dtype), terms[part], part)
+            group.add(for_query, query_sums)
+            group.add_to_keys(for_key, key_sums)
+            group.add_to_keys(for_value, value_sums)
     for_match = for_query.add_(through_normalisation(for_key, x))
     return for_match.to(match.dtype).view(match.shape), for_value.to(value.dtype).view(value.shape)
 
 
-def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str) -> Iterator[Group]:
-    """All chunks of all rounds and images, a few at a time: part of a ring of chunks, or as many rings as fit."""
+def groups(
+    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str, memory: Scratch
+) -> Iterator[Group]:
+    """All chunks of all rounds and images, some at a time: of one ring of chunks, or of several whole ones."""
     k = chunk_size
     before, behind = NEIGHBOURS[neighbours]
     window = (before + 1 + behind) * k
@@ -115,11 +142,15 @@ def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbo
     lengths = features.norm(dim=-1, keepdim=True)
     on_cpu = match.device.type == 'cpu'
     numbers = NUMBERS_AT_ONCE * min(torch.get_num_threads(), 16) if on_cpu else NUMBERS_AT_ONCE_ON_A_DEVICE
-    chunks_at_once = max(1, numbers // (window + match.shape[-1] + value.shape[-1]) // k)
-    rings_at_once = max(1, chunks_at_once // chunks)
-    chunks_at_once = -(-chunks // -(-chunks // chunks_at_once))  # alike for all groups of a ring
-    scratch = Scratch(match.device)
+    channels = match.shape[-1] + value.shape[-1]
+    part_size = max(1, numbers // (window + channels) // k)
+    most = max(part_size, NUMBERS_GATHERED // channels // k)
+    chunks_at_once = evenly(chunks, most)
     orders = order.flatten(0, 1)
+    rings_at_once = evenly(len(orders), max(1, most // chunks))
+    none = value[:0]
+    copied = frozenset(x.dtype for x in (none, wide(none), features[:0]) if onednn_multiplies(x))
+    cut = Cut(k, before, behind, part_size, copied)
     for ring in range(0, len(orders), rings_at_once):
         pixels = orders[ring : ring + rings_at_once]  # [b, L]
         image = torch.arange(ring, ring + len(pixels), device=order.device)[:, None] // rounds
@@ -131,7 +162,30 @@ def groups(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbo
             last = min(first + chunks_at_once, chunks)
             queries = min(last * k, length) - first * k
             around = circle[:, first * k : (last + before + behind) * k]
-            yield Group(features, lengths, around, queries, k, before, behind, scratch)
+            yield Group(features, lengths, around, queries, cut, memory)
+
+
+def evenly(count: int, most: int) -> int:
+    """How many to take at a time, at most `most`, so that the last time is like the others."""
+    times = max(1, -(-count // most))
+    return max(1, -(-count // times))
+
+
+class Cut(NamedTuple):
+    """How the order is cut.
+
+    Args:
+        chunk_size: k.
+        before, behind: chunks of a window before and behind its own, s - 1 together.
+        part_size: P at most.
+        copied: types of which windows are copied. oneDNN copies what overlaps itself, to fresh memory each time.
+    """
+
+    chunk_size: int
+    before: int
+    behind: int
+    part_size: int
+    copied: Set[torch.dtype]
 
 
 class Group:
@@ -141,88 +195,120 @@ class Group:
         features, lengths: x and |x| of all images, [N L, c] and [N L, 1].
         pixels: those of the chunks and, in each ring, of the chunks before and behind, [b, (G / b + s - 1) k].
         queries: how many of the G k / b pixels in a ring are queries; the rest are second copies at its end.
-        chunk_size: k.
-        before, behind: chunks of a window before and behind its own, s - 1 together.
-        scratch: where results lie; each is overwritten by that of the next group.
+        cut: how the order is cut.
+        memory: where results lie; each is overwritten by that of the next group or part.
     """
 
     def __init__(
-        self,
-        features: Tensor,
-        lengths: Tensor,
-        pixels: Tensor,
-        queries: int,
-        chunk_size: int,
-        before: int,
-        behind: int,
-        scratch: Scratch,
+        self, features: Tensor, lengths: Tensor, pixels: Tensor, queries: int, cut: Cut, memory: Scratch
     ) -> None:
-        self.chunk_size, self.span, self.queries, self.scratch = chunk_size, before + 1 + behind, queries, scratch
-        self.pixels = pixels
-        self.own_pixels = pixels[:, before * chunk_size : pixels.shape[1] - behind * chunk_size]
+        self.pixels, self.queries, self.cut, self.memory = pixels, queries, cut, memory
+        self.chunk_size, self.span = cut.chunk_size, cut.before + 1 + cut.behind
+        self.ring_chunks = pixels.shape[1] // self.chunk_size - self.span + 1
+        self.own_pixels = pixels[:, cut.before * cut.chunk_size :][:, : self.ring_chunks * cut.chunk_size]
         self.query = self.own('query', features)  # [G, k, c]
-        self.bound = self.own('bound', lengths)  # [G, k, 1]
+        in_twos = self.take('query_in_twos', features.shape[1], features.dtype)
+        self.query_in_twos = torch.mul(self.query, LOG2E, out=in_twos)
+        self.bound = self.own('bound', lengths).mul_(LOG2E)  # [G, k, 1]
         key = self.gather('key', features, pixels).div_(self.gather('length', lengths, pixels).clamp_min_(KEY_EPS))
-        self.key_windows = self.in_windows('key_windows', key)  # [G, s k, c]
+        self.key_windows = self.in_windows(key)
 
-    def weights(self) -> Tensor:
-        """w of every query for its s k keys, [G, k, s k]."""
-        score = self.product('score', self.query * LOG2E, self.key_windows.mT)
-        return score.sub_(self.bound * LOG2E).exp2_()
+    def parts(self) -> Iterator[slice]:
+        """Which chunks, of G, are looked at together: whole rings, or some of one ring."""
+        rings, chunks = len(self.pixels), self.ring_chunks
+        if self.cut.part_size >= 2 * chunks:
+            rings_at_once = evenly(rings, self.cut.part_size // chunks)
+            for ring in range(0, rings, rings_at_once):
+                yield slice(ring * chunks, min(ring + rings_at_once, rings) * chunks)
+        else:
+            chunks_at_once = evenly(chunks, self.cut.part_size)
+            for ring in range(rings):
+                for first in range(0, chunks, chunks_at_once):
+                    yield slice(ring * chunks + first, ring * chunks + min(first + chunks_at_once, chunks))
+
+    def in_rings(self, part: slice) -> tuple[slice, slice]:
+        """The rings of a part, of b, and its chunks in each of them, of G / b."""
+        chunks = self.ring_chunks
+        first = part.start // chunks
+        if part.stop - part.start < chunks:
+            return slice(first, first + 1), slice(part.start - first * chunks, part.stop - first * chunks)
+        return slice(first, part.stop // chunks), slice(0, chunks)
+
+    def weights(self, part: slice, keys: Tensor) -> Tensor:
+        """w of a part's queries for its keys, [P, s k, c] -> [P, k, s k]."""
+        score = self.product('score', self.query_in_twos[part], keys.mT)
+        return score.sub_(self.bound[part]).exp2_()
 
     def own(self, name: str, x: Tensor) -> Tensor:
         """Of the chunks themselves, [N L, D] -> [G, k, D]."""
         return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
 
-    def windows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of each chunk with its neighbours, [N L, D] -> [G, s k, D]."""
-        return self.in_windows('windows', self.cast('window', self.gather('window', x, self.pixels), dtype))
+    def windows(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each chunk with its neighbours, [N L, D] -> as `in_windows`."""
+        return self.in_windows(self.cast('wide_' + name, self.gather(name, x, self.pixels), dtype))
 
-    def in_windows(self, name: str, rows: Tensor) -> Tensor:
-        """[b (G / b + s - 1) k, D] -> [G, s k, D], overlapping in memory if they may."""
+    def in_windows(self, rows: Tensor) -> Tensor:
+        """[b (G / b + s - 1) k, D] -> [b, G / b, s k, D], overlapping in memory."""
         k, channels = self.chunk_size, rows.shape[1]
         rings, length = self.pixels.shape
-        strides = (length * channels, k * channels, channels, 1)
-        windows = rows.as_strided((rings, length // k - self.span + 1, self.span * k, channels), strides)
-        if onednn_multiplies(rows):  # which else copies them itself, to fresh memory each time
-            windows = self.scratch.take(name, tuple(windows.shape), rows.dtype).copy_(windows)
-        return windows.flatten(0, 1)
+        shape = rings, self.ring_chunks, self.span * k, channels
+        return rows.as_strided(shape, (length * channels, k * channels, channels, 1))
+
+    def of_part(self, name: str, windows: Tensor, part: slice) -> Tensor:
+        """Of `in_windows` those of a part, [P, s k, D]; of one ring they may overlap in memory."""
+        windows = windows[self.in_rings(part)]
+        if windows.shape[0] == 1 and windows.dtype not in self.cut.copied:
+            return windows[0]
+        return self.memory.take(name, tuple(windows.shape), windows.dtype).copy_(windows).flatten(0, 1)
 
     def gather(self, name: str, x: Tensor, pixels: Tensor) -> Tensor:
         """[N L, D], [b, P] -> [b P, D]."""
-        rows = self.scratch.take(name, (pixels.numel(), x.shape[1]), x.dtype)
+        rows = self.memory.take(name, (pixels.numel(), x.shape[1]), x.dtype)
         return torch.index_select(x, 0, pixels.flatten(), out=rows)
 
     def product(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        """[G, p, q], [G, q, s] -> [G, p, s]."""
+        """[P, p, q], [P, q, s] -> [P, p, s]."""
         shape = (*left.shape[:2], right.shape[2])
-        return torch.bmm(left, right, out=self.scratch.take(name, shape, left.dtype))
+        return torch.bmm(left, right, out=self.memory.take(name, shape, left.dtype))
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """`x` in another type."""
-        return x if x.dtype == dtype else self.scratch.take(name, tuple(x.shape), dtype).copy_(x)
+        return x if x.dtype == dtype else self.memory.take(name, tuple(x.shape), dtype).copy_(x)
 
-    def by_ring(self, x: Tensor) -> Tensor:
-        """[G, k, *] -> [b, G k / b, *]."""
-        return x.view(len(self.pixels), -1, *x.shape[2:])
+    def take(self, name: str, channels: int, dtype: torch.dtype) -> Tensor:
+        """Room for a row for each query, [G, k, D]."""
+        return self.memory.take(name, (*self.query.shape[:2], channels), dtype)
+
+    def second_copies(self, x: Tensor, part: slice) -> Tensor:
+        """What of a part, [P, k, *], is for pixels that stand a second time at the end of their ring."""
+        rings, chunks = self.in_rings(part)
+        rows = x.view(rings.stop - rings.start, -1, *x.shape[2:])
+        return rows[:, max(self.queries - chunks.start * self.chunk_size, 0) :]
 
     def add(self, total: Tensor, terms: Tensor) -> None:
         """Add what the queries found, [G, k, *], to their pixels, [N L, *]."""
-        terms = self.by_ring(terms)[:, : self.queries].flatten(0, 1)
+        terms = terms.view(len(self.pixels), -1, *terms.shape[2:])[:, : self.queries].flatten(0, 1)
         total.index_add_(0, self.own_pixels[:, : self.queries].flatten(), self.cast('terms', terms, total.dtype))
 
-    def add_to_keys(self, total: Tensor, weight: Tensor, terms: Tensor) -> None:
-        """Add the terms of the queries, [G, k, D], each by its weight, [G, k, s k], to their keys' pixels, [N L, D]."""
+    def zeros_for_keys(self, name: str, channels: int, dtype: torch.dtype) -> Tensor:
+        """A row for each pixel, to sum in, [b, (G / b + s - 1) k, D]."""
+        return self.memory.take(name, (*self.pixels.shape, channels), dtype).zero_()
+
+    def sum_for_keys(self, sums: Tensor, weight: Tensor, terms: Tensor, part: slice) -> None:
+        """Add the terms of a part's queries, [P, k, D], each by its weight, [P, k, s k], for their keys."""
         k, channels = self.chunk_size, terms.shape[-1]
-        summed = self.scratch.take('summed', (*self.pixels.shape, channels), terms.dtype).zero_()
-        for part in range(self.span):  # each query's chunk before, its own, the one behind
-            keys = summed[:, part * k : summed.shape[1] - (self.span - 1 - part) * k]
-            of_part = weight[:, :, part * k : (part + 1) * k].mT
-            if len(summed) == 1:
-                keys.view(-1, k, channels).baddbmm_(of_part, terms)
+        rings, chunks = self.in_rings(part)
+        for shift in range(self.span):  # each query's chunk before, its own, the one behind
+            keys = sums[rings, (chunks.start + shift) * k : (chunks.stop + shift) * k]
+            to_chunk = weight[:, :, shift * k : (shift + 1) * k].mT
+            if keys.shape[0] == 1:
+                keys.view(-1, k, channels).baddbmm_(to_chunk, terms)
             else:  # the rings' keys do not lie side by side
-                keys.add_(self.by_ring(of_part @ terms))
-        total.index_add_(0, self.pixels.flatten(), self.cast('terms', summed.flatten(0, 1), total.dtype))
+                keys.add_((to_chunk @ terms).view(keys.shape))
+
+    def add_to_keys(self, total: Tensor, sums: Tensor) -> None:
+        """Add what was summed for keys to their pixels, [N L, D]."""
+        total.index_add_(0, self.pixels.flatten(), self.cast('terms', sums.flatten(0, 1), total.dtype))
 
 
 def wide_zeros(x: Tensor) -> Tensor:

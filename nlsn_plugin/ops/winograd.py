@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlsn_plugin.ops.scratch import Scratch
+from nlsn_plugin.ops.scratch import scratch
 
 EDGE, TAPS = 4, 3
 """Outputs of a tile and the filter's, along each side."""
@@ -73,23 +73,24 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = x.detach().permute(0, 2, 3, 1)  # [N, H, W, C]
     out = x.new_empty(images, height, width, len(weight))
     shift = torch.zeros(()) if bias is None else bias.detach()
-    scratch = Scratch(x.device)
+    with scratch(x.device) as memory:
 
-    def take(name: str, *shape: int) -> Tensor:
-        return scratch.take(name, shape, weight.dtype)
+        def take(name: str, *shape: int) -> Tensor:
+            return memory.take(name, shape, weight.dtype)
 
-    for image, rows, columns in itertools.product(range(images), *blocks(height, width)):
-        t, u = -(-len(rows) // EDGE), -(-len(columns) // EDGE)
-        seen = with_border(x[image], rows, columns, take('seen', t * EDGE + TAPS - 1, u * EDGE + TAPS - 1, channels))
-        windows = seen.unfold(0, SEEN, EDGE).unfold(1, SEEN, EDGE).permute(0, 1, 3, 4, 2)  # [t, u, 6, 6, C]
-        tiles = take('tiles', *windows.shape).copy_(windows).view(t * u, SEEN**2, channels)
-        factors = torch.bmm(for_input.expand(t * u, -1, -1), tiles, out=take('factors', *tiles.shape))
-        products = torch.bmm(factors.transpose(0, 1), filters, out=take('products', SEEN**2, t * u, len(weight)))
-        outputs = take('outputs', t * u, EDGE**2, len(weight))
-        torch.bmm(for_output.expand(t * u, -1, -1), products.transpose(0, 1), out=outputs)
-        outputs = outputs.view(t, u, EDGE, EDGE, -1).transpose(1, 2)  # [t, 4, u, 4, K]
-        block = torch.add(outputs, shift, out=take('block', *outputs.shape)).view(t * EDGE, u * EDGE, -1)
-        out[image, rows.start : rows.stop, columns.start : columns.stop] = block[: len(rows), : len(columns)]
+        for image, rows, columns in itertools.product(range(images), *blocks(height, width)):
+            t, u = -(-len(rows) // EDGE), -(-len(columns) // EDGE)
+            seen = take('seen', t * EDGE + TAPS - 1, u * EDGE + TAPS - 1, channels)
+            seen = with_border(x[image], rows, columns, seen)
+            windows = seen.unfold(0, SEEN, EDGE).unfold(1, SEEN, EDGE).permute(0, 1, 3, 4, 2)  # [t, u, 6, 6, C]
+            tiles = take('tiles', *windows.shape).copy_(windows).view(t * u, SEEN**2, channels)
+            factors = torch.bmm(for_input.expand(t * u, -1, -1), tiles, out=take('factors', *tiles.shape))
+            products = torch.bmm(factors.transpose(0, 1), filters, out=take('products', SEEN**2, t * u, len(weight)))
+            outputs = take('outputs', t * u, EDGE**2, len(weight))
+            torch.bmm(for_output.expand(t * u, -1, -1), products.transpose(0, 1), out=outputs)
+            outputs = outputs.view(t, u, EDGE, EDGE, -1).transpose(1, 2)  # [t, 4, u, 4, K]
+            block = torch.add(outputs, shift, out=take('block', *outputs.shape)).view(t * EDGE, u * EDGE, -1)
+            out[image, rows.start : rows.stop, columns.start : columns.stop] = block[: len(rows), : len(columns)]
     return out.permute(0, 3, 1, 2)
 
 

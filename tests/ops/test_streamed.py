@@ -13,6 +13,15 @@ from nlsn_plugin.ops import streamed
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
+CUTS = [
+    pytest.param(1, 1, id='a-chunk'),
+    pytest.param(200, 1, id='some-chunks'),
+    pytest.param(1, 10**6, id='whole-rings-by-chunks'),
+    pytest.param(200, 10**6, id='whole-rings-by-some'),
+    pytest.param(streamed.NUMBERS_AT_ONCE, streamed.NUMBERS_GATHERED, id='as-usual'),
+]
+"""Weights at once for each thread, and channels gathered: a group then holds little or much, in parts."""
+
 
 def attend_and_differentiate(
     inputs: Inputs, chunk_size: int, backend: str, dtype: torch.dtype, neighbours: str = 'both'
@@ -50,12 +59,19 @@ def check_equals_reference(inputs: Inputs, chunk_size: int) -> None:
         pytest.param(1001, 144, id='chunk-of-the-paper'),
     ],
 )
-@pytest.mark.parametrize('numbers_at_once', [1, 200, streamed.NUMBERS_AT_ONCE])
+@pytest.mark.parametrize(('numbers_at_once', 'numbers_gathered'), CUTS)
 def test_equals_the_reference_in_outputs_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, numbers_at_once: int, length: int, chunk_size: int, rounds: int, images: int
+    monkeypatch: pytest.MonkeyPatch,
+    numbers_at_once: int,
+    numbers_gathered: int,
+    length: int,
+    chunk_size: int,
+    rounds: int,
+    images: int,
 ) -> None:
-    if DEVICE == 'cpu':  # a chunk at a time, some, or rings of several rounds and images together
+    if DEVICE == 'cpu':
         monkeypatch.setattr(streamed, 'NUMBERS_AT_ONCE', numbers_at_once)
+        monkeypatch.setattr(streamed, 'NUMBERS_GATHERED', numbers_gathered)
     check_equals_reference(draw(images, length, rounds, chunk_size, channels=(5, 7)), chunk_size)
 
 
@@ -69,12 +85,18 @@ def test_equals_the_reference_at_any_size(length: int, chunk_size: int, rounds: 
 
 
 @pytest.mark.parametrize('neighbours', ['previous', 'none'])
-@pytest.mark.parametrize('numbers_at_once', [1, 200, streamed.NUMBERS_AT_ONCE])
+@pytest.mark.parametrize(('numbers_at_once', 'numbers_gathered'), CUTS)
 @pytest.mark.parametrize(('length', 'chunk_size'), [(4, 4), (7, 4), (8, 4), (13, 4), (9, 1), (301, 40)])
 def test_equals_the_reference_in_smaller_windows(
-    length: int, chunk_size: int, numbers_at_once: int, neighbours: str, monkeypatch: pytest.MonkeyPatch
+    length: int,
+    chunk_size: int,
+    numbers_at_once: int,
+    numbers_gathered: int,
+    neighbours: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(streamed, 'NUMBERS_AT_ONCE', numbers_at_once)
+    monkeypatch.setattr(streamed, 'NUMBERS_GATHERED', numbers_gathered)
     inputs = draw(3, length, 2, chunk_size)
     results = attend_and_differentiate(inputs, chunk_size, 'streamed', torch.float64, neighbours)
     expected = attend_and_differentiate(inputs, chunk_size, 'reference', torch.float64, neighbours)
