@@ -207,8 +207,9 @@ class Group:
         self.ring_chunks = pixels.shape[1] // self.chunk_size - self.span + 1
         self.own_pixels = pixels[:, cut.before * cut.chunk_size :][:, : self.ring_chunks * cut.chunk_size]
         self.query = self.own('query', features)  # [G, k, c]
-        in_twos = self.take('query_in_twos', features.shape[1], features.dtype)
-        self.query_in_twos = torch.mul(self.query, LOG2E, out=in_twos)
+        # Scores and what bounds them are in powers of two.
+        scaled = self.take('scaled_query', features.shape[1], features.dtype)
+        self.scaled_query = torch.mul(self.query, LOG2E, out=scaled)
         self.bound = self.own('bound', lengths).mul_(LOG2E)  # [G, k, 1]
         key = self.gather('key', features, pixels).div_(self.gather('length', lengths, pixels).clamp_min_(KEY_EPS))
         self.key_windows = self.in_windows(key)
@@ -236,7 +237,7 @@ class Group:
 
     def weights(self, part: slice, keys: Tensor) -> Tensor:
         """w of a part's queries for its keys, [P, s k, c] -> [P, k, s k]."""
-        score = self.product('score', self.query_in_twos[part], keys.mT)
+        score = self.product('score', self.scaled_query[part], keys.mT)
         return score.sub_(self.bound[part]).exp2_()
 
     def own(self, name: str, x: Tensor) -> Tensor:
