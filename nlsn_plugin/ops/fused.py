@@ -65,9 +65,9 @@ def forward(
     grid = most_tiles(pixels, chunk_size, tiles), images, triton.cdiv(value.shape[-1], settings['BLOCK_C'])
     checksum = value.sum(dtype=torch.float32)
     bound, scale = lengths(match)
-    keys, scales, _ = circles(order, chunk_size, scale)
+    keys, scales = circles(order, chunk_size, scale)
     out, mass, found_mass = torch.empty_like(value), torch.empty_like(bound), torch.empty_like(bound)
-    found = out if rounds == 1 else accumulator(out)
+    lower = lower_halves(out)
     with_shift = differentiable and value.dtype in HALF
     shift = torch.empty_like(value) if with_shift else value.new_empty(0)
     with torch.cuda.device_of(match):
@@ -75,7 +75,7 @@ def forward(
             last = h == rounds - 1
             forward_kernel[grid](
                 match, value, bound, scales[h], keys[h], checksum,
-                found, found_mass, out if last else found, mass, shift,
+                out, lower, found_mass, mass, shift,
                 FIRST=h == 0, LAST=last, SHIFT=with_shift, **settings,
             )  # fmt: skip
             mass, found_mass = found_mass, mass  # two, as a program for other channels may read late
@@ -106,22 +106,21 @@ def backward(
     key_settings = kernel_settings(match, value, chunk_size, neighbours, key_tiles)
     bound, scale = lengths(match)
     mean, total_bound = means(grad, value, kept, bound, mass)
-    keys, scales, _ = circles(order, chunk_size, scale)
+    keys, scales = circles(order, chunk_size, scale)
     queries, total_bounds, all_means = circles(order, chunk_size, total_bound, mean)
     checksum = grad.sum(dtype=torch.float32) + bound.sum()
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
-    found, found_value = accumulator(grad_match), grad_value if rounds == 1 else accumulator(grad_value)
+    lower, lower_value = lower_halves(grad_match), lower_halves(grad_value)
     with torch.cuda.device_of(match):
         for h in range(rounds):
             query_kernel[query_grid](
-                grad, match, value, total_bound, scales[h], keys[h], checksum, mean, found,
+                grad, match, value, total_bound, scales[h], keys[h], checksum, mean, grad_match, lower,
                 FIRST=h == 0, **query_settings,
             )  # fmt: skip
-            results = (grad_match, grad_value) if h == rounds - 1 else (found, found_value)
             key_kernel[key_grid](
                 grad, match, value, total_bounds[h], scales[h], queries[h], checksum, all_means[h],
-                found, found_value, *results,
-                FIRST=h == 0, **key_settings,
+                grad_match, lower, grad_value, lower_value,
+                FIRST=h == 0, LAST=h == rounds - 1, **key_settings,
             )  # fmt: skip
     return narrowed(grad_match, c), narrowed(grad_value, C)
 
@@ -224,27 +223,27 @@ def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
     return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
 
 
-def accumulator(result: Tensor) -> Tensor:
-    """Where rounds add up, in float32: `result` itself if it is."""
-    return result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.float32)
+def lower_halves(result: Tensor) -> Tensor:
+    """Where `kernels.load_sums` finds the lower halves of sums; nowhere in particular, if `result` is float32."""
+    return result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.int16)
 
 
-def circles(order: Tensor, chunk_size: int, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels in the slots and what x has there, or x and y: as keys with one, as queries with both.
+def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:
+    """The pixels in the slots and what one or two tensors have there: as keys with one, as queries with two.
 
-    [N, r, L], [N, L], [N, L] -> int32 and float32, [r, N, slots].
+    [N, r, L], [N, L], ... -> int32 and float32, [r, N, slots].
     """
     images, rounds, pixels = order.shape
     slots = (triton.cdiv(pixels, chunk_size) + 2) * chunk_size + SPARE.value
-    found, x_along, y_along = (
+    found = [
         torch.empty(rounds, images, slots, dtype=dtype, device=order.device)
-        for dtype in (torch.int32, torch.float32, torch.float32)
-    )
+        for dtype in (torch.int32, *(torch.float32 for _ in along))
+    ]
     if images:
-        both = y is not None
+        both = len(along) == 2
         with torch.cuda.device_of(order):
             circle_kernel[triton.cdiv(slots, 1024), images, rounds](
-                order.contiguous(), found, x, x_along, y if both else x, y_along, pixels, chunk_size, rounds,
+                order.contiguous(), found[0], along[0], found[1], along[-1], found[-1], pixels, chunk_size, rounds,
                 KEYS=not both, BOTH=both, BLOCK=1024,
             )  # fmt: skip
-    return found, x_along, y_along
+    return found

@@ -65,6 +65,30 @@ def store_rows(x, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def load_sums(upper, lower, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
+    """Rows of sums in float32 that are to become `upper`. If that has half precision it holds their upper 16 bits until
+    then, and `lower` the lower ones."""
+    sums = load_rows(upper, pixel, CHANNELS, BLOCK, first)
+    if sums.dtype != tl.float32:
+        upper_bits = sums.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        lower_bits = load_rows(lower, pixel, CHANNELS, BLOCK, first).to(tl.int32) & 0xFFFF
+        sums = (upper_bits | lower_bits).to(tl.float32, bitcast=True)
+    return sums
+
+
+@triton.jit
+def store_sums(upper, lower, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
+    """The reverse, of rows that exist."""
+    if upper.dtype.element_ty == tl.float32:
+        store_rows(upper, rows, pixel, exists, CHANNELS, BLOCK, first)
+    else:
+        bits = rows.to(tl.int32, bitcast=True)
+        upper_bits = (bits >> 16).to(tl.int16).to(upper.dtype.element_ty, bitcast=True)
+        store_rows(upper, upper_bits, pixel, exists, CHANNELS, BLOCK, first)
+        store_rows(lower, bits.to(tl.int16), pixel, exists, CHANNELS, BLOCK, first)
+
+
+@triton.jit
 def multiply_rows(a, a_pixel, b, b_pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Products of rows of a and b, [a's pixels, b's pixels], BLOCK channels at a time."""
     total = tl.zeros([a_pixel.shape[0], b_pixel.shape[0]], tl.float32)
@@ -187,15 +211,15 @@ def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr
 
 @kernel
 def forward_kernel(
-    match, value, bound, scale, order, checksum, found, found_mass, result, result_mass, shift,
+    match, value, bound, scale, order, checksum, result, lower, found_mass, result_mass, shift,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """What BLOCK_M queries find in one round: numerators for BLOCK_C channels, and mass.
 
-    found, found_mass: of the rounds before, unless FIRST; result, result_mass: with this one. LAST divides. SHIFT then
-    stores y_i - g(x_i) too.
+    result, lower: numerators, as `load_sums` has them, of the rounds before, unless FIRST; this one is added, and the
+    LAST divides. found_mass, result_mass: before and with it. SHIFT stores y_i - g(x_i) with the LAST.
     """
     first, end = tile(tl.program_id(0), tl.load(checksum), L, k, L, BLOCK_M)
     if first >= end:
@@ -214,7 +238,7 @@ def forward_kernel(
     if FIRST:
         total, mass = tl.zeros([BLOCK_M, BLOCK_C], tl.float32), tl.zeros([BLOCK_M], tl.float32)
     else:
-        total, mass = load_rows(found, query, C, BLOCK_C, channel), tl.load(found_mass + query)
+        total, mass = load_sums(result, lower, query, C, BLOCK_C, channel), tl.load(found_mass + query)
     ones = tl.full([BLOCK_N, 16], 1.0, tl.float32).to(value.dtype.element_ty)
     masses = tl.zeros([BLOCK_M, 16], tl.float32)  # alike: sums are a product, of a width that tensor cores take
     for start in range(slots_first, slots_end, BLOCK_N):
@@ -233,7 +257,9 @@ def forward_kernel(
     mass += tl.max(masses, axis=1)
     if LAST:
         total /= mass[:, None]
-    store_rows(result, total, query, exists, C, BLOCK_C, channel)
+        store_rows(result, total, query, exists, C, BLOCK_C, channel)
+    else:
+        store_sums(result, lower, total, query, exists, C, BLOCK_C, channel)
     if LAST and SHIFT:
         own = load_rows(value, query, C, BLOCK_C, channel).to(tl.float32)
         store_rows(shift, total - own, query, exists, C, BLOCK_C, channel)
@@ -262,12 +288,13 @@ def mean_kernel(
 
 @kernel
 def query_kernel(
-    grad, match, value, total_bound, scale, order, checksum, mean, found,
+    grad, match, value, total_bound, scale, order, checksum, mean, result, lower,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
     BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Adds to `found` the gradient of BLOCK_M features as queries in one round; the FIRST fills it."""
+    """Adds to `result` and `lower`, as `load_sums` has them, the gradient of BLOCK_M features as queries in one round;
+    the FIRST fills them."""
     first, end = tile(tl.program_id(0), tl.load(checksum), L, k, L, BLOCK_M)
     if first >= end:
         return
@@ -280,7 +307,7 @@ def query_kernel(
     slots_first, slots_last = window(first, k, BEFORE), window(end - 1, k, BEFORE)
     slots_end = slots_last + SPAN * k
 
-    total = tl.zeros([BLOCK_M, c], tl.float32) if FIRST else load_rows(found, query, c, c)
+    total = tl.zeros([BLOCK_M, c], tl.float32) if FIRST else load_sums(result, lower, query, c, c)
     for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         key = load_pixels(order, start, slots_end, BLOCK_N)
@@ -299,20 +326,20 @@ def query_kernel(
         dscore *= tl.exp2(logit)
         total += dot(dscore.to(features.dtype), features, PRECISION)
 
-    store_rows(found, total, query, first + tl.arange(0, BLOCK_M) < end, c, c)
+    store_sums(result, lower, total, query, first + tl.arange(0, BLOCK_M) < end, c, c)
 
 
 @kernel
 def key_kernel(
-    grad, match, value, total_bound, scale, order, checksum, mean, found, found_value, result, result_value,
+    grad, match, value, total_bound, scale, order, checksum, mean, result, lower, result_value, lower_value,
     L, k, c: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
-    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr,
+    BEFORE: tl.constexpr, SPAN: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradient of BLOCK_M features as keys, and of their values, in one round.
 
-    found: what the queries and the rounds before found for features; found_value: for values, unless FIRST; result,
-    result_value: with this round.
+    result, lower: what the queries and the rounds before found for features, as `load_sums` has it; result_value,
+    lower_value: for values, unless FIRST. This round is added, and the LAST makes results of sums.
     """
     # The last pixels of the order stand once more at the end of the last chunk: more queries meet them, some twice.
     doubled_from = 2 * L - fill(L, k)
@@ -335,7 +362,7 @@ def key_kernel(
     # Within all windows, queries that are no second copies, of keys that are not doubled.
     plain_end = tl.where(end > doubled_from, slots_first, tl.minimum(slots_first + SPAN * k, L))
     total = tl.zeros([BLOCK_M, c], tl.float32)
-    total_value = tl.zeros([BLOCK_M, C], tl.float32) if FIRST else load_rows(found_value, key, C, C)
+    total_value = tl.zeros([BLOCK_M, C], tl.float32) if FIRST else load_sums(result_value, lower_value, key, C, C)
     for start in range(slots_first, slots_end, BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         query = load_pixels(order, start, slots_end, BLOCK_N)
@@ -360,9 +387,13 @@ def key_kernel(
     along = tl.where(to_key == LARGEST_SCALE, 0.0, tl.sum(keys * total, axis=1))
     total = (total - keys * along[:, None]) * (to_key * LN2)[:, None]
     exists = first + tl.arange(0, BLOCK_M) < end
-    total += load_rows(found, key, c, c)
-    store_rows(result, total, key, exists, c, c)
-    store_rows(result_value, total_value, key, exists, C, C)
+    total += load_sums(result, lower, key, c, c)
+    if LAST:
+        store_rows(result, total, key, exists, c, c)
+        store_rows(result_value, total_value, key, exists, C, C)
+    else:
+        store_sums(result, lower, total, key, exists, c, c)
+        store_sums(result_value, lower_value, total_value, key, exists, C, C)
 
 
 @kernel

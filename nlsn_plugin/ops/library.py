@@ -175,6 +175,7 @@ def operator(
         return match.new_empty(match.shape), value.new_empty(value.shape)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)  # of mass and shift there are none: no zeros for them
         match, value, order, ctx.chunk_size, _, ctx.neighbours = inputs
         out, mass, shift = output
         ctx.save_for_backward(match, value, shift if value.dtype in reference.HALF else out, mass, order)

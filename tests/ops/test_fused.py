@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +159,21 @@ def test_what_is_not_a_number_reaches_no_gradient_that_it_does_not_in_the_refere
     assert not all(theirs.isfinite().all() for theirs in truth[1:])
     reached = answer.grad_match.isfinite() & truth.grad_match.isfinite()
     torch.testing.assert_close(answer.grad_match[reached], truth.grad_match[reached], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE == 'cuda', reason='counts what PyTorch allocates on the CPU')
+def test_half_precision_is_trained_in_little_memory() -> None:
+    """Besides what it takes: y and its difference to the values, both gradients, and the lower halves of their sums."""
+    problem = draw(96, 24, channels=(64, 256)).to(torch.bfloat16)
+    match, value = problem.match.requires_grad_(), problem.value.requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        out = torch.ops.nlsn_plugin.fused(match, value, problem.order, problem.chunk_size, True)[0]
+        out.backward(problem.grad)
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    allocated = [event.nbytes() for event in events if event.name() == '[memory]']
+    peak = max(itertools.accumulate(allocated))
+    rows = 2 * value.nbytes + 2 * (match.nbytes + value.nbytes)
+    assert rows <= peak < 1.15 * rows
 
 
 def test_tensors_need_not_be_contiguous() -> None:
