@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +22,7 @@ from nlsn_plugin.engine.evaluation import reports, scoring
 from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file
 from nlsn_plugin.engine.measuring import describe_machine
 from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.training.interruption import run_interruptibly
 from nlsn_plugin.errors import InterruptedRunError, UserError
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
@@ -114,14 +115,11 @@ def train(network: str, laboratory: Laboratory) -> Path:
         return path
     print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
     words = [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', str(path), '--auto_resume']
-    with subprocess.Popen(words) as process:
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # a signal that it saves on
-            status = process.wait()
+    status = run_interruptibly(words)
     if status == InterruptedRunError.status:
         raise InterruptedRunError(f'{network} is saved; the same command goes on')
+    if status == -signal.SIGTERM:
+        raise InterruptedRunError(f'{network} had not begun; the same command goes on')
     if status:
         raise UserError(f'training {network} by {path} failed')
     return path

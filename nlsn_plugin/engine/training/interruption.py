@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -50,9 +51,38 @@ class Interruption:
 def interruptible() -> Iterator[Interruption]:
     """Take note of the signals instead of dying of them, for as long as the block runs."""
     interruption = Interruption()
-    before = {number: signal.signal(number, interruption.note) for number in SIGNALS}
-    try:
+    with handled_by(interruption.note):
         yield interruption
+
+
+def run_interruptibly(words: list[str]) -> int:
+    """Run a command that saves when asked to end; it is asked when this process is.
+
+    Returns:
+        Its exit status; -SIGTERM, if it was asked before it could save anything.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        if process:
+            process.terminate()
+
+    with handled_by(ask):
+        process = subprocess.Popen(words)
+        if asked:  # while it was started
+            process.terminate()
+        return process.wait()
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """For as long as the block runs, also where a shell that starts commands in the background has them ignore some."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

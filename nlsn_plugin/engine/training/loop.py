@@ -20,7 +20,7 @@ from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.options.documents import keep_copy
 from nlsn_plugin.engine.training import checkpoints, randomness
 from nlsn_plugin.engine.training.batches import Order, close, endless
-from nlsn_plugin.engine.training.interruption import interruptible
+from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.validation import validate
@@ -59,13 +59,14 @@ def train(opt: Options, option_file: Path) -> None:
         f'{order.size} training images, {order.batches_per_epoch} iterations per epoch, '
         f'{opt["train"]["total_iter"]} iterations in all, {opt["world_size"]} processes'
     )
-    journal = Journal(opt, start, tb_logger)
-    batches = endless(train_set, order, opt)
-    try:
-        run(model, batches, order, val_sets, journal, tb_logger, state)
-    finally:
-        close(batches)
-        journal.close()
+    with interruptible() as interruption:
+        journal = Journal(opt, start, tb_logger)
+        batches = endless(train_set, order, opt)
+        try:
+            run(model, batches, order, val_sets, journal, tb_logger, state, interruption)
+        finally:
+            close(batches)
+            journal.close()
     logger.info('Save the latest model.')
     if opt['rank'] == 0:
         checkpoints.save_networks(model, 'latest')
@@ -101,6 +102,7 @@ def run(
     journal: Journal,
     tb_logger: Any,
     state: dict[str, Any] | None,
+    interruption: Interruption,
 ) -> None:
     """All iterations that are left."""
     opt, start = model.opt, order.first
@@ -108,7 +110,7 @@ def run(
     timer, data_timer, began = AvgTimer(), AvgTimer(), time.monotonic()
     if state and 'randomness' in state.get('run', {}):
         randomness.restore_one_of(state['run']['randomness'], opt['rank'])
-    with interruptible() as interruption, logging_redirect_tqdm([get_root_logger()]):
+    with logging_redirect_tqdm([get_root_logger()]):
         for iteration in range(start + 1, total + 1):
             batch = next(batches)
             data_timer.record()

@@ -61,7 +61,7 @@ def test_stopped_it_saves_and_says_so(tiny: list[str], tmp_path: Path) -> None:
     experiment = tmp_path / 'results' / 'paper_smoke' / 'experiments' / 'ablation_baseline_x2'
     while process.poll() is None and not (experiment / 'log.jsonl').exists():
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75
     assert said.strip().splitlines()[-1] == 'nlsn: baseline is saved; the same command goes on'
