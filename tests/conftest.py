@@ -98,6 +98,15 @@ def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
 
 
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tiles for the fused kernels in Triton's interpreter, to which one costs as much as a small one."""
+    fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
+    if DEVICE == 'cpu':
+        tiles = fused.Tiles(128, 128, block_c=512)
+        monkeypatch.setattr(fused, 'default_tiles', lambda match, value: (tiles, tiles, tiles))
+
+
 @pytest.fixture(scope='session')
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four photographs of odd sizes, one of them gray."""

@@ -180,7 +180,9 @@ def operator(
         out, mass, shift = output
         ctx.save_for_backward(match, value, shift if value.dtype in reference.HALF else out, mass, order)
 
-    def differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         gradients = attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size, ctx.neighbours)
         return *gradients, None, None, None, None
 

@@ -25,11 +25,11 @@ def small(**arguments: object) -> NLSN:
 
 @pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
 @pytest.mark.parametrize('name', GOLDEN_NETWORKS)
-def test_equals_the_released_network_with_its_state_dict_loaded_strictly(name: str, backend: str) -> None:
+def test_equals_the_released_network_with_its_state_dict_loaded_strictly(
+    name: str, backend: str, request: pytest.FixtureRequest
+) -> None:
     if backend == 'fused':
-        pytest.importorskip('triton')
-        if DEVICE == 'cpu' and name == 'nlsn_x3_small':
-            pytest.skip("takes a minute in Triton's interpreter: for a GPU")
+        request.getfixturevalue('large_tiles')
     config, arrays = golden(name)
     net = like_the_released(config, eval_seed=None, backend=backend)
     weights = official(name)

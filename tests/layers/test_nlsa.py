@@ -14,11 +14,11 @@ from nlsn_plugin.errors import ArgumentError
 
 @pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
 @pytest.mark.parametrize('name', GOLDEN_LAYERS)
-def test_equals_the_released_layer_in_outputs_and_gradients(name: str, backend: str) -> None:
+def test_equals_the_released_layer_in_outputs_and_gradients(
+    name: str, backend: str, request: pytest.FixtureRequest
+) -> None:
     if backend == 'fused':
-        pytest.importorskip('triton')
-        if DEVICE == 'cpu' and name == 'nlsa_paper_chunk':
-            pytest.skip("takes a minute in Triton's interpreter: for a GPU")
+        request.getfixturevalue('large_tiles')
     config, arrays = golden(name)
     seed, n_buckets = config.pop('seed'), config.pop('n_buckets')
     layer = NonLocalSparseAttention(**config, backend=backend)
