@@ -25,6 +25,9 @@ from nlsn_plugin.ops import tf32
 
 Step = Callable[[], Any]
 
+RETURN_ALL = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
+"""For the C library: what is freed goes back to the system, where else some of it is kept, now more, now less."""
+
 
 class Job(NamedTuple):
     """Something whose memory `peak_memories` measures.
@@ -117,8 +120,9 @@ def peak_memory(
 def peak_memories(jobs: list[Job], device: str) -> list[int | None]:
     """Bytes that each step takes at the peak, besides what was there before; None where it cannot be told.
 
-    Measured outside of this process: on a CPU each in one of its own, since memory that was used before is used again
-    unseen; on a GPU, where PyTorch counts, all in one.
+    What is freed and kept for later counts neither on a CPU nor on a GPU. Measured outside of this process: on a CPU
+    each in one of its own, since memory that was used before is used again unseen; on a GPU, where PyTorch counts, all
+    in one.
     """
     release(device)
     batches = [jobs] if device == 'cuda' else [[job] for job in jobs]
@@ -132,6 +136,7 @@ def peaks_of_batch(jobs: list[Job], device: str) -> list[int | None]:
     result = subprocess.run(
         [sys.executable, '-m', __name__, str(torch.get_num_threads())],
         input=json.dumps(words),
+        env=os.environ | RETURN_ALL,
         capture_output=True,
         text=True,
         check=False,

@@ -16,6 +16,7 @@ from skimage import data
 import nlsn_plugin
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.engine.measuring import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
@@ -171,8 +172,7 @@ def of_memory(attending: Path) -> list[str]:
     if not Path('/proc/self/clear_refs').exists():
         pytest.skip('peaks are read from /proc')
     words = [sys.executable, '-c', MEMORY, str(attending)]
-    returned = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}  # else freed memory is kept
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **returned})
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **RETURN_ALL})
     assert done.returncode == 0, done.stderr
     return [*done.stdout.splitlines(), done.stderr]
 
