@@ -44,7 +44,7 @@ from nlsn_plugin.ops.tiles import Tiles, default_tiles, kernel_settings, machine
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
 MAX_IMAGES = 2**16 - 1  # in a grid of programs
-MAX_PIXELS = 2**31 - 1  # to be counted in int32
+MAX_PIXELS = 500_000_000  # counted in int32, with those of chunks around that may be as long
 
 
 def forward(

@@ -132,7 +132,7 @@ def tile(program, checksum, L, k, seam, BLOCK_M: tl.constexpr):
     place `seam`.
     """
     all_finite = checksum - checksum == 0
-    at_once = program * BLOCK_M
+    at_once = tl.minimum(program, tl.cdiv(L, BLOCK_M)) * BLOCK_M  # of the programs without tiles, in int32 too
     tiles = tl.cdiv(k, BLOCK_M) + 1  # of a chunk with the seam in it
     chunk, of_chunk = program // tiles * k, program % tiles * BLOCK_M
     chunk_end = tl.minimum(chunk + k, L)

@@ -53,7 +53,8 @@ def hash_by(match: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         with contextlib.suppress(ImportError):  # of Triton
             from nlsn_plugin.ops import fused
 
-            if match.shape[0] <= fused.MAX_IMAGES and not fused.cannot_run(match.device):
+            known = match.dtype in fused.DTYPES and match.shape[0] <= fused.MAX_IMAGES
+            if known and not fused.cannot_run(match.device):
                 return fused.hash_codes
     return lsh.hash_codes
 

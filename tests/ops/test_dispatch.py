@@ -86,15 +86,23 @@ def test_auto_says_once_why_it_falls_back_on_a_gpu(
 
 
 @pytest.mark.parametrize(
-    ('images', 'reason', 'kernel'), [(1, None, True), (1, 'no C compiler', False), (2**16, None, False)]
+    ('images', 'type_', 'reason', 'kernel'),
+    [
+        (1, torch.float32, None, True),
+        (1, torch.bfloat16, None, True),
+        (1, torch.float64, None, False),
+        (1, torch.float32, 'no C compiler', False),
+        (2**16, torch.float32, None, False),
+    ],
 )
 def test_on_a_gpu_the_kernel_hashes_if_it_can_run(
-    images: int, reason: str | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
+    images: int, type_: torch.dtype, reason: str | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
 
     class OnGPU:
         device = torch.device('cuda')
+        dtype = type_
         shape = (images, 100, 16)
 
     monkeypatch.setattr(fused, 'cannot_run', lambda device: reason)

@@ -12,9 +12,20 @@ from torch import Tensor
 from nlsn_plugin import NonLocalSparseAttention
 from nlsn_plugin.ops import lsh, reference
 
-fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
+triton = pytest.importorskip('triton', reason='needs Triton')
+tl = pytest.importorskip('triton.language')
+fused, kernels = (pytest.importorskip(f'nlsn_plugin.ops.{name}') for name in ('fused', 'kernels'))
 
 SMALL = fused.Tiles(16, 16, block_c=16, num_warps=4)
+
+
+@triton.jit
+def tile_kernel(found, program, checksum, L, k, BLOCK_M: tl.constexpr):  # noqa: N803
+    """The places of some programs."""
+    row = tl.program_id(0)
+    first, end = kernels.tile(tl.load(program + row).to(tl.int32), tl.load(checksum), L, k, L, BLOCK_M)
+    tl.store(found + 2 * row, first)
+    tl.store(found + 2 * row + 1, end)
 
 
 class Problem(NamedTuple):
@@ -257,6 +268,23 @@ for name in ('forward', 'query', 'key', 'hash'):
     print(len(numbers), all(p.do_not_specialize for p in numbers))
 """
     assert python(code).stdout.split() == ['2', 'True'] * 3 + ['4', 'True']
+
+
+@pytest.mark.parametrize('chunk_size', [1, 4, 144, 10**8, fused.MAX_PIXELS])
+@pytest.mark.parametrize('checksum', [0.0, float('nan')])
+def test_places_of_the_largest_images_are_counted(chunk_size: int, checksum: float) -> None:
+    length = fused.MAX_PIXELS
+    programs = fused.most_tiles(length, chunk_size, SMALL)
+    at = torch.tensor([0, 1, programs // 2, programs - 1], device=DEVICE)
+    found = torch.empty(len(at), 2, dtype=torch.int64, device=DEVICE)
+    tile_kernel[(len(at),)](found, at, torch.tensor(checksum, device=DEVICE), length, chunk_size, SMALL.block_m)
+    first, end = found.unbind(dim=1)
+    exist = first < end
+    assert exist[0]
+    assert (first[exist] >= 0).all()
+    assert (end[exist] <= length).all()
+    slots = -(-length // chunk_size) * chunk_size + 2 * chunk_size + fused.SPARE.value
+    assert slots < 2**31
 
 
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
