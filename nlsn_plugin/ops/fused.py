@@ -1,4 +1,4 @@
-"""Non-local sparse attention in Triton: one kernel forward, two backward, and no score ever in memory.
+"""Non-local sparse attention in Triton: one kernel attends, two find the gradients, and no score is ever in memory.
 
 As in `streamed.py` all rounds are one softmax, whose largest logarithm is known beforehand:
 
@@ -67,19 +67,18 @@ def forward(
     bound, scale = lengths(match)
     keys, scales = circles(order, chunk_size, scale)
     out, mass, found_mass = torch.empty_like(value), torch.empty_like(bound), torch.empty_like(bound)
-    lower = lower_halves(out)
+    lower = lower_halves(out, rounds - 1)
     with_shift = differentiable and value.dtype in HALF
     shift = torch.empty_like(value) if with_shift else value.new_empty(0)
     with torch.cuda.device_of(match):
         for h in range(rounds):
-            last = h == rounds - 1
+            found_mass, mass = mass, found_mass  # two, as a program for other channels may read late
             forward_kernel[grid](
                 match, value, bound, scales[h], keys[h], checksum,
                 out, lower, found_mass, mass, shift,
-                FIRST=h == 0, LAST=last, SHIFT=with_shift, **settings,
+                FIRST=h == 0, LAST=h == rounds - 1, SHIFT=with_shift, **settings,
             )  # fmt: skip
-            mass, found_mass = found_mass, mass  # two, as a program for other channels may read late
-    return narrowed(out, C), found_mass, narrowed(shift, C) if with_shift else shift
+    return narrowed(out, C), mass, narrowed(shift, C) if with_shift else shift
 
 
 def backward(
@@ -110,7 +109,7 @@ def backward(
     queries, total_bounds, all_means = circles(order, chunk_size, total_bound, mean)
     checksum = grad.sum(dtype=torch.float32) + bound.sum()
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
-    lower, lower_value = lower_halves(grad_match), lower_halves(grad_value)
+    lower, lower_value = lower_halves(grad_match), lower_halves(grad_value, rounds - 1)
     with torch.cuda.device_of(match):
         for h in range(rounds):
             query_kernel[query_grid](
@@ -172,6 +171,8 @@ def failure(device: torch.device) -> str | None:
     """What goes wrong when Triton compiles and launches a kernel; it may be there and find no C compiler, for one."""
     try:
         hash_codes(torch.ones(1, 1, 16, device=device), torch.ones(16, 1, 1)).cpu()
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing of Triton, and another time may be another
     except Exception as error:  # noqa: BLE001  (its compiler's, the C compiler's, the driver's: any)
         first_line = str(error).strip().partition('\n')[0]
         return f'Triton cannot run kernels here ({type(error).__name__}: {first_line})'
@@ -223,9 +224,12 @@ def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
     return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
 
 
-def lower_halves(result: Tensor) -> Tensor:
-    """Where `kernels.load_sums` finds the lower halves of sums; nowhere in particular, if `result` is float32."""
-    return result if result.dtype == torch.float32 else torch.empty_like(result, dtype=torch.int16)
+def lower_halves(result: Tensor, times: int = 1) -> Tensor:
+    """Room for the lower halves of sums whose upper ones lie in `result` and which are stored so many times.
+
+    If they have no halves, or are never stored, it is `result` itself, and no kernel looks there.
+    """
+    return torch.empty_like(result, dtype=torch.int16) if result.dtype in HALF and times else result
 
 
 def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:

@@ -36,7 +36,10 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
 
-FOR_ANY = {'do_not_specialize': ['L', 'k', 'rounds', 'half', 'pitch'], 'do_not_specialize_on_alignment': ['order']}
+FOR_ANY = {
+    'do_not_specialize': ['L', 'k', 'rounds', 'half', 'pitch'],
+    'do_not_specialize_on_alignment': ['order', 'scale', 'total_bound', 'mean'],
+}
 """Arguments for whose values kernels are not compiled anew: an image of another size would wait for that."""
 
 
@@ -134,12 +137,12 @@ def tile(program, checksum, L, k, seam, BLOCK_M: tl.constexpr):
     all_finite = checksum - checksum == 0
     at_once = tl.minimum(program, tl.cdiv(L, BLOCK_M)) * BLOCK_M  # of the programs without tiles, in int32 too
     tiles = tl.cdiv(k, BLOCK_M) + 1  # of a chunk with the seam in it
-    chunk, of_chunk = program // tiles * k, program % tiles * BLOCK_M
-    chunk_end = tl.minimum(chunk + k, L)
-    middle = tl.minimum(tl.maximum(seam, chunk), chunk_end)
-    before = tl.cdiv(middle - chunk, BLOCK_M) * BLOCK_M
+    chunk_start, of_chunk = program // tiles * k, program % tiles * BLOCK_M
+    chunk_end = tl.minimum(chunk_start + k, L)
+    middle = tl.minimum(tl.maximum(seam, chunk_start), chunk_end)
+    before = tl.cdiv(middle - chunk_start, BLOCK_M) * BLOCK_M
     is_before = of_chunk < before
-    singly = tl.where(is_before, chunk + of_chunk, middle + of_chunk - before)
+    singly = tl.where(is_before, chunk_start + of_chunk, middle + of_chunk - before)
     first = tl.where(all_finite, at_once, singly)
     end = tl.where(all_finite, L, tl.where(is_before, middle, chunk_end))
     return first, tl.minimum(first + BLOCK_M, end)
@@ -419,7 +422,7 @@ def hash_kernel(
                 part = vertices.to(x.dtype)
                 projected += dot(x, part, 'ieee')
                 vertices -= part.to(tl.float32)
-    projected = tl.where(projected == projected, projected, 0.0)  # of what is not a number the code is 0
+    projected = tl.where(projected == projected, projected, 0.0)  # of a feature with a NaN in it the code is 0
     # The first of the largest, with two maxima of numbers: those that find a place as well take several times as long.
     magnitude = tl.where(column < half, tl.abs(projected), -1.0)
     vertex = tl.where(projected < 0, column + half, column)

@@ -6,9 +6,10 @@ its largest logarithm is known beforehand: keys have unit length and a pixel is 
 
     y_i = sum_h sum_j w_ij g(x_j) / mass_i,   mass_i = sum_h sum_j w_ij,   w_ij = exp(x_i . x_j / |x_j| - |x_i|),
 
-with no maximum to look for and nothing to rescale. The rows of a group of chunks are gathered at once, and its weights
-pass through the cache a part at a time; nothing of the size of the scores is ever stored. On the way back the weights
-are computed again.
+with no maximum to look for and nothing to rescale. (Rounding may lift a score above that, which is harmless up to
+|x_i| = 1e7 in float32; of longer features the scores in `reference.py` have no right digit either.) The rows of a group
+of chunks are gathered at once, and its weights pass through the cache a part at a time; nothing of the size of the
+scores is ever stored. On the way back the weights are computed again.
 
 Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, P in a part of it, and s in a window: 3, unless
 `neighbours` says fewer. In here pixels of all images lie in one row.

@@ -98,15 +98,12 @@ def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
     return ('float32' if dtype == torch.float32 else 'half') + (', Hopper' if capability[0] == 9 else '')
 
 
-PARTS = {'forward': 1.2, 'query': 0.93, 'key': 1.2}
-"""How many times two copies of their rows kernels take for float32 that they multiply in two parts."""
-
-
 def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int:
-    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.6 did.
+    """Bytes of shared memory that a kernel takes: where it is near what GPUs have, somewhat more than Triton 3.6 and
+    3.8 did.
 
     Rows of a program's own pixels, and of those they meet for two steps of the pipeline; and weights, if float32 is not
-    multiplied in parts but may be as TF32.
+    multiplied in parts but may be as TF32. In parts, both of which lie there, the factor is a measured one.
     """
     own = c if kernel == 'forward' else c + C
     met = c + min(tiles.block_c, C) if kernel == 'forward' else c + C
@@ -115,7 +112,8 @@ def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int
         return 4 * (rows + tiles.block_n * (tiles.block_m + 16)) + 1024
     if dtype == torch.float32:
         rows = 2 * tiles.block_m * own + min(tiles.num_stages, 2) * tiles.block_n * met
-        return int(PARTS[kernel] * 4 * rows) + 2560
+        factor = 1.2 if kernel != 'query' else 0.93 if c < C else 1.16
+        return int(factor * 4 * rows) + 2560
     return int(1.1 * 2 * (tiles.block_m * own + 2 * tiles.block_n * met)) + 2 * 16 * tiles.block_n
 
 

@@ -55,6 +55,9 @@ SEEN = [
     ('key', torch.bfloat16, (64, 256), tiles.Tiles(64, 32, 512, 4, 2), 82_176),
     ('query', torch.float32, (64, 256), tiles.Tiles(64, 32, 64, 4, 2), 221_312),
     ('query', torch.float32, (512, 512), tiles.Tiles(16, 16, 64, 4), 196_736),
+    ('query', torch.float32, (256, 64), tiles.Tiles(64, 32, 64, 4, 2), 270_464),
+    ('query', torch.float32, (128, 128), tiles.Tiles(64, 32, 64, 4, 2), 196_736),
+    ('query', torch.float32, (512, 32), tiles.Tiles(16, 16, 64, 8, 1), 102_400),
     ('key', torch.float32, (64, 256), tiles.Tiles(32, 32, 64), 188_928),
     ('forward', torch.float32, (64, 256), tiles.Tiles(64, 64, 256, 8, 2, 'ieee'), 200_960),  # as TF32
     ('forward', torch.float32, (256, 256), tiles.Tiles(64, 32, 256, 8, 2, 'ieee'), 206_976),
