@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nlsn_plugin import ops
 from nlsn_plugin.ops import cpu_matmul, winograd
 from nlsn_plugin.ops.reference import HALF, wide
-from nlsn_plugin.ops.traceable import is_recorded
+from nlsn_plugin.ops.traceable import has_tangent, is_recorded
 
 
 class Conv2d(nn.Conv2d):
@@ -42,7 +42,8 @@ class Conv2d(nn.Conv2d):
         return self._convolve(x, self.weight, self.bias)
 
     def _is_trained(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters(recurse=False)))
+        taken = x, *self.parameters(recurse=False)
+        return (torch.is_grad_enabled() and any(t.requires_grad for t in taken)) or has_tangent(*taken)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution in the precision of the weights, which may be wider than that of `x`."""

@@ -19,6 +19,7 @@ from nlsn_plugin.ops import library, reference, streamed
 from nlsn_plugin.ops.library import draw_orders, draw_rotations
 from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
 from nlsn_plugin.ops.reference import NEIGHBOURS
+from nlsn_plugin.ops.traceable import has_tangent
 
 __all__ = [
     'BACKENDS',
@@ -93,6 +94,10 @@ def attend_in_order(
         return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
     if order is None:
         return reference.attend_densely(match, value)
+    if backend != 'reference' and not torch.compiler.is_compiling() and has_tangent(match, value):
+        if backend != 'auto':
+            raise BackendError(f"backend={backend!r} carries no derivatives forward (torch.func.jvp): 'reference' does")
+        backend = 'reference'
     if backend == 'auto':
         backend = fastest(match, value, order.shape[1], chunk_size)
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):

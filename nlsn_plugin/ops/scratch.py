@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from nlsn_plugin.ops.traceable import is_recorded
+
 ARENA = 30 * 2**20
 """Bytes that a thread keeps for its calls; what of them no call needed was never touched.
 
@@ -32,7 +34,7 @@ KEPT = Kept()
 @contextlib.contextmanager
 def scratch(device: torch.device) -> Iterator[Scratch]:
     """Memory for one call."""
-    if device.type != 'cpu':
+    if device.type != 'cpu' or is_recorded():  # where a tensor may be none, or be kept with what is recorded
         yield Scratch(torch.empty(0, dtype=torch.uint8, device=device))
         return
     arena, KEPT.arena = KEPT.arena, None
@@ -54,18 +56,18 @@ class Scratch:
     def __init__(self, arena: Tensor) -> None:
         self.arena = arena
         self.used = 0
-        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.taken: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, in the same memory for the same name and type."""
+        """A tensor of any content, which shares memory with others of the name and type: ask for the largest first."""
         tensor = self.taken.get((name, shape, dtype))
         if tensor is None:
             size = math.prod(shape)
-            memory = self.memory.get((name, dtype))
-            if memory is None or len(memory) < size:
-                memory = self.memory[name, dtype] = self.allocate(size, dtype)
-            tensor = self.taken[name, shape, dtype] = memory[:size].view(shape)
+            buffer = self.buffers.get((name, dtype))
+            if buffer is None or len(buffer) < size:
+                buffer = self.buffers[name, dtype] = self.allocate(size, dtype)
+            tensor = self.taken[name, shape, dtype] = buffer[:size].view(shape)
         return tensor
 
     def allocate(self, size: int, dtype: torch.dtype) -> Tensor:

@@ -61,6 +61,7 @@ def forward(
         From a rounded y the rounding would be left.
     """
     values = value.flatten(0, 1)  # [N L, C]
+    has_shift = differentiable and value.dtype in HALF
     found, mass = wide_zeros(values), wide_zeros(match[..., 0].flatten())
     dtype = found.dtype if differentiable else product_dtype(values)  # shift is rounded at the end alone
     with scratch(match.device) as memory:
@@ -69,16 +70,15 @@ def forward(
             numerators = group.take('numerators', values.shape[1], dtype)  # [G, k, C]
             masses = group.take('masses', 1, mass.dtype)[..., 0]  # [G, k]
             for part in group.parts():
-                weight = group.weights(part, group.of_part('key_windows', group.key_windows, part))  # [P, k, s k]
+                weight = group.weights(part, group.keys(part))  # [P, k, s k]
                 rounded = group.cast('rounded', weight, dtype)
                 torch.bmm(rounded, group.of_part('value_windows', windows, part), out=numerators[part])
                 torch.sum(weight.copy_(rounded), dim=-1, out=masses[part])  # of what the values were weighted with
             group.add(found, numerators)
             group.add(mass, masses)
     out = found.div_(mass[:, None]).to(value.dtype)
-    is_half = value.dtype in HALF
-    shift = found.sub_(values).to(value.dtype) if differentiable and is_half else value.new_empty(0)
-    return out.view(value.shape), mass.view(value.shape[:2]), shift.view(value.shape) if len(shift) else shift
+    shift = found.sub_(values).to(value.dtype).view(value.shape) if has_shift else value.new_empty(0)
+    return out.view(value.shape), mass.view(value.shape[:2]), shift
 
 
 def backward(
@@ -98,7 +98,7 @@ def backward(
     x, values, grad = (tensor.flatten(0, 1) for tensor in (match, value, grad))  # [N L, *]
     for_query, for_key, for_value = wide_zeros(x), wide_zeros(x), wide_zeros(values)
     dtype = product_dtype(values)
-    log_mass = mass.log2().view(-1, 1)
+    mass = mass.view(-1, 1)
     mean = dot(grad, kept.flatten(0, 1))  # of dy_i . g(x_j) over the keys of i, [N L, 1]: dy_i . y_i
     if value.dtype in HALF:
         mean += dot(grad, values)
@@ -106,23 +106,25 @@ def backward(
         for group in groups(match, value, order, chunk_size, neighbours, memory):
             # Wide in half precision too: where one key has all the weight, this product and `mean` all but cancel.
             windows = group.windows('values', values, for_value.dtype)
-            own_grad, own_mean = group.own('grad', grad), group.own('mean', mean)
-            group.bound += group.own('log_mass', log_mass)
-            wide_grad = group.cast('wide_grad', own_grad, for_value.dtype)  # [G, k, C]
-            terms = own_grad if dtype == own_grad.dtype else wide_grad
+            # A query's weights are shares of its mass. It divides what they are multiplied with, which is less than
+            # the weights are; in the bound of long features' scores its logarithm would be lost.
+            own_mass = group.own('mass', mass)
+            own_mean = group.own('mean', mean).div_(own_mass)
+            own_grad = group.cast('wide_grad', group.own('grad', grad), for_value.dtype).div_(own_mass)  # [G, k, C]
+            terms = group.cast('terms_for_values', own_grad, dtype)
             query_sums = group.take('query_sums', x.shape[1], for_query.dtype)
             key_sums = group.zeros_for_keys('key_sums', x.shape[1], for_key.dtype)
             value_sums = group.zeros_for_keys('value_sums', values.shape[1], dtype)
             for part in group.parts():
-                keys = group.of_part('key_windows', group.key_windows, part)
-                attention = group.weights(part, keys)  # their softmax over all rounds, [P, k, s k]
-                group.second_copies(attention, part).zero_()  # they are no queries
+                keys = group.keys(part)
+                weight = group.weights(part, keys)  # [P, k, s k]
+                group.second_copies(weight, part).zero_()  # they are no queries
                 part_windows = group.of_part('value_windows', windows, part)
-                grad_score = group.product('grad_score', wide_grad[part], part_windows.mT)  # [P, k, s k]
-                grad_score.sub_(own_mean[part]).mul_(attention)
+                grad_score = group.product('grad_score', own_grad[part], part_windows.mT)  # [P, k, s k]
+                grad_score.sub_(own_mean[part]).mul_(weight)
                 torch.bmm(grad_score, keys, out=query_sums[part])
                 group.sum_for_keys(key_sums, grad_score, group.query[part], part)
-                group.sum_for_keys(value_sums, group.cast('rounded', attention, dtype), terms[part], part)
+                group.sum_for_keys(value_sums, group.cast('rounded', weight, dtype), terms[part], part)
             group.add(for_query, query_sums)
             group.add_to_keys(for_key, key_sums)
             group.add_to_keys(for_value, value_sums)
@@ -134,24 +136,15 @@ def groups(
     match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str, memory: Scratch
 ) -> Iterator[Group]:
     """All chunks of all rounds and images, some at a time: of one ring of chunks, or of several whole ones."""
-    k = chunk_size
-    before, behind = NEIGHBOURS[neighbours]
-    window = (before + 1 + behind) * k
+    cut = how_to_cut(match, value, chunk_size, neighbours)
+    k, before, behind = cut.chunk_size, cut.before, cut.behind
     _, rounds, length = order.shape
     chunks = -(-length // k)
     features = wide(match).flatten(0, 1)
     lengths = features.norm(dim=-1, keepdim=True)
-    on_cpu = match.device.type == 'cpu'
-    numbers = NUMBERS_AT_ONCE * min(torch.get_num_threads(), 16) if on_cpu else NUMBERS_AT_ONCE_ON_A_DEVICE
-    channels = match.shape[-1] + value.shape[-1]
-    part_size = max(1, numbers // (window + channels) // k)
-    most = max(part_size, NUMBERS_GATHERED // channels // k)
-    chunks_at_once = evenly(chunks, most)
+    chunks_at_once = evenly(chunks, cut.group_size)
     orders = order.flatten(0, 1)
-    rings_at_once = evenly(len(orders), max(1, most // chunks))
-    none = value[:0]
-    copied = frozenset(x.dtype for x in (none, wide(none), features[:0]) if onednn_multiplies(x))
-    cut = Cut(k, before, behind, part_size, copied)
+    rings_at_once = evenly(len(orders), max(1, cut.group_size // chunks))
     for ring in range(0, len(orders), rings_at_once):
         pixels = orders[ring : ring + rings_at_once]  # [b, L]
         image = torch.arange(ring, ring + len(pixels), device=order.device)[:, None] // rounds
@@ -178,15 +171,30 @@ class Cut(NamedTuple):
     Args:
         chunk_size: k.
         before, behind: chunks of a window before and behind its own, s - 1 together.
-        part_size: P at most.
-        copied: types of which windows are copied. oneDNN copies what overlaps itself, to fresh memory each time.
+        part_size, group_size: P and G at most.
+        copied: types of which windows are copied though they may overlap in memory.
     """
 
     chunk_size: int
     before: int
     behind: int
     part_size: int
+    group_size: int
     copied: Set[torch.dtype]
+
+
+def how_to_cut(match: Tensor, value: Tensor, chunk_size: int, neighbours: str) -> Cut:
+    """By the memory of a group and of a part of it."""
+    before, behind = NEIGHBOURS[neighbours]
+    window = (before + 1 + behind) * chunk_size
+    channels = match.shape[-1] + value.shape[-1]
+    on_cpu = match.device.type == 'cpu'
+    numbers = NUMBERS_AT_ONCE * min(torch.get_num_threads(), 16) if on_cpu else NUMBERS_AT_ONCE_ON_A_DEVICE
+    part_size = max(1, numbers // (window + channels) // chunk_size)
+    group_size = max(part_size, NUMBERS_GATHERED // channels // chunk_size)
+    # What overlaps itself oneDNN copies, to fresh memory each time.
+    copied = frozenset(x.dtype for x in (value[:0], wide(value[:0]), wide(match[:0])) if onednn_multiplies(x))
+    return Cut(chunk_size, before, behind, part_size, group_size, copied)
 
 
 class Group:
@@ -241,13 +249,17 @@ class Group:
         score = self.product('score', self.scaled_query[part], keys.mT)
         return score.sub_(self.bound[part]).exp2_()
 
+    def keys(self, part: slice) -> Tensor:
+        """A part's, [P, s k, c]."""
+        return self.of_part('keys', self.key_windows, part)
+
     def own(self, name: str, x: Tensor) -> Tensor:
         """Of the chunks themselves, [N L, D] -> [G, k, D]."""
         return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
 
     def windows(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Of each chunk with its neighbours, [N L, D] -> as `in_windows`."""
-        return self.in_windows(self.cast('wide_' + name, self.gather(name, x, self.pixels), dtype))
+        return self.in_windows(self.cast(name + ' in another type', self.gather(name, x, self.pixels), dtype))
 
     def in_windows(self, rows: Tensor) -> Tensor:
         """[b (G / b + s - 1) k, D] -> [b, G / b, s k, D], overlapping in memory."""
@@ -257,7 +269,8 @@ class Group:
         return rows.as_strided(shape, (length * channels, k * channels, channels, 1))
 
     def of_part(self, name: str, windows: Tensor, part: slice) -> Tensor:
-        """Of `in_windows` those of a part, [P, s k, D]; of one ring they may overlap in memory."""
+        """Of `in_windows` those of a part, [P, s k, D]; of one ring they may overlap in memory, those of several are
+        copied."""
         windows = windows[self.in_rings(part)]
         if windows.shape[0] == 1 and windows.dtype not in self.cut.copied:
             return windows[0]
@@ -300,9 +313,9 @@ class Group:
         """Add the terms of a part's queries, [P, k, D], each by its weight, [P, k, s k], for their keys."""
         k, channels = self.chunk_size, terms.shape[-1]
         rings, chunks = self.in_rings(part)
-        for shift in range(self.span):  # each query's chunk before, its own, the one behind
-            keys = sums[rings, (chunks.start + shift) * k : (chunks.stop + shift) * k]
-            to_chunk = weight[:, :, shift * k : (shift + 1) * k].mT
+        for step in range(self.span):  # each query's chunk before, its own, the one behind
+            keys = sums[rings, (chunks.start + step) * k : (chunks.stop + step) * k]
+            to_chunk = weight[:, :, step * k : (step + 1) * k].mT
             if keys.shape[0] == 1:
                 keys.view(-1, k, channels).baddbmm_(to_chunk, terms)
             else:  # the rings' keys do not lie side by side
@@ -319,9 +332,10 @@ def wide_zeros(x: Tensor) -> Tensor:
 
 
 def product_dtype(values: Tensor) -> torch.dtype:
-    """That of `values`, to multiply in, unless a CPU has no arithmetic for it: then the wider one that it has."""
+    """That of `values`, to multiply and sum in, unless a CPU has no arithmetic for it or it has no room for a sum of
+    numbers that it holds, as float16: then a wider one."""
     slow = values.device.type == 'cpu' and not has_products_in(values.dtype)
-    return torch.promote_types(values.dtype, torch.float32) if slow else values.dtype
+    return wide(values[:0]).dtype if slow or values.dtype == torch.float16 else values.dtype
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

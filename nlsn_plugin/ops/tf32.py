@@ -17,6 +17,10 @@ BY_OLD_NAME: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
 RENAMED = hasattr(torch.backends.cuda.matmul, 'fp32_precision')
 BY_NEW_NAME: tuple[Any, Any] = (BY_OLD_NAME[0], BY_OLD_NAME[1].conv) if RENAMED else BY_OLD_NAME
 
+OF_CPU: Any = torch.backends.mkldnn
+TOUCHED: tuple[Any, ...] = (*BY_NEW_NAME, torch.backends.cudnn.rnn, OF_CPU.matmul) if RENAMED else ()
+"""What the old names set, and that of a CPU's products, which a word sets with them."""
+
 
 def of_products() -> bool:
     """Whether matrix products are."""
@@ -34,15 +38,28 @@ def is_on(place: Any) -> bool:
 
 @contextlib.contextmanager
 def switched(on: bool) -> Iterator[None]:
-    """Within, products and convolutions are, or are not."""
+    """Within, products and convolutions are, or are not; afterwards all is as before."""
     were_on = [is_on(place) for place in BY_NEW_NAME]
-    precisions = [place.fp32_precision for place in BY_NEW_NAME] if RENAMED else []
+    precisions = [place.fp32_precision for place in TOUCHED]
+    in_words = described()
     for place in BY_OLD_NAME:  # so that both names agree, whichever PyTorch's own code asks
         place.allow_tf32 = on
+    for place in TOUCHED[:3]:  # else a setting for all of PyTorch counts where the old name says no
+        place.fp32_precision = 'tf32' if on else 'ieee'
     try:
         yield
     finally:
         for place, was_on in zip(BY_OLD_NAME, were_on):
             place.allow_tf32 = was_on
-        for place, precision in zip(BY_NEW_NAME, precisions):
+        if in_words:
+            torch.set_float32_matmul_precision(in_words)
+        for place, precision in zip(TOUCHED, precisions):
             place.fp32_precision = precision
+
+
+def described() -> str | None:
+    """PyTorch's setting of products on CPUs and GPUs in a word, of which those above are half; None if they differ."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None

@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from nlsn_plugin.ops.reference import NEIGHBOURS, normalise
 
@@ -29,8 +31,16 @@ def is_exporting() -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether what runs is being compiled or exported, for images of other sizes too."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    """Whether what runs is more than run: compiled or exported, for images of other sizes too; counted or recorded by a
+    mode, such as FakeTensorMode; or rewritten by a transform of torch.func."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return _get_current_dispatch_mode() is not None or torch._C._functorch.maybe_current_level() is not None
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether derivatives are carried forward along with some of these."""
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
 
 
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, neighbours: str = 'both') -> Tensor:

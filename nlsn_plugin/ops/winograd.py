@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nlsn_plugin.ops.scratch import scratch
@@ -66,13 +67,13 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [N, K, H, W] in the dtype of `x`, channels last in memory.
     """
-    for_input, for_filter, for_output = (matrix.to(weight.dtype) for matrix in transforms())
+    for_input, for_filter, for_output = (torch.from_numpy(matrix).to(weight.dtype) for matrix in transforms())
     filters = weight.detach().permute(2, 3, 1, 0).reshape(TAPS**2, -1)
     filters = (for_filter @ filters).view(SEEN**2, *weight.shape[1::-1])  # [36, C, K]
     images, channels, height, width = x.shape
     x = x.detach().permute(0, 2, 3, 1)  # [N, H, W, C]
     out = x.new_empty(images, height, width, len(weight))
-    shift = torch.zeros(()) if bias is None else bias.detach()
+    shift = weight.new_zeros(()) if bias is None else bias.detach()
     with scratch(x.device) as memory:
 
         def take(name: str, *shape: int) -> Tensor:
@@ -95,7 +96,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @functools.cache
-def transforms() -> tuple[Tensor, Tensor, Tensor]:
+def transforms() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """B^T, G and A^T for both directions at once, [36, 36], [36, 9] and [16, 36], in float64.
 
     Letters of the paper; row i of each is of the i-th point, p, the last of infinity (of A^T the column):
@@ -112,10 +113,7 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     for_input[-1] = np.poly(POINTS)[::-1]
     for_filter[-1, -1] = for_output[-1, -1] = 1
 
-    def both(matrix: Any) -> Tensor:
-        return torch.from_numpy(np.kron(matrix, matrix))
-
-    return both(for_input), both(for_filter), both(for_output)
+    return np.kron(for_input, for_input), np.kron(for_filter, for_filter), np.kron(for_output, for_output)
 
 
 def blocks(height: int, width: int) -> tuple[list[range], list[range]]:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import concurrent.futures
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEVICE
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.layers import convolution
@@ -45,6 +50,37 @@ def image() -> Tensor:
 
 def published(module: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, module.weight, module.bias, padding=module.padding)
+
+
+@pytest.mark.usefixtures('by_winograd')
+@pytest.mark.parametrize(
+    'how', ['fake', 'made a graph of', 'functionalised', 'mapped', 'differentiated', 'carried along']
+)
+def test_what_is_more_than_run_takes_pytorchs_convolution_and_leaves_nothing_behind(how: str) -> None:
+    """Also in a thread that has run nothing else."""
+    module, x = conv3x3().requires_grad_(False), image()
+    expected = published(module, x)
+
+    def watched() -> Tensor:
+        if how == 'fake':
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                return module(mode.from_tensor(x))
+        if how == 'a graph':
+            return make_fx(module)(x)(x)
+        if how == 'functionalised':
+            return torch.func.functionalize(module)(x)
+        if how == 'mapped':
+            return torch.func.vmap(module)(x[None])[0]
+        if how == 'differentiated':
+            return torch.func.vjp(module, x)[0]
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(module(forward_ad.make_dual(x, x))).tangent + module.bias[:, None, None]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        found, afterwards = thread.submit(watched).result(), thread.submit(lambda: module(x)).result()
+    assert found.shape == expected.shape
+    assert how == 'fake' or (found - expected).abs().max() < 1e-5
+    assert (afterwards - expected).abs().max() < 1e-5
 
 
 def test_many_channels_and_pixels_go_by_winograd_where_nothing_is_trained(by_winograd: list[torch.dtype]) -> None:

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_reference import draw
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nlsn_plugin import ops
+from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import streamed
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -31,6 +33,12 @@ def attend_and_differentiate(
     out = ops.attend(match, value, inputs[2].to(DEVICE), chunk_size, backend, neighbours)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, (match, value), upstream)]
+
+
+def attend_untrained(inputs: Inputs, chunk_size: int, dtype: torch.dtype) -> Tensor:
+    """The output where no gradient is asked for."""
+    match, value = (tensor.detach().to(DEVICE, dtype) for tensor in inputs[:2])
+    return ops.attend(match, value, inputs[2].to(DEVICE), chunk_size, 'streamed')
 
 
 def errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
@@ -135,6 +143,19 @@ def test_half_precision_errs_at_most_twice_as_much_as_the_reference(dtype: torch
     ours = errors(attend_and_differentiate((match, value, rotations), 48, 'streamed', dtype), exact)
     theirs = errors(attend_and_differentiate((match, value, rotations), 48, 'reference', dtype), exact)
     assert all(our <= 2 * their for our, their in zip(ours, theirs))
+    (untrained,) = errors([attend_untrained((match, value, rotations), 48, dtype)], exact[:1])
+    assert untrained <= 2 * theirs[0]
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_has_room_for_the_sum_of_large_values(dtype: torch.dtype) -> None:
+    match, value, rotations = draw(1, 600, 2, 144, channels=(16, 8))
+    inputs = 0.01 * match, 3000 + value, rotations
+    untrained = attend_untrained(inputs, 144, dtype)
+    trained = attend_and_differentiate(inputs, 144, 'streamed', dtype)
+    assert ((untrained - 3000).abs() < 20).all()
+    assert ((trained[0] - 3000).abs() < 20).all()
+    assert all(gradient.isfinite().all() for gradient in trained)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
@@ -159,8 +180,37 @@ def test_what_is_not_a_number_spreads_no_further_than_in_the_reference(where: st
         assert not result[1].isnan().all()
 
 
-def test_an_empty_batch_stays_empty() -> None:
-    results = attend_and_differentiate(draw(0, 30, 2, 8), 8, 'streamed', torch.float32)
+def test_the_weights_of_long_features_sum_to_one() -> None:
+    match, value, rotations = draw(1, 100, 2, 16, channels=(16, 4))
+    match[0, 1::2] = match[0, ::2]  # pairs: each has half the weight of the other's value
+    inputs = match.float().double() * 100, value.float().double(), rotations
+    exact = attend_and_differentiate(inputs, 16, 'reference', torch.float64)
+    assert errors(attend_and_differentiate(inputs, 16, 'streamed', torch.float32), exact)[2] < 1e-6
+
+
+@pytest.mark.parametrize('in_torch_func', [False, True])
+def test_derivatives_that_are_carried_forward_are_those_of_the_reference_or_refused(in_torch_func: bool) -> None:
+    match, value, rotations = draw(1, 4000, 2, 144)  # more than 'reference' is taken for unasked
+    tangents = torch.randn_like(match), torch.randn_like(value)
+
+    def derivative(backend: str) -> Tensor:
+        def attend(match: Tensor, value: Tensor) -> Tensor:
+            return ops.attend(match, value, rotations, 144, backend)
+
+        if in_torch_func:
+            return torch.func.jvp(attend, (match, value), tangents)[1]
+        with forward_ad.dual_level():
+            out = attend(*(forward_ad.make_dual(x, along) for x, along in zip((match, value), tangents)))
+            return forward_ad.unpack_dual(out).tangent
+
+    assert derivative('auto').equal(derivative('reference'))
+    with pytest.raises(BackendError, match="backend='streamed' carries no derivatives forward"):
+        derivative('streamed')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_an_empty_batch_stays_empty(dtype: torch.dtype) -> None:
+    results = attend_and_differentiate(draw(0, 30, 2, 8), 8, 'streamed', dtype)
     assert [len(result) for result in results] == [0, 0, 0]
 
 

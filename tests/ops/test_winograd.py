@@ -30,6 +30,13 @@ def test_is_the_convolution(size: tuple[int, int], images: int) -> None:
     assert error(winograd.conv3x3(x, weight), F.conv2d(x, weight, padding=1)) < 1e-13
 
 
+def test_is_computed_where_its_input_lies() -> None:
+    x, weight, _ = draw(1, (3, 5), 9, 9)
+    with torch.device('meta'):
+        found = winograd.conv3x3(x, weight)
+    assert error(found, F.conv2d(x, weight, padding=1)) < 1e-13
+
+
 @pytest.mark.parametrize('tiles', [1, 2, 5, 7])
 def test_is_the_same_in_however_many_blocks(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = draw(1, (3, 5), 30, 41)
@@ -68,7 +75,7 @@ def test_half_precision_is_computed_with_in_that_of_the_weights() -> None:
 
 
 def test_one_tile_is_a_product_at_each_of_36_points() -> None:
-    for_input, for_filter, for_output = winograd.transforms()
+    for_input, for_filter, for_output = map(torch.from_numpy, winograd.transforms())
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     taps = torch.randn(3, 3, generator=generator, dtype=torch.float64)
