@@ -104,7 +104,7 @@ def train(network: str, laboratory: Laboratory) -> Path:
 
     Raises:
         UserError: the training failed; it has said why.
-        InterruptedRunError: a signal ended it, and it was saved.
+        InterruptedRunError: a signal ended it, and it was saved; or came too late for it, but not for what comes after.
     """
     path = laboratory.output.resolve() / 'options' / f'{network}.yml'
     options = scheduled(Document(find_option_file(f'paper/{network}.yml')).options, laboratory)
@@ -115,13 +115,15 @@ def train(network: str, laboratory: Laboratory) -> Path:
         return path
     print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
     words = [sys.executable, '-m', 'nlsn_plugin', 'train', '-opt', str(path), '--auto_resume']
-    status = run_interruptibly(words)
+    status, asked_to_end = run_interruptibly(words)
     if status == InterruptedRunError.status:
         raise InterruptedRunError(f'{network} is saved; the same command goes on')
     if status == -signal.SIGTERM:
         raise InterruptedRunError(f'{network} had not begun; the same command goes on')
     if status:
         raise UserError(f'training {network} by {path} failed')
+    if asked_to_end:
+        raise InterruptedRunError(f'{network} is trained; the same command goes on')
     return path
 
 

@@ -55,11 +55,12 @@ def interruptible() -> Iterator[Interruption]:
         yield interruption
 
 
-def run_interruptibly(words: list[str]) -> int:
+def run_interruptibly(words: list[str]) -> tuple[int, bool]:
     """Run a command that saves when asked to end; it is asked when this process is.
 
     Returns:
         Its exit status; -SIGTERM, if it was asked before it could save anything.
+        Whether this process was asked: perhaps too late for the command, which then ends as ever.
     """
     process: subprocess.Popen[bytes] | None = None
     asked = False
@@ -74,7 +75,8 @@ def run_interruptibly(words: list[str]) -> int:
         process = subprocess.Popen(words)
         if asked:  # while it was started
             process.terminate()
-        return process.wait()
+        status = process.wait()
+    return status, asked
 
 
 @contextmanager

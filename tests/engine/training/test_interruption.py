@@ -9,21 +9,33 @@ SAVES = (
     'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); '
     "print('ready', flush=True); time.sleep(60)"
 )
-RUNS = f"""
+RUNS = """
 import sys
-from nlsn_plugin.engine.training.interruption import SIGNALS, run_interruptibly
-for _ in SIGNALS:
-    print(run_interruptibly([sys.executable, '-c', {SAVES!r}]), flush=True)
+from nlsn_plugin.engine.training.interruption import run_interruptibly
+for command in sys.argv[1:]:
+    print(*run_interruptibly([sys.executable, '-c', command]), flush=True)
 """
 
 
 def test_a_command_that_runs_another_hands_on_all_signals() -> None:
     """Also where it inherited that Ctrl-C is ignored, as what a script starts in the background does."""
-    ignoring = ['sh', '-c', 'trap "" INT; exec "$@"', 'sh', sys.executable, '-c', RUNS]
+    commands = [SAVES] * len(SIGNALS)
+    ignoring = ['sh', '-c', 'trap "" INT; exec "$@"', 'sh', sys.executable, '-c', RUNS, *commands]
     with subprocess.Popen(ignoring, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for number in SIGNALS:
             assert process.stdout.readline() == 'ready\n'
             process.send_signal(number)
-            assert process.stdout.readline() == '75\n'
+            assert process.stdout.readline() == '75 True\n'
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_command_that_is_asked_too_late_or_never_is_told_from_the_other() -> None:
+    ends = SAVES.replace('75', '0')
+    with subprocess.Popen([sys.executable, '-c', RUNS, ends, 'pass'], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == 'ready\n'
+        process.terminate()
+        assert process.stdout.readline() == '0 True\n'
+        assert process.stdout.readline() == '0 False\n'
         assert process.wait(timeout=60) == 0
