@@ -119,7 +119,7 @@ def train(network: str, laboratory: Laboratory) -> Path:
     if status == InterruptedRunError.status:
         raise InterruptedRunError(f'{network} is saved; the same command goes on')
     if status == -signal.SIGTERM:
-        raise InterruptedRunError(f'{network} had not begun; the same command goes on')
+        raise InterruptedRunError(f'{network} was ended; the same command goes on')
     if status:
         raise UserError(f'training {network} by {path} failed')
     if asked_to_end:

@@ -59,7 +59,7 @@ def run_interruptibly(words: list[str]) -> tuple[int, bool]:
     """Run a command that saves when asked to end; it is asked when this process is.
 
     Returns:
-        Its exit status; -SIGTERM, if it was asked before it could save anything.
+        Its exit status; -SIGTERM, if it was asked when it had nothing to save, or had saved.
         Whether this process was asked: perhaps too late for the command, which then ends as ever.
     """
     process: subprocess.Popen[bytes] | None = None
