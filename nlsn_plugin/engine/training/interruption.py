@@ -20,14 +20,16 @@ class Interruption:
     """Whether the run is to end, which all processes learn of after the same iteration."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None  # the first
+        self.had_ctrl_c = False
         self.group: Any = torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None
         self.asked: tuple[torch.Tensor, Any] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:  # Ctrl-C once more: at once
+        if self.had_ctrl_c and number == signal.SIGINT:  # once more: at once
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self.had_ctrl_c |= number == signal.SIGINT
+        self.signal = self.signal or signal.Signals(number)
 
     def wanted(self) -> bool:
         """Whether to end now. To be called by all processes after each iteration.

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
-from nlsn_plugin.engine.training.interruption import SIGNALS
+import pytest
+
+from nlsn_plugin.engine.training.interruption import SIGNALS, Interruption
 
 SAVES = (
     'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); '
@@ -28,6 +31,16 @@ def test_a_command_that_runs_another_hands_on_all_signals() -> None:
             process.send_signal(number)
             assert process.stdout.readline() == '75 True\n'
         assert process.wait(timeout=60) == 0
+
+
+def test_the_second_ctrl_c_ends_at_once_whatever_came_before() -> None:
+    interruption = Interruption()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        interruption.note(number, None)
+        assert interruption.wanted()
+        assert interruption.signal == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        interruption.note(signal.SIGINT, None)
 
 
 def test_a_command_that_is_asked_too_late_or_never_is_told_from_the_other() -> None:
