@@ -43,7 +43,7 @@ class NonFiniteLossError(UserError):
 
 
 class InterruptedRunError(UserError):
-    """A signal ended the run, which is saved and can go on."""
+    """A signal ended the run, which can go on from where it was saved last."""
 
     status = 75  # of sysexits.h: try again later
 

@@ -25,7 +25,8 @@ from nlsn_plugin.cli import (
 from nlsn_plugin.cli.install_basicsr import install_basicsr
 from nlsn_plugin.cli.streams import until_nobody_reads
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.engine.training.interruption import ignore_signals
+from nlsn_plugin.errors import InterruptedRunError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     except UserError as error:
         if os.environ.get('NLSN_TRACE'):
             raise
+        if isinstance(error, InterruptedRunError):
+            ignore_signals()
         print(f'nlsn: {error}', file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:

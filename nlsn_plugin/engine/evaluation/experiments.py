@@ -104,7 +104,7 @@ def train(network: str, laboratory: Laboratory) -> Path:
 
     Raises:
         UserError: the training failed; it has said why.
-        InterruptedRunError: a signal ended it, and it was saved; or came too late for it, but not for what comes after.
+        InterruptedRunError: a signal ended it, or came too late for it, but not for what comes after.
     """
     path = laboratory.output.resolve() / 'options' / f'{network}.yml'
     options = scheduled(Document(find_option_file(f'paper/{network}.yml')).options, laboratory)
@@ -118,12 +118,10 @@ def train(network: str, laboratory: Laboratory) -> Path:
     status, asked_to_end = run_interruptibly(words)
     if status == InterruptedRunError.status:
         raise InterruptedRunError(f'{network} is saved; the same command goes on')
-    if status == -signal.SIGTERM:
-        raise InterruptedRunError(f'{network} was ended; the same command goes on')
+    if asked_to_end or status == -signal.SIGTERM:
+        raise InterruptedRunError(f'{network} {"was ended" if status else "is trained"}; the same command goes on')
     if status:
         raise UserError(f'training {network} by {path} failed')
-    if asked_to_end:
-        raise InterruptedRunError(f'{network} is trained; the same command goes on')
     return path
 
 

@@ -70,7 +70,7 @@ def run_interruptibly(words: list[str]) -> tuple[int, bool]:
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        if process:
+        if process is not None:
             process.terminate()
 
     with handled_by(ask):
@@ -81,9 +81,18 @@ def run_interruptibly(words: list[str]) -> tuple[int, bool]:
     return status, asked
 
 
+def ignore_signals() -> None:
+    """For a process that ends: what it had to save is saved, and its exit status is to say so."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """For as long as the block runs, also where a shell that starts commands in the background has them ignore some."""
+    """Have `handler` take the signals while the block runs; afterwards what was there before takes them.
+
+    Also where they are ignored, as a shell has it that starts commands in the background.
+    """
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield

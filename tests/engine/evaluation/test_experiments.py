@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -14,8 +15,9 @@ import pytest
 from conftest import error_of, run
 
 from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
+from nlsn_plugin.engine.evaluation import experiments
 from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import InterruptedRunError, UserError
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
@@ -66,6 +68,28 @@ def test_stopped_it_saves_and_says_so(tiny: list[str], tmp_path: Path) -> None:
     assert process.returncode == 75
     assert said.strip().splitlines()[-1] == 'nlsn: baseline is saved; the same command goes on'
     assert list(experiment.glob('training_states/*.state'))
+
+
+@pytest.mark.parametrize(
+    ('status', 'asked', 'error', 'said'),
+    [
+        (75, True, InterruptedRunError, 'baseline is saved; the same command goes on'),
+        (75, False, InterruptedRunError, 'baseline is saved; the same command goes on'),
+        (-signal.SIGTERM, False, InterruptedRunError, 'baseline was ended; the same command goes on'),
+        (-signal.SIGUSR1, True, InterruptedRunError, 'baseline was ended; the same command goes on'),
+        (0, True, InterruptedRunError, 'baseline is trained; the same command goes on'),
+        (1, False, UserError, 'training baseline by .* failed'),
+        (0, False, None, ''),
+    ],
+)
+def test_what_became_of_a_training_is_said(
+    status: int, asked: bool, error: type[UserError] | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, 'run_interruptibly', lambda words: (status, asked))
+    laboratory = experiments.Laboratory(tmp_path, None, {}, find_budget('smoke'), 'cpu')
+    with pytest.raises(error, match=said) if error else contextlib.nullcontext() as raised:
+        experiments.train('baseline', laboratory)
+    assert error is None or raised.type is error
 
 
 def test_budgets() -> None:

@@ -51,14 +51,16 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     place: Path, short: Path, longer: dict[str, Any], number: signal.Signals
 ) -> None:
     words = [sys.executable, str(TRAIN), '-opt', str(short), '--force_yml', *LONGER]
-    process = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     log = experiment(place) / 'log.jsonl'
-    while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
-        time.sleep(0.02)
-    process.send_signal(number)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 75
-    last = stderr.strip().splitlines()[-1]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=quiet, text=True) as process:
+        assert process.stderr is not None
+        while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
+            time.sleep(0.02)
+        process.send_signal(number)
+        last = next(line for line in process.stderr if line.startswith('nlsn: ')).rstrip()
+        process.terminate()  # as it ends, being saved
+        assert process.wait(timeout=60) == 75
     iteration = int(newest(experiment(place)).removesuffix('.state'))
     assert last == (
         f'nlsn: ended by {number.name} and saved at iteration {iteration}; the same command with --auto_resume goes on'
