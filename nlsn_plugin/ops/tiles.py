@@ -24,10 +24,12 @@ class Tiles(NamedTuple):
     Args:
         block_m: pixels of a program.
         block_n: pixels that they meet at a time.
-        block_c: value channels at a time, in a program of the forward kernel, in a product of the backward kernels.
+        block_c: value channels at a time, in a product.
         num_warps, num_stages: warps of a program, stages of its pipeline.
         float32: how float32 is multiplied, if not as TF32: on tensor cores, in three products of two parts ('tf32x3'),
             or without them ('ieee').
+        parts: products of values side by side in a program of the forward kernel, 1 or 2. Two need fewer registers than
+            one of twice the width.
     """
 
     block_m: int
@@ -36,6 +38,7 @@ class Tiles(NamedTuple):
     num_warps: int = 8
     num_stages: int = 3
     float32: str = 'tf32x3'
+    parts: int = 1
 
 
 class Machine(NamedTuple):
@@ -62,7 +65,7 @@ FLOAT32_FORWARD = [
 
 TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
     'half, Hopper': {
-        'forward': [(ANY, Tiles(64, 64, 256, 4, 2)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
+        'forward': [(ANY, Tiles(64, 64, 128, 4, 2, parts=2)), (ANY, Tiles(64, 32)), (ANY, Tiles(32, 32))],
         'query': [(80, Tiles(64, 64, 512, 4, 2)), (320, Tiles(64, 32, 512, 4, 2)), (640, Tiles(64, 32, 512)),
                   (ANY, Tiles(32, 32, 512))],
         'key': [(80, Tiles(64, 64, 512, 4, 2)), (320, Tiles(64, 32, 512, 4, 2)), (640, Tiles(32, 32, 512, 8, 2)),
@@ -106,7 +109,7 @@ def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int
     multiplied in parts but may be as TF32. In parts, both of which lie there, the factor is a measured one.
     """
     own = c if kernel == 'forward' else c + C
-    met = c + min(tiles.block_c, C) if kernel == 'forward' else c + C
+    met = c + min(tiles.parts * tiles.block_c, C) if kernel == 'forward' else c + C
     if dtype == torch.float32 and tiles.float32 == 'ieee':
         rows = tiles.block_m * own + 2 * tiles.block_n * met
         return 4 * (rows + tiles.block_n * (tiles.block_m + 16)) + 1024

@@ -121,6 +121,14 @@ def test_equals_the_reference_for_any_channels(channels: tuple[int, int]) -> Non
     assert_exact(by_fused(problem, fused.Tiles(32, 16, block_c=32)), problem)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize(('block_c', 'channels'), [(16, 16), (16, 32), (16, 64), (32, 70)])
+def test_values_in_two_parts_are_the_values(block_c: int, channels: int, dtype: torch.dtype) -> None:
+    problem = draw(40, 9, rounds=3, channels=(16, channels)).to(dtype)
+    for whole, parts in zip(*(by_fused(problem, SMALL._replace(block_c=block_c, parts=n)) for n in (1, 2))):
+        torch.testing.assert_close(whole, parts)
+
+
 @pytest.mark.parametrize('magnitude', [1e-6, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_good_as_the_reference_s(dtype: torch.dtype, magnitude: float) -> None:
@@ -130,8 +138,11 @@ def test_half_precision_is_as_good_as_the_reference_s(dtype: torch.dtype, magnit
     assert {x.dtype for x in answer} == {dtype}
     # Triton's interpreter cuts bfloat16 off where a GPU rounds.
     times = 4 if fused.INTERPRETED and dtype == torch.bfloat16 else 2
-    for ours, theirs, truth in zip(answer, by_reference(problem), by_reference(problem.to(torch.float64))):
-        assert (ours - truth).norm() <= times * (theirs - truth).norm()
+    expected, truth = by_reference(problem), by_reference(problem.to(torch.float64))
+    for ours, theirs, exact in zip(answer, expected, truth):
+        assert (ours - exact).norm() <= times * (theirs - exact).norm()
+    without_gradients = fused.forward(problem.match, problem.value, problem.order, problem.chunk_size, False)[0]
+    assert (without_gradients - truth.out).norm() <= times * (expected.out - truth.out).norm()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +166,9 @@ def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_referen
     finite, finite_in_reference = answer.out.isfinite(), by_reference(problem).out.isfinite()
     assert torch.equal(finite, finite_in_reference)
     assert 0 < finite[0].sum() < finite[0].numel()
+    match, value, order, chunk_size, *_ = problem.to(torch.bfloat16)  # of whose sums not all bits are kept
+    without_gradients = fused.forward(match, value, order, chunk_size, False)[0]
+    assert torch.equal(without_gradients.isfinite(), finite)
 
 
 @pytest.mark.parametrize('place', [0, 6, 13, 28, 38, 40])

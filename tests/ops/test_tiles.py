@@ -49,6 +49,7 @@ def test_a_kernel_asks_for_more_memory_with_larger_tiles(kernel: str) -> None:
 
 SEEN = [
     ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 256, 4, 2), 92_416),
+    ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 128, 4, 2, parts=2), 92_416),
     ('forward', torch.bfloat16, (64, 256), tiles.Tiles(64, 64), 101_120),
     ('query', torch.bfloat16, (64, 256), tiles.Tiles(64, 64, 512), 131_840),
     ('query', torch.bfloat16, (128, 512), tiles.Tiles(64, 32, 512), 168_320),
