@@ -68,10 +68,9 @@ def forward(
     bound, scale = lengths(match)
     keys, scales = circles(order, chunk_size, scale)
     out, mass, found_mass = torch.empty_like(value), torch.empty_like(bound), torch.empty_like(bound)
+    lower = lower_halves(out, rounds - 1)
     with_shift = differentiable and value.dtype in HALF
     shift = torch.empty_like(value) if with_shift else value.new_empty(0)
-    # y in half precision tells less than 24 bits, its difference to a value that it almost equals does not.
-    lower = lower_bits(out, rounds - 1, torch.int16 if with_shift else torch.uint8)
     with torch.cuda.device_of(match):
         for h in range(rounds):
             found_mass, mass = mass, found_mass  # two, as a program for other channels may read late
@@ -111,7 +110,7 @@ def backward(
     queries, total_bounds, all_means = circles(order, chunk_size, total_bound, mean)
     checksum = grad.sum(dtype=torch.float32) + bound.sum()
     grad_match, grad_value = torch.empty_like(match), torch.empty_like(value)
-    lower, lower_value = lower_bits(grad_match), lower_bits(grad_value, rounds - 1)
+    lower, lower_value = lower_halves(grad_match), lower_halves(grad_value, rounds - 1)
     with torch.cuda.device_of(match):
         for h in range(rounds):
             query_kernel[query_grid](
@@ -226,12 +225,12 @@ def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
     return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
 
 
-def lower_bits(result: Tensor, times: int = 1, dtype: torch.dtype = torch.int16) -> Tensor:
-    """Room for the lower bits of sums whose upper ones lie in `result` and which are stored so many times.
+def lower_halves(result: Tensor, times: int = 1) -> Tensor:
+    """Room for the lower halves of sums whose upper ones lie in `result` and which are stored so many times.
 
-    If all their bits lie there, or they are never stored, it is `result` itself, and no kernel looks there.
+    If they have no halves, or are never stored, it is `result` itself, and no kernel looks there.
     """
-    return torch.empty_like(result, dtype=dtype) if result.dtype in HALF and times else result
+    return torch.empty_like(result, dtype=torch.int16) if result.dtype in HALF and times else result
 
 
 def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:

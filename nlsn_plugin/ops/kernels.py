@@ -70,14 +70,12 @@ def store_rows(x, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constex
 @triton.jit
 def load_sums(upper, lower, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
     """Rows of sums in float32 that are to become `upper`. If that has half precision it holds their upper 16 bits until
-    then, and `lower` the lower ones; or the next 8, without which 1 part in 65 000 is lost."""
+    then, and `lower` the lower ones."""
     sums = load_rows(upper, pixel, CHANNELS, BLOCK, first)
     if sums.dtype != tl.float32:
         upper_bits = sums.to(tl.int16, bitcast=True).to(tl.int32) << 16
-        lower_bits = load_rows(lower, pixel, CHANNELS, BLOCK, first).to(tl.int32)
-        if lower.dtype.element_ty == tl.uint8:
-            lower_bits <<= 8
-        sums = (upper_bits | (lower_bits & 0xFFFF)).to(tl.float32, bitcast=True)
+        lower_bits = load_rows(lower, pixel, CHANNELS, BLOCK, first).to(tl.int32) & 0xFFFF
+        sums = (upper_bits | lower_bits).to(tl.float32, bitcast=True)
     return sums
 
 
@@ -90,8 +88,7 @@ def store_sums(upper, lower, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK:
         bits = rows.to(tl.int32, bitcast=True)
         upper_bits = (bits >> 16).to(tl.int16).to(upper.dtype.element_ty, bitcast=True)
         store_rows(upper, upper_bits, pixel, exists, CHANNELS, BLOCK, first)
-        lower_bits = bits >> 8 if lower.dtype.element_ty == tl.uint8 else bits
-        store_rows(lower, lower_bits, pixel, exists, CHANNELS, BLOCK, first)
+        store_rows(lower, bits.to(tl.int16), pixel, exists, CHANNELS, BLOCK, first)
 
 
 @triton.jit
@@ -216,9 +213,7 @@ def length_kernel(match, bound, scale, L, c: tl.constexpr, BLOCK_M: tl.constexpr
 
 
 @triton.jit
-def sums_before(
-    result, lower, query, FIRST: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, channel
-):  # fmt: skip
+def sums_before(result, lower, query, FIRST: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, channel):
     """The numerators that queries found in the rounds before the one under way."""
     if FIRST:
         total = tl.zeros([query.shape[0], BLOCK_C], tl.float32)

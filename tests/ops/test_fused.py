@@ -166,7 +166,7 @@ def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_referen
     finite, finite_in_reference = answer.out.isfinite(), by_reference(problem).out.isfinite()
     assert torch.equal(finite, finite_in_reference)
     assert 0 < finite[0].sum() < finite[0].numel()
-    match, value, order, chunk_size, *_ = problem.to(torch.bfloat16)  # of whose sums not all bits are kept
+    match, value, order, chunk_size, *_ = problem.to(torch.bfloat16)  # with sums in two halves
     without_gradients = fused.forward(match, value, order, chunk_size, False)[0]
     assert torch.equal(without_gradients.isfinite(), finite)
 
