@@ -31,12 +31,15 @@ within() {
 
 run_step() {
     case $1 in
-        float32 | bfloat16)
-            benchmark 240 "$1" --suite layer n small --device cuda --dtype "$1" --budget 0.5 --plot "$out/gpu_$1.png" ;;
-        network) benchmark 240 network --network 256 256 --device cuda --compile --budget 5 ;;
+        float32)
+            benchmark 240 float32 --suite layer small --form reference fused --device cuda --budget 0.15 ;;
+        bfloat16)
+            benchmark 240 bfloat16 --suite layer n --form reference fused nla nla-sdpa --device cuda --dtype bfloat16 \
+                --budget 0.15 --plot "$out/gpu_bfloat16.png" ;;
+        network) benchmark 240 network --network 256 256 --device cuda --compile --budget 1 ;;
         tiles) benchmark 240 tiles --tune --dtype bfloat16 --budget 0.1 ;;
         tests)
-            within 300 python -m pytest -q --dist load tests/ops/test_fused.py tests/ops/test_lsh.py \
+            within 300 python -m pytest -q --dist load --maxprocesses 16 tests/ops/test_fused.py tests/ops/test_lsh.py \
                 tests/ops/test_dispatch.py tests/layers/test_nlsa.py \
                 tests/archs/test_nlsn_arch.py::test_equals_the_released_network_with_its_state_dict_loaded_strictly ;;
         *) echo "no step $1: float32, bfloat16, network, tiles, tests" >&2; return 1 ;;

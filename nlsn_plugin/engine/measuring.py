@@ -11,10 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -114,11 +115,13 @@ def peak_memory(
     what: str, prepare: Callable[..., tuple[Step, Step]], device: str, *arguments: Any, **options: Any
 ) -> int | None:
     """`peak_memories` of one job."""
-    return peak_memories([Job(what, prepare, arguments, options)], device)[0]
+    [peak] = peak_memories([Job(what, prepare, arguments, options)], device)
+    return peak
 
 
-def peak_memories(jobs: list[Job], device: str) -> list[int | None]:
-    """Bytes that each step takes at the peak, besides what was there before; None where it cannot be told.
+def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
+    """Bytes that each step takes at the peak, besides what was there before, as they become known; None where it cannot
+    be told.
 
     What is freed and kept for later counts neither on a CPU nor on a GPU. Measured outside of this process: on a CPU
     each in one of its own, since memory that was used before is used again unseen; on a GPU, where PyTorch counts, all
@@ -127,29 +130,36 @@ def peak_memories(jobs: list[Job], device: str) -> list[int | None]:
     release(device)
     batches = [jobs] if device == 'cuda' else [[job] for job in jobs]
     shown = tqdm(batches, unit='process', file=sys.stderr, disable=len(batches) < 2)
-    return [peak for batch in shown for peak in peaks_of_batch(batch, device)]
+    for batch in shown:
+        yield from peaks_of_batch(batch, device)
 
 
-def peaks_of_batch(jobs: list[Job], device: str) -> list[int | None]:
+def peaks_of_batch(jobs: list[Job], device: str) -> Iterator[int | None]:
     """Those of one process."""
     words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments], job.options] for job in jobs]
-    result = subprocess.run(
-        [sys.executable, '-m', __name__, str(torch.get_num_threads())],
-        input=json.dumps(words),
-        env=os.environ | RETURN_ALL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    ended = (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
-    peaks: list[int | None] = []
-    for place, job in enumerate(jobs):
-        peak = found[place] if place < len(found) else ended
-        if isinstance(peak, str):
-            tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
-        peaks.append(None if isinstance(peak, str) else peak)
-    return peaks
+    command = [sys.executable, '-m', __name__, str(torch.get_num_threads())]
+    with tempfile.TemporaryFile('w+') as asked, tempfile.TemporaryFile('w+') as said:
+        json.dump(words, asked)
+        asked.seek(0)
+        environment = os.environ | RETURN_ALL
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=said, env=environment) as process:
+            assert process.stdout
+            try:
+                for job in jobs:
+                    line = process.stdout.readline()
+                    peak = json.loads(line) if line else how_it_ended(process, said)
+                    if isinstance(peak, str):
+                        tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
+                    yield None if isinstance(peak, str) else peak
+            finally:
+                process.kill()  # which has ended, unless this one is stopped
+
+
+def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
+    """The last line of a process, or its status."""
+    status = process.wait()
+    said.seek(0)
+    return (said.read().strip().splitlines() or [f'exit status {status}'])[-1]
 
 
 def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str | None]:

@@ -237,8 +237,8 @@ def medians_of(times: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def add_memory(records: list[dict[str, Any]], device: str) -> None:
-    """The peaks of what was timed."""
+def add_memory(records: list[dict[str, Any]], device: str, keep: Callable[[], None]) -> None:
+    """The peaks of what was timed; keep: is called after each."""
     timed = [record for record in records if 'milliseconds' in record]
     jobs = []
     for record in timed:
@@ -247,6 +247,7 @@ def add_memory(records: list[dict[str, Any]], device: str) -> None:
         jobs.append(Job(f'{record["case"]}, {record["form"]}', one_pass, words))
     for record, peak in zip(timed, peak_memories(jobs, device)):
         record['peak_bytes'] = peak
+        keep()
 
 
 def run(
@@ -260,7 +261,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON.
 
-    keep: is given what there is so far after each case, for a run that is stopped.
+    keep: is given what there is so far after each case and each peak, for a run that is stopped.
     """
     check_device(device)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
@@ -275,7 +276,7 @@ def run(
         records += found
         keep(results)
     if memory:
-        add_memory(records, device)
+        add_memory(records, device, partial(keep, results))
     return results
 
 

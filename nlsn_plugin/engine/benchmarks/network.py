@@ -40,7 +40,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure NLSN x2 on one image of height and width `size`; records as those of `attention.run`.
 
-    Random weights: the time depends on them as little as on the image. keep: is given the times, before the memory.
+    Random weights: the time depends on them as little as on the image. keep: is given the times, and again after each
+    peak.
     """
     check_device(device)
     times = measure(size, device, budget, compiled)
@@ -62,11 +63,12 @@ def run(
     results = {'machine': describe_machine(device), 'records': records}
     keep(results)
     if memory:
-        forms = {name: name.rsplit(', ', 1) for name in times if 'torch.compile' not in name}
-        jobs = [Job(f'{case}, {name}', one_image, (form, list(size), dtype)) for name, (form, dtype) in forms.items()]
-        peaks = dict(zip(forms, peak_memories(jobs, device)))
-        for record in records:
-            record['peak_bytes'] = peaks.get(record['form'])
+        eager = [record for record in records if 'torch.compile' not in record['form']]
+        names = [record['form'].rsplit(', ', 1) for record in eager]
+        jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
+        for record, peak in zip(eager, peak_memories(jobs, device)):
+            record['peak_bytes'] = peak
+            keep(results)
     return results
 
 

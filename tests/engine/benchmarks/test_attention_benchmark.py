@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,18 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         assert last is not None
 
 
+def test_peaks_are_told_as_they_become_known_and_a_process_that_nobody_waits_for_is_ended() -> None:
+    jobs = [
+        measuring.Job('', network.one_image, ('auto', size, 'float32'), {'num_feat': 8, 'num_block': blocks})
+        for size, blocks in (([64, 64], 1), ([512, 512], 10_000))
+    ]
+    peaks = measuring.peaks_of_batch(jobs, 'cpu')
+    next(peaks)
+    before = time.monotonic()
+    peaks.close()
+    assert time.monotonic() - before < 5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu_what_ran_before_in_the_process_hides_no_peak() -> None:
     jobs = [measuring.Job('', network.one_image, ('auto', [64, 64], 'float32'), {'num_block': 1})] * 2
@@ -138,16 +153,20 @@ def test_tiles_are_tried_kernel_by_kernel_beside_the_default(monkeypatch: pytest
     assert [record.get('milliseconds', 0) > 0 for record in records] == [True, True, True, True, False, True, True]
 
 
-def test_what_was_timed_is_kept_before_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*arguments: object) -> None:
+def test_what_was_timed_is_kept_and_every_peak_as_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped_after_two(*arguments: object) -> Iterator[int]:
+        yield from (1, 2)
         raise KeyboardInterrupt
 
     kept: list[dict[str, Any]] = []
-    monkeypatch.setattr(benchmark, 'add_memory', stop)
+    monkeypatch.setattr(benchmark, 'peak_memories', stopped_after_two)
     with pytest.raises(KeyboardInterrupt):
-        benchmark.run(['quick'], ['reference', 'streamed'], 'cpu', 'float32', 0.01, keep=kept.append)
-    assert [record['milliseconds'] > 0 for record in kept[-1]['records']] == [True] * 4
-    assert kept[-1]['machine']['torch'] == torch.__version__
+        keep = lambda results: kept.append(copy.deepcopy(results))  # noqa: E731
+        benchmark.run(['quick'], ['reference', 'streamed'], 'cpu', 'float32', 0.01, keep=keep)
+    assert [record['milliseconds'] > 0 for record in kept[0]['records']] == [True] * 4
+    assert kept[0]['machine']['torch'] == torch.__version__
+    peaks = [[record['peak_bytes'] for record in results['records']] for results in kept]
+    assert peaks == [[None] * 4, [1, None, None, None], [1, 2, None, None]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
