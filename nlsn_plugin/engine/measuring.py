@@ -143,10 +143,10 @@ def peaks_of_batch(jobs: list[Job], device: str) -> Iterator[int | None]:
         asked.seek(0)
         environment = os.environ | RETURN_ALL
         with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=said, env=environment) as process:
-            assert process.stdout
+            lines = iter(process.stdout or ())
             try:
                 for job in jobs:
-                    line = process.stdout.readline()
+                    line = next(lines, None)
                     peak = json.loads(line) if line else how_it_ended(process, said)
                     if isinstance(peak, str):
                         tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)

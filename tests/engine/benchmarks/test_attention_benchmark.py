@@ -158,10 +158,12 @@ def test_what_was_timed_is_kept_and_every_peak_as_it_is_measured(monkeypatch: py
         yield from (1, 2)
         raise KeyboardInterrupt
 
+    def keep(results: dict[str, Any]) -> None:
+        kept.append(copy.deepcopy(results))
+
     kept: list[dict[str, Any]] = []
     monkeypatch.setattr(benchmark, 'peak_memories', stopped_after_two)
     with pytest.raises(KeyboardInterrupt):
-        keep = lambda results: kept.append(copy.deepcopy(results))  # noqa: E731
         benchmark.run(['quick'], ['reference', 'streamed'], 'cpu', 'float32', 0.01, keep=keep)
     assert [record['milliseconds'] > 0 for record in kept[0]['records']] == [True] * 4
     assert kept[0]['machine']['torch'] == torch.__version__
