@@ -27,9 +27,8 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from nlsn_plugin.ops.kernel_parts import INTERPRETED, SPARE
 from nlsn_plugin.ops.kernels import (
-    INTERPRETED,
-    SPARE,
     circle_kernel,
     forward_kernel,
     hash_kernel,
@@ -221,7 +220,7 @@ def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor
 
 
 def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
-    """How many programs `kernels.tile` may need: for each chunk the tiles that it fills, and one more for a seam."""
+    """How many programs `tile` may need: for each chunk the tiles that it fills, and one more for a seam."""
     return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import tf32
-from nlsn_plugin.ops.kernels import INTERPRETED
+from nlsn_plugin.ops.kernel_parts import INTERPRETED
 from nlsn_plugin.ops.reference import NEIGHBOURS
 
 
