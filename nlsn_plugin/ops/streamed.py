@@ -111,6 +111,8 @@ def backward(
             own_mass = group.own('mass', mass)
             own_mean = group.own('mean', mean).div_(own_mass)
             own_grad = group.cast('wide_grad', group.own('grad', grad), for_value.dtype).div_(own_mass)  # [G, k, C]
+            for rows in (own_mean, own_grad):  # second copies are no queries; 0 times what is not a number would be one
+                group.second_copies(rows, slice(0, len(rows))).zero_()
             terms = group.cast('terms_for_values', own_grad, dtype)
             query_sums = group.take('query_sums', x.shape[1], for_query.dtype)
             key_sums = group.zeros_for_keys('key_sums', x.shape[1], for_key.dtype)
@@ -118,7 +120,7 @@ def backward(
             for part in group.parts():
                 keys = group.keys(part)
                 weight = group.weights(part, keys)  # [P, k, s k]
-                group.second_copies(weight, part).zero_()  # they are no queries
+                group.second_copies(weight, part).zero_()
                 part_windows = group.of_part('value_windows', windows, part)
                 grad_score = group.product('grad_score', own_grad[part], part_windows.mT)  # [P, k, s k]
                 grad_score.sub_(own_mean[part]).mul_(weight)

@@ -165,13 +165,22 @@ def test_long_features_do_not_overflow(dtype: torch.dtype) -> None:
     assert all(result.isfinite().all() for result in results)
 
 
+@pytest.mark.parametrize('place', [0, 17, 100, 188, 199, -1])
 @pytest.mark.parametrize('length', [200, 203])
-@pytest.mark.parametrize('where', ['match', 'value'])
-def test_what_is_not_a_number_spreads_no_further_than_in_the_reference(where: str, length: int) -> None:
-    inputs = draw(2, length, 2, 8)
-    inputs[0 if where == 'match' else 1][1, 17] = torch.nan
-    results = attend_and_differentiate(inputs, 8, 'streamed', torch.float32)
-    expected = attend_and_differentiate(inputs, 8, 'reference', torch.float32)
+@pytest.mark.parametrize('where', ['match', 'value', 'gradient'])
+def test_what_is_not_a_number_spreads_no_further_than_in_the_reference(where: str, length: int, place: int) -> None:
+    *inputs, rotations = draw(2, length, 1, 8)
+    pixel = ops.library.pixel_order(inputs[0], rotations)[1, 0, place]
+    inputs.append(torch.randn(inputs[1].shape, generator=torch.Generator().manual_seed(1)))
+    inputs[['match', 'value', 'gradient'].index(where)][1, pixel] = torch.nan
+    match, value, gradient = (tensor.to(DEVICE) for tensor in inputs)
+
+    def attend_and_differentiate(backend: str) -> list[Tensor]:
+        leaves = match.clone().requires_grad_(), value.clone().requires_grad_()
+        out = ops.attend(*leaves, rotations.to(DEVICE), 8, backend)
+        return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+    results, expected = attend_and_differentiate('streamed'), attend_and_differentiate('reference')
     assert results[0].isnan().equal(expected[0].isnan())
     for ours, theirs in zip(results[1:], expected[1:]):
         assert not (ours.isnan() & ~theirs.isnan()).any()
