@@ -203,10 +203,9 @@ def process_memory(key: str) -> int:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text()) if sys.platform == 'linux' else None
     pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
     return {
-        'cpu': cpu[1] if cpu else platform.processor(),
+        **describe_cpu(),
         'instructions': torch.backends.cpu.get_cpu_capability(),  # that PyTorch uses
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
@@ -217,6 +216,19 @@ def describe_machine(device: str) -> dict[str, Any]:
         'transparent huge pages': pages.read_text().strip() if pages.exists() else None,
         'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
     }
+
+
+def describe_cpu() -> dict[str, Any]:
+    """What it is, and its instructions for bfloat16, which decide on the speed of that; as far as Linux tells."""
+    if not Path('/proc/cpuinfo').exists():
+        return {'cpu': platform.processor()}
+    first = Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in first.splitlines())}
+    if 'model name' not in said:
+        return {'cpu': platform.processor()}
+    family = f', family {said["cpu family"]}, model {said["model"]}' if {'cpu family', 'model'} <= said.keys() else ''
+    for_bfloat16 = [word for word in said.get('flags', '').split() if word.endswith('bf16')]
+    return {'cpu': said['model name'] + family, 'instructions for bfloat16': ' '.join(for_bfloat16) or None}
 
 
 def describe_gpu() -> dict[str, Any]:

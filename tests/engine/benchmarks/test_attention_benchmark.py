@@ -3,6 +3,9 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import platform
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +115,12 @@ def test_on_a_gpu_what_ran_before_in_the_process_hides_no_peak() -> None:
 
 
 def test_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert measuring.describe_machine('cpu')['gpu'] is None
+    described = measuring.describe_machine('cpu')
+    assert described['gpu'] is None
+    if platform.machine() == 'x86_64' and sys.platform == 'linux':  # where one name is that of CPUs of several years
+        assert re.search(r', family \d+, model \d+$', described['cpu'])
+        held = 'avx512_bf16' in Path('/proc/cpuinfo').read_text()
+        assert ('avx512_bf16' in (described['instructions for bfloat16'] or '')) is held
     tool = tmp_path / 'nvidia-smi'
     tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 550.54.15\n')
     tool.chmod(0o755)
