@@ -13,6 +13,8 @@ import yaml
 
 from nlsn_plugin.errors import ArgumentError
 
+LARGEST_SEED = 2**63 - 1
+
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """Return `value` as an int if it is a whole number (of at least `least`); True and '2' are none."""
@@ -24,6 +26,13 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     if number is None or isinstance(value, bool) or (least is not None and number < least):
         raise ArgumentError(f'{name}={value!r} is not allowed: {expected} is expected')
     return number
+
+
+def seed(name: str, value: Any) -> int:
+    """Return `value` if it is one that PyTorch's generators take."""
+    if whole(name, value, least=0) > LARGEST_SEED:
+        raise ArgumentError(f'{name}={value} is not allowed: a whole number of at most {LARGEST_SEED} is expected')
+    return operator.index(value)
 
 
 def real(name: str, value: Any) -> float:

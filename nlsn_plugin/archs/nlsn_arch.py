@@ -89,7 +89,7 @@ class NLSN(nn.Module):
         num_feat = checks.whole('num_feat', num_feat, least=1)
         num_block = checks.whole('num_block', num_block, least=1)
         res_scale = checks.real('res_scale', res_scale)
-        eval_seed = None if eval_seed is None else checks.whole('eval_seed', eval_seed, least=0)
+        eval_seed = None if eval_seed is None else checks.seed('eval_seed', eval_seed)
         self.checkpointing = checks.boolean('checkpointing', checkpointing)
         self.num_in_ch = num_in_ch
         self.img_range = img_range
@@ -135,7 +135,7 @@ class NLSN(nn.Module):
         )  # and so all features: as fast, and attention needs no copies
         features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
         features = features + self._run_body(features)
-        if torch.is_grad_enabled() or is_recorded():
+        if torch.is_grad_enabled() or is_recorded() or any(map(is_hooked, self.tail.modules())):
             return self._enlarge(features)
         return in_strips(self._enlarge, features, self.upscale)
 
@@ -151,6 +151,11 @@ class NLSN(nn.Module):
         return features
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module is given or makes, or changes it, as WithNLSA does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:
     """`enlarge(features)`, a few rows at a time: what an upsampler makes is upscale**2 times as large as the features.
 
@@ -158,7 +163,7 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
     """
     images, channels, height, width = features.shape
     numbers = TAIL_NUMBERS['cuda' if features.is_cuda else 'cpu']
-    rows = max(8 * TAIL_CONTEXT, numbers // (images * channels * upscale**2 * width))
+    rows = max(8 * TAIL_CONTEXT, numbers // max(1, images * channels * upscale**2 * width))
     if rows >= height:
         return enlarge(features)
     strips = []

@@ -174,7 +174,7 @@ def checked_arguments(attention: str, options: dict[str, Any]) -> dict[str, Any]
     arguments = attention_arguments(attention, {'eval_seed': 0}, {}, 'nlsa')
     arguments |= attention_arguments(attention, {}, options, 'nlsa')
     if arguments.get('eval_seed') is not None:
-        checks.whole('nlsa: eval_seed', arguments['eval_seed'], least=0)
+        checks.seed('nlsa: eval_seed', arguments['eval_seed'])
     if arguments.get('res_scale') == 0:
         raise ArgumentError(
             'nlsa: res_scale=0 is not allowed: such an attention would never train; zero_start begins with the base '

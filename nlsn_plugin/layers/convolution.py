@@ -23,26 +23,25 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if is_recorded() or x.device.type not in ('cpu', 'cuda'):
             return super().forward(x)
-        dtype = x.dtype
-        if dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        is_cast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if is_cast and x.dtype == torch.float32 else x.dtype
         if x.device.type == 'cuda':
             has_rows = self.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last)
             if dtype in HALF and has_rows:
                 return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
             return super().forward(x)
-        if self._is_trained(x):
+        if self._is_trained(x) or (x.dtype != self.weight.dtype and not is_cast):  # the second is PyTorch's to refuse
             return super().forward(x)
         if dtype in HALF and not cpu_matmul.has_products_in(dtype):
             with ops.without_autocast(x.device):
                 bias = None if self.bias is None else wide(self.bias)
                 return self._convolve(x, wide(self.weight), bias).to(dtype)
-        if dtype in HALF or dtype != self.weight.dtype:  # of which the second is PyTorch's to refuse
+        if dtype in HALF or dtype != self.weight.dtype:
             return super().forward(x)
         return self._convolve(x, self.weight, self.bias)
 
     def _is_trained(self, x: Tensor) -> bool:
-        taken = x, *self.parameters(recurse=False)
+        taken = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)
         return (torch.is_grad_enabled() and any(t.requires_grad for t in taken)) or has_tangent(*taken)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

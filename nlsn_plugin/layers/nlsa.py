@@ -92,7 +92,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     @eval_seed.setter
     def eval_seed(self, seed: int | None) -> None:
-        self._eval_seed = None if seed is None else checks.whole('eval_seed', seed, least=0)
+        self._eval_seed = None if seed is None else checks.seed('eval_seed', seed)
         self._fill_rotation_bank()
 
     def forward(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
@@ -163,7 +163,7 @@ class NonLocalSparseAttention(ResidualAttention):
                 self._fill_rotation_bank()
             return self.rotation_bank[..., :half]
         if half == 0:
-            return torch.empty(shape, device='cpu')  # dense attention: nothing is hashed, nothing is drawn
+            return torch.empty(shape, dtype=torch.float32, device='cpu')  # nothing is hashed, nothing is drawn
         return ops.draw_rotations(*shape)
 
     def _exported_rotations(self, given: Tensor | None) -> Tensor:
@@ -199,11 +199,14 @@ class NonLocalSparseAttention(ResidualAttention):
             return
         generator = torch.Generator('cpu').manual_seed(self.eval_seed)
         size = (self.channels // self.reduction, ops.MAX_BUCKETS // 2)
-        rounds = [torch.randn(size, generator=generator, device='cpu') for _ in range(self.n_hashes)]
+        rounds = [
+            torch.randn(size, generator=generator, dtype=torch.float32, device='cpu') for _ in range(self.n_hashes)
+        ]
         self.rotation_bank = torch.stack(rounds, dim=1).to(self._device())
 
     def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        weight: Any = self.conv_assembly.get_submodule('0').weight  # copies for several GPUs have no parameters()
+        return torch.device(weight.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Follow the module to its new device, but stay float32: rounded rotations would hash pixels elsewhere."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nlsn_plugin import checks
-from nlsn_plugin.errors import BackendError
+from nlsn_plugin.errors import ArgumentError, BackendError
 from nlsn_plugin.ops import library, reference, streamed
 from nlsn_plugin.ops.library import draw_orders, draw_rotations
 from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
 from nlsn_plugin.ops.reference import NEIGHBOURS
-from nlsn_plugin.ops.traceable import has_tangent
+from nlsn_plugin.ops.traceable import is_differentiated_otherwise
 
 __all__ = [
     'BACKENDS',
@@ -68,9 +69,11 @@ def attend(
         y, [N, L, C], in the dtype of `value`.
 
     Raises:
-        ArgumentError (a ValueError): no such backend, or no such neighbours.
+        ArgumentError (a ValueError): no such backend, or no such neighbours; tensors that do not fit together, or no
+            rounds, or k < 1.
         BackendError (a RuntimeError): the backend asked for by name cannot run on these tensors.
     """
+    check_sizes(match, value, rotations.shape[1], chunk_size)
     order = library.pixel_order(match.detach(), rotations) if match.shape[1] >= chunk_size else None
     return attend_in_order(match, value, order, chunk_size, backend, neighbours)
 
@@ -87,22 +90,37 @@ def attend_in_order(
 
     order: the pixels, r times, [N, r, L]; None if there are fewer than a chunk holds, which all attend to one another.
     """
+    check_sizes(match, value, 1 if order is None else order.shape[1], chunk_size)
     checks.one_of('neighbours', neighbours, tuple(NEIGHBOURS))
     backend = named(backend)
     if match.dtype != value.dtype:
         wider = torch.promote_types(match.dtype, value.dtype)
         return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
     if order is None:
-        return reference.attend_densely(match, value)
-    if backend != 'reference' and not torch.compiler.is_compiling() and has_tangent(match, value):
+        return attend_densely(match, value)
+    if backend != 'reference' and not torch.compiler.is_compiling() and is_differentiated_otherwise(match, value):
         if backend != 'auto':
-            raise BackendError(f"backend={backend!r} carries no derivatives forward (torch.func.jvp): 'reference' does")
+            raise BackendError(
+                f'backend={backend!r} can be differentiated by autograd alone, not forward nor by torch.func: '
+                "'reference' can"
+            )
         backend = 'reference'
     if backend == 'auto':
         backend = fastest(match, value, order.shape[1], chunk_size)
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):
         raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     return FORMS[backend](match, value, order, chunk_size, neighbours)
+
+
+def check_sizes(match: Tensor, value: Tensor, rounds: int, chunk_size: int) -> None:
+    """Refuse what no form could make sense of."""
+    if match.shape[:-1] != value.shape[:-1] or match.dim() != 3:
+        raise ArgumentError(
+            f'match has the shape {list(match.shape)}, value {list(value.shape)}: [N, L, c] and [N, L, C] are expected'
+        )
+    for name, number in (('rounds', rounds), ('chunk_size', chunk_size)):
+        if number < 1:
+            raise ArgumentError(f'{name}={number} is not allowed: a whole number of at least 1 is expected')
 
 
 def named(backend: str) -> str:
@@ -151,8 +169,20 @@ def fused_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return fused.backward(*arguments)
 
 
+def in_its_own_precision(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`form`, under any autocast."""
+
+    def run(match: Tensor, *arguments: Any) -> Tensor:
+        with without_autocast(match.device):
+            return form(match, *arguments)
+
+    return run
+
+
+attend_densely = in_its_own_precision(reference.attend_densely)
+
 FORMS = {
-    'reference': reference.attend,
+    'reference': in_its_own_precision(reference.attend),
     'streamed': library.operator('streamed', streamed.forward, streamed.backward),
     'fused': library.operator('fused', fused_forward, fused_backward),
 }

@@ -80,8 +80,10 @@ def matmul_settings() -> Any:
 
 def product_error() -> float:
     """The error of float32 batched matrix products as they are set now, relative to the largest entry."""
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(8, 144, 432, generator=generator)
-    right = torch.randn(8, 432, 256, generator=generator)
+    generator = torch.Generator('cpu').manual_seed(0)
+    left, right = (
+        torch.randn(shape, generator=generator, dtype=torch.float32, device='cpu')
+        for shape in ((8, 144, 432), (8, 432, 256))
+    )
     exact = left.double() @ right.double()
     return float(((left @ right).double() - exact).abs().max() / exact.abs().max())

@@ -83,7 +83,8 @@ class Cuts:
 
     def near(self, shift: int) -> Tensor:
         """Which keys, the first `shift` pixels from the first pixel, are in reach of which pixel, [size, keys]."""
-        distance = shift + torch.arange(self.keys) - torch.arange(self.size)[:, None]
+        key, query = (torch.arange(length, device='cpu') for length in (self.keys, self.size))
+        distance = shift + key - query[:, None]
         first = -(self.window // 2)
         return (distance >= first) & (distance < first + self.window)
 
@@ -100,9 +101,19 @@ def mask_of(rows: Tensor, columns: list[Tensor], query: Tensor) -> Tensor:
     """What to add to the scores of a band, like `query`: [p, q], strips of [s, t] -> [1, strips, p s, q t]."""
     rows, of_strips = rows.to(query.device), torch.stack(columns).to(query.device)
     near = rows[None, :, None, :, None] & of_strips[:, None, :, None, :]
-    # Not -inf: from a block of keys with that alone PyTorch 2.4 makes what is not a number.
-    mask = query.new_zeros(near.shape).masked_fill_(~near, torch.finfo(query.dtype).min)
+    mask = query.new_zeros(near.shape).masked_fill_(~near, out_of_reach(query.dtype))
     return mask.flatten(3, 4).flatten(1, 2)[None]
+
+
+def out_of_reach(dtype: torch.dtype) -> float:
+    """What added to a score leaves no weight.
+
+    Scores of float16 are float32's, and may exceed its least number. Of a block of keys all at -inf PyTorch 2.4 makes
+    what is not a number.
+    """
+    if dtype == torch.float16 and not torch.__version__.startswith('2.4.'):
+        return -torch.inf
+    return torch.finfo(dtype).min
 
 
 def attend_in_windows(match: Tensor, value: Tensor, window: int) -> Tensor:

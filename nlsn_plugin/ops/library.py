@@ -87,11 +87,11 @@ def draw_rotations(channels: int, n_hashes: int, half: int) -> Tensor:
 torch.library.impl(
     'nlsn_plugin::draw_rotations',
     'CompositeExplicitAutograd',
-    lambda channels, n_hashes, half: torch.randn(1, channels, n_hashes, half, device='cpu')[0],
+    lambda channels, n_hashes, half: torch.randn(1, channels, n_hashes, half, dtype=torch.float32, device='cpu')[0],
 )
 torch.library.register_fake(
     'nlsn_plugin::draw_rotations',
-    lambda channels, n_hashes, half: torch.empty(channels, n_hashes, half, device='cpu'),
+    lambda channels, n_hashes, half: torch.empty(channels, n_hashes, half, dtype=torch.float32, device='cpu'),
 )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from nlsn_plugin.ops.reference import NEIGHBOURS, normalise
+from nlsn_plugin.ops.reference import NEIGHBOURS, normalise, wide
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # or PyTorch 2.11 takes torch.compile for an export
@@ -43,6 +43,21 @@ def has_tangent(*tensors: Tensor) -> bool:
     return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
 
 
+def is_differentiated_otherwise(*tensors: Tensor) -> bool:
+    """Whether some of these are followed by another than autograd on its way back: forward, or by torch.func."""
+    return has_tangent(*tensors) or any(map(is_tracked_by_transform, tensors))
+
+
+def is_tracked_by_transform(x: Tensor) -> bool:
+    """Whether grad or another of torch.func's transforms that differentiate has wrapped a tensor."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, neighbours: str = 'both') -> Tensor:
     """Non-local sparse attention, to be traced.
 
@@ -54,8 +69,10 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, nei
         neighbours: of reference.NEIGHBOURS.
 
     Returns:
-        y, [N, L, C].
+        y, [N, L, C], in the dtype of `value`; computed in float32 if that is half precision.
     """
+    dtype = value.dtype
+    match, value = wide(match), wide(value)
     images, length, channels = match.shape
     chunks = (length + chunk_size - 1) // chunk_size  # n
     places = chunks * chunk_size  # of the sorted order, the last chunk filled up
@@ -81,14 +98,14 @@ def attend(match: Tensor, value: Tensor, rotations: Tensor, chunk_size: int, nei
         raster = torch.arange(images * length, device=match.device)
         image, place = divide(torch.zeros_like(order).scatter(0, order, raster), length)  # where each pixel went
         total = total + found.flatten(0, 1).index_select(0, image * places + place)
-    return (total[:, :-1] / total[:, -1:]).view(images, length, -1)
+    return (total[:, :-1] / total[:, -1:]).view(images, length, -1).to(dtype)
 
 
 def bucket_order(match: Tensor, rotations: Tensor, length: int, chunk_size: int) -> Tensor:
     """The pixels sorted by hash code, image by image; of equal codes in raster order: [N L, c], [c, M/2] -> [N L]."""
     vertex = torch.arange(rotations.shape[1], device=match.device)
     exists = (2 * vertex < length // chunk_size).repeat(2)  # vertex < m/2
-    projected = match @ rotations
+    projected = match.float() @ rotations  # in float64 too, as `lsh.hash_codes` does
     codes = torch.cat([projected, -projected], dim=1).masked_fill(~exists, -torch.inf).argmax(dim=1)
     pixels = match.shape[0]
     pixel = torch.arange(pixels, device=match.device)

@@ -253,10 +253,34 @@ def test_upsampling_in_strips_gives_what_upsampling_the_whole_does(
     with torch.no_grad():
         whole = net(x)
         seen = []
-        net.tail.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[2]))
+        enlarge = net._enlarge
+
+        def spy(features: torch.Tensor) -> torch.Tensor:
+            seen.append(features.shape[2])
+            return enlarge(features)
+
+        monkeypatch.setattr(net, '_enlarge', spy)
         monkeypatch.setitem(nlsn_arch.TAIL_NUMBERS, 'cpu', 16 * 2 * 8 * upscale**2 * size[1])
         torch.testing.assert_close(net(x), whole, rtol=1e-5, atol=1e-6)
     assert max(seen) == 20  # 16 rows, and 2 of context on either side
     seen.clear()
     net(x)
     assert seen == [size[0]]  # where gradients are wanted, in one piece
+
+
+def test_whoever_looks_into_the_tail_sees_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NLSN(num_feat=8, num_block=1, attention='none').eval()
+    x = torch.rand(1, 3, 64, 9)
+    monkeypatch.setitem(nlsn_arch.TAIL_NUMBERS, 'cpu', 1)
+    heights = []
+    net.tail[0][1].register_forward_hook(lambda module, inputs, output: heights.append(output.shape[2]))
+    with torch.no_grad():
+        net(x)
+    assert heights == [128]
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_of_no_images_it_makes_none(trained: bool) -> None:
+    net = NLSN(num_feat=16, num_block=1, chunk_size=16).eval()
+    with torch.set_grad_enabled(trained):
+        assert net(torch.rand(0, 3, 12, 12)).shape == (0, 3, 24, 24)

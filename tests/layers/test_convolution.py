@@ -187,6 +187,28 @@ def test_a_wrong_type_is_pytorchs_error(by_winograd: list[torch.dtype]) -> None:
     assert not by_winograd
 
 
+@pytest.mark.parametrize('type_', [torch.bfloat16, torch.float16])
+def test_half_precision_with_weights_of_another_type_is_pytorchs_error_too(type_: torch.dtype, has_half: bool) -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match='type'):
+        conv3x3()(image().to(type_))
+
+
+def test_a_frozen_module_trains_what_its_weights_are_made_of(by_winograd: list[torch.dtype]) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * self.scale
+
+    module = conv3x3().requires_grad_(False)
+    torch.nn.utils.parametrize.register_parametrization(module, 'weight', Scaled())
+    module(image()).sum().backward()
+    assert module.parametrizations.weight[0].scale.grad is not None
+    assert not by_winograd
+
+
 @pytest.mark.parametrize('upscale', [1, 2, 3])
 def test_the_network_is_the_same(upscale: int, by_winograd: list[torch.dtype]) -> None:
     def net(backend: str) -> NLSN:

@@ -75,6 +75,18 @@ def test_bands_and_strips_of_any_number_change_nothing(
         torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.4.'), reason='cannot tell keys out of reach from such scores')
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(('window', 'edge'), [(3, 24), (15, 40), (2, 9)])
+def test_keys_out_of_reach_have_no_weight_whatever_the_scores(window: int, edge: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (1000 * torch.randn(1, edge, edge, 16, generator=generator) for _ in range(2))
+    value = torch.randn(1, edge, edge, 8, generator=generator)
+    inputs = [x.to(dtype) for x in (query, key, value)]
+    exact = dense.attend_nearby(*(x.double() for x in inputs), window)
+    assert (dense.attend_nearby(*inputs, window).double() - exact).abs().max() < 0.02
+
+
 def test_a_window_over_everything_is_the_whole_image() -> None:
     layer, x = layer_and_image((9, 11))
     whole = layer(x)

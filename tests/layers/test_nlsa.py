@@ -136,6 +136,29 @@ class TestInEvalMode:
         bank = layer.rotation_bank.clone()
         assert change(layer).rotation_bank.equal(bank)
 
+    def test_the_bank_stays_the_same_whatever_pytorch_takes_numbers_for(self) -> None:
+        layer, _ = layer_and_image()
+        torch.set_default_dtype(torch.float64)
+        try:
+            other = copy.deepcopy(layer).to('cpu')
+            drawn = ops.draw_rotations(2, 2, 4)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert other.rotation_bank.equal(layer.rotation_bank)
+        assert drawn.dtype == torch.float32
+
+    def test_copies_for_several_gpus_of_one_process_find_the_bank(self) -> None:
+        layer, x = layer_and_image()
+        replica = layer.eval()._replicate_for_data_parallel()  # as nn.DataParallel makes them: without parameters
+        for name, child in layer.named_children():
+            setattr(replica, name, child._replicate_for_data_parallel())
+            convolution = child[0]._replicate_for_data_parallel()
+            for parameter, tensor in child[0].named_parameters():
+                setattr(convolution, parameter, tensor.detach())
+            getattr(replica, name)._modules['0'] = convolution
+        assert not list(replica.parameters())
+        assert replica(x).equal(layer(x))
+
     def test_a_seed_set_later_takes_effect_at_once(self) -> None:
         layer, x = layer_and_image(eval_seed=0)
         layer.eval()
@@ -273,6 +296,7 @@ class TestHalfPrecision:
         ({'res_scale': '1e-1'}, r"res_scale='1e-1' is not allowed: a number is expected \(in YAML write 0.1"),
         ({'eval_seed': '0'}, "eval_seed='0' is not allowed: a whole number of at least 0"),
         ({'eval_seed': 1.5}, 'eval_seed=1.5 is not allowed'),
+        ({'eval_seed': 2**64}, f'eval_seed={2**64} is not allowed: a whole number of at most {2**63 - 1} is expected'),
         ({'chunk_size': 0}, 'chunk_size=0 is not allowed: a whole number of at least 1'),
         ({'backend': 'fast'}, "backend='fast' is not allowed: choose one of 'auto', 'reference'"),
         ({'partition': 'none'}, "partition='none' is not allowed: choose one of 'lsh', 'random'"),

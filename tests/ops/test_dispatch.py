@@ -55,6 +55,39 @@ def test_unknown_neighbours_are_refused() -> None:
         ops.attend(*draw(1, 30, 1, 8), 8, neighbours='next')
 
 
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+@pytest.mark.parametrize('length', [30, 5])
+def test_autocast_changes_neither_numbers_nor_types(length: int, backend: str) -> None:
+    match, value, rotations = draw(1, length, 2, 8)
+    inputs = match.float(), value.float(), rotations
+    expected = ops.attend(*inputs, 8, backend)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert ops.attend(*inputs, 8, backend).equal(expected)
+
+
+@pytest.mark.parametrize(
+    ('lengths', 'rounds', 'chunk_size', 'message'),
+    [
+        (
+            (30, 31),
+            2,
+            8,
+            r'match has the shape \[1, 30, 4\], value \[1, 31, 5\]: \[N, L, c\] and \[N, L, C\] are expected',
+        ),
+        ((30, 30), 2, 0, 'chunk_size=0 is not allowed: a whole number of at least 1 is expected'),
+        ((30, 30), 2, -1, 'chunk_size=-1 is not allowed'),
+        ((30, 30), 0, 8, 'rounds=0 is not allowed'),
+    ],
+)
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_what_makes_no_sense_is_refused(
+    lengths: tuple[int, int], rounds: int, chunk_size: int, message: str, backend: str
+) -> None:
+    match, value = torch.randn(1, lengths[0], 4), torch.randn(1, lengths[1], 5)
+    with pytest.raises(ArgumentError, match=message):
+        ops.attend(match, value, torch.randn(4, rounds, 1), chunk_size, backend)
+
+
 def test_a_backend_that_cannot_run_says_why() -> None:
     with pytest.raises(BackendError, match=r"backend='fused' cannot run here: .*float64"):
         ops.attend(*draw(1, 30, 1, 8), 8, 'fused')

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from conftest import DEVICE, python, relative_error
@@ -213,8 +215,34 @@ def test_derivatives_that_are_carried_forward_are_those_of_the_reference_or_refu
             return forward_ad.unpack_dual(out).tangent
 
     assert derivative('auto').equal(derivative('reference'))
-    with pytest.raises(BackendError, match="backend='streamed' carries no derivatives forward"):
+    with pytest.raises(BackendError, match="backend='streamed' can be differentiated by autograd alone"):
         derivative('streamed')
+
+
+@pytest.mark.parametrize('mapped', [False, True])
+def test_torch_func_differentiates_as_the_reference_does_or_is_refused(mapped: bool) -> None:
+    match, value, rotations = draw(1, 4000, 2, 144)
+
+    def derivative(backend: str) -> Tensor:
+        def loss(match: Tensor) -> Tensor:
+            attend = functools.partial(ops.attend, rotations=rotations, chunk_size=144, backend=backend)
+            return (
+                (torch.func.vmap(attend)(match[None], value[None]) if mapped else attend(match, value)).square().sum()
+            )
+
+        return torch.func.grad(loss)(match)
+
+    leaf = match.clone().requires_grad_()
+    ops.attend(leaf, value, rotations, 144, 'streamed').square().sum().backward()
+    assert errors([derivative('auto')], [leaf.grad])[0] < 1e-4
+    with pytest.raises(BackendError, match="backend='streamed' can be differentiated by autograd alone"):
+        derivative('streamed')
+
+
+def test_torch_func_maps_the_streamed_form_too() -> None:
+    match, value, rotations = draw(3, 40, 2, 8)
+    mapped = torch.func.vmap(lambda match, value: ops.attend(match[None], value[None], rotations, 8, 'streamed')[0])
+    torch.testing.assert_close(mapped(match, value), ops.attend(match, value, rotations, 8, 'reference'))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

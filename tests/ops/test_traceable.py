@@ -43,6 +43,17 @@ def test_a_layer_that_is_exported_holds_no_operators_of_this_package() -> None:
 
 @can_export
 @pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(torch.float64, 1e-12), (torch.bfloat16, 0.02), (torch.float16, 2e-3)]
+)
+def test_a_layer_of_any_precision_is_exported(dtype: torch.dtype, tolerance: float) -> None:
+    layer = NonLocalSparseAttention(8, 2, 4).eval().to(dtype)
+    x = torch.randn(1, 8, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = torch.export.export(layer, (x,), strict=False).module()(x)
+    torch.testing.assert_close(y, layer(x), rtol=tolerance, atol=tolerance)
+
+
+@can_export
+@pytest.mark.parametrize(
     ('arguments', 'training', 'message'),
     [
         ({'partition': 'random'}, False, "partition='random' cannot be exported"),
