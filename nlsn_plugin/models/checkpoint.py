@@ -65,15 +65,15 @@ def read_weights(path: str | Path, param_key: str | None = 'params') -> Weights:
     return read_stored(path, param_key).weights
 
 
-def read_stored(path: str | Path, param_key: str | None = 'params') -> Stored:
+def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: str = 'params') -> Stored:
     """Read a file of weights: safetensors, BasicSR's {'params': ..., 'params_ema': ...}, mmengine's
     {'state_dict': ..., 'meta': ...}, or flat as the NLSN authors released theirs.
 
     Args:
         path: the file; what it is, is seen from its content.
-        param_key: what to take from BasicSR's layout; 'params_ema' falls back to 'params', as in BasicSR. Of mmengine's
-            layout 'params_ema' and None take the moving average if there is one, 'params' the network itself; files
-            that keep one set of weights alone do not look at it.
+        param_key: what to take from BasicSR's layout. Of mmengine's layout 'params_ema' and None take the moving average
+            if there is one, 'params' the network itself; files that keep one set of weights alone do not look at it.
+        otherwise: what to take in place of a 'params_ema' that BasicSR's layout has not.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, it would run code on loading, or the key is not in it.
@@ -90,7 +90,7 @@ def read_stored(path: str | Path, param_key: str | None = 'params') -> Stored:
         weights, layout = weights_of_mmengine(content, param_key), 'mmengine'
         metadata = content['meta'].get(METADATA_KEY)
     else:
-        wanted = [param_key, 'params'] if param_key in ('params_ema', None) else [param_key]
+        wanted = [param_key, otherwise] if param_key in ('params_ema', None) else [param_key]
         found = next((key for key in wanted if isinstance(content.get(key), dict)), None)
         if found is None:
             raise CheckpointError(f"{path} has no '{param_key}': it holds {shortened(content, 5)}")

@@ -173,32 +173,50 @@ class NLSNModel(SRModel):
         """Mean losses since the last call, over all processes, which have to call this together.
 
         Raises:
-            NonFiniteLossError: more updates than `nonfinite_limit` were skipped since the start.
+            NonFiniteLossError: see `check_skipped`.
         """
+        skipped = self.skipped_since_log()
         steps, self.since_log = self.since_log, []
         if not steps:
             return OrderedDict()
-        finite = torch.stack([step[1] for step in steps]).cpu()
         names = list(steps[0][2])
         values = torch.stack([torch.stack([step[2][name] for name in names]) for step in steps]).double()
         known = values.isfinite()
         sums = torch.stack([values.where(known, 0).sum(0), known.sum(0)])
-        bad = [name for step, good in zip(steps, finite.tolist()) if not good for name in step[0]]
+        bad = [name for step in skipped for name in step]
         if self.opt['dist']:
             torch.distributed.all_reduce(sums)
             everyone: list[Any] = [None] * self.opt['world_size']
             torch.distributed.all_gather_object(everyone, bad)
             bad = [name for part in everyone for name in part]
-        skipped = int((~finite).sum())
         if skipped:
-            self.nonfinite += skipped
-            said = f'{self.nonfinite} updates were skipped so far, their losses or gradients not finite; last of: '
-            said += ', '.join(dict.fromkeys(bad))
-            if self.nonfinite > self.nonfinite_limit:
-                raise NonFiniteLossError(f'{said}; nonfinite_limit is {self.nonfinite_limit}')
-            get_root_logger().warning(said)
+            self.nonfinite += len(skipped)
+            get_root_logger().warning(self.refuse_too_many(self.nonfinite, bad))
         total, count = sums.cpu()
         return OrderedDict(zip(names, (total / count.clamp_min(1)).tolist()))
+
+    def skipped_since_log(self) -> list[list[str]]:
+        """The images of each update that was skipped since the last log."""
+        finite = torch.stack([step[1] for step in self.since_log]).tolist() if self.since_log else []
+        return [step[0] for step, good in zip(self.since_log, finite) if not good]
+
+    def check_skipped(self) -> None:
+        """Look, also between two logs, how many updates were skipped.
+
+        Raises:
+            NonFiniteLossError: more than `nonfinite_limit` since the start of the run.
+        """
+        skipped = self.skipped_since_log()
+        self.refuse_too_many(self.nonfinite + len(skipped), [name for step in skipped for name in step])
+
+    def refuse_too_many(self, number: int, names: list[str]) -> str:
+        """What there is to say of so many skipped updates, if they are not too many."""
+        said = f'{number} updates were skipped so far, their losses or gradients not finite'
+        if names:
+            said += f'; last of: {", ".join(dict.fromkeys(names))}'
+        if number > self.nonfinite_limit:
+            raise NonFiniteLossError(f'{said}; nonfinite_limit is {self.nonfinite_limit}')
+        return said
 
     def test(self) -> None:
         """Run the network (its moving average, if there is one) on `self.lq`, in tiles or as an ensemble if asked to.
@@ -222,12 +240,13 @@ class NLSNModel(SRModel):
 
     def state(self) -> dict[str, Any]:
         """What has to be kept besides what BasicSR keeps: for `resume_training`."""
-        return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite}
+        return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + len(self.skipped_since_log())}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         if 'model' in resume_state:  # BasicSR's own states have none
-            self.scaler.load_state_dict(resume_state['model']['scaler'])
+            if resume_state['model']['scaler']:  # empty, if the precision was another
+                self.scaler.load_state_dict(resume_state['model']['scaler'])
             self.nonfinite = resume_state['model']['nonfinite']
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
@@ -241,7 +260,8 @@ class NLSNModel(SRModel):
         """
         logger = get_root_logger()
         bare = self.get_bare_model(net)
-        stored = read_stored(load_path, param_key)
+        # A moving average that the file has not begins as the network does.
+        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get('param_key_g') or 'params')
         dropped = load_weights(bare, stored.weights, load_path, strict)
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
         self.compare_with_metadata(stored.metadata, load_path)

@@ -147,6 +147,8 @@ def is_other_class(base: Options, changes: Options) -> bool:
 
 def keep_copy(option_file: Path, folder: Path) -> None:
     """Copy an option file as BasicSR does, with the command line above; one that has a base, merged with it."""
+    if option_file.resolve().parent == folder.resolve():  # it is the copy
+        return
     copy_opt_file(str(option_file), str(folder))
     document = Document(option_file)
     if document.is_based:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_time_str
 from torch import nn
 
 from nlsn_plugin.compat import substituted
@@ -79,6 +80,26 @@ def save_network(
     write(Path(model.opt['path']['models']) / f'{label}_{iteration}.pth', content)
 
 
+def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -> None:
+    """Move the states after an iteration, and their networks, into folders of their own.
+
+    They are damaged, or of a course that the run takes no longer. Left where they are, they would be taken for the
+    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them.
+
+    Args:
+        said: is told of it.
+    """
+    later = [path for path in saved_states(opt) if int(path.stem) > iteration]
+    name = f'later_than_{iteration}_{get_time_str()}'
+    for state in later:
+        networks = list(Path(opt['path']['models']).glob(f'net_*_{state.stem}.pth'))
+        for path in (state, *networks):
+            folder = path.parent / name
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
+        said(f'the run goes on from {iteration}: {state} is in {name}/ now, its networks too')
+
+
 def prune(opt: Options, keep_last: int | None) -> None:
     """Leave the newest `keep_last` states and their networks; None leaves all. Networks of other names stay."""
     if keep_last is None:
@@ -86,7 +107,7 @@ def prune(opt: Options, keep_last: int | None) -> None:
     for old in saved_states(opt)[keep_last:]:
         old.unlink(missing_ok=True)
         for network in Path(opt['path']['models']).glob(f'net_*_{old.stem}.pth'):
-            network.unlink()
+            network.unlink(missing_ok=True)
 
 
 def saved_states(opt: Options) -> list[Path]:

@@ -48,6 +48,7 @@ def train(opt: Options, option_file: Path) -> None:
     make_folders(opt, state is not None)
     logger = start_log(opt, 'train')
     if opt['rank'] == 0:
+        checkpoints.set_aside_later(opt, start, logger.warning)
         keep_copy(option_file, Path(opt['path']['experiments_root']))
     tb_logger = init_tb_loggers(opt)
     model = build_model(opt)
@@ -63,7 +64,7 @@ def train(opt: Options, option_file: Path) -> None:
         journal = Journal(opt, start, tb_logger)
         batches = endless(train_set, order, opt)
         try:
-            run(model, batches, order, val_sets, journal, tb_logger, state, interruption)
+            run(model, batches, order, val_sets, journal, tb_logger, state, course_of(opt), interruption)
         finally:
             close(batches)
             journal.close()
@@ -102,6 +103,7 @@ def run(
     journal: Journal,
     tb_logger: Any,
     state: dict[str, Any] | None,
+    course: dict[str, Options | None],
     interruption: Interruption,
 ) -> None:
     """All iterations that are left."""
@@ -129,7 +131,7 @@ def run(
                 validate_all(model, val_sets, iteration, journal, tb_logger)
             interrupted = interruption.wanted() and not last
             if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
-                save(model, epoch, iteration)
+                save(model, epoch, iteration, course)
             if interrupted:
                 number = interruption.signal
                 raise InterruptedRunError(
@@ -155,16 +157,18 @@ def validate_all(
                 checkpoints.save_networks(model, 'best')
 
 
-def save(model: BaseModel, epoch: int, iteration: int) -> None:
+def save(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None]) -> None:
     """Save all that the run needs to go on as if it had not been stopped. All processes have to call this."""
     opt = model.opt
+    if hasattr(model, 'check_skipped'):
+        model.check_skipped()
     everyone: list[Any] = [randomness.current()]
     if opt['dist']:
         everyone = [None] * opt['world_size']
         torch.distributed.all_gather_object(everyone, randomness.current())
     if opt['rank'] == 0:
         get_root_logger().info('Saving models and training states.')
-        checkpoints.save(model, epoch, iteration, {'randomness': everyone})
+        checkpoints.save(model, epoch, iteration, {'randomness': everyone, 'course': course})
         checkpoints.prune(opt, opt['logger'].get('keep_last'))
     if opt['dist']:
         torch.distributed.barrier()
@@ -183,8 +187,33 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
     elif path is not None:
         state = checkpoints.load_state(opt, Path(path))
     if state:
+        check_same_course(opt, state, path)
         check_resume(opt, state['iter'])
+        resumed = [name for name in opt if name.startswith('network_') and name not in ignored_networks(opt)]
+        for name in resumed:  # its weights are this run's own, whatever those were called that it began with
+            opt['path'][name.replace('network_', 'param_key_')] = 'params'
     return state
+
+
+def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
+    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers."""
+    now = course_of(opt)
+    for section, before in state.get('run', {}).get('course', now).items():
+        if now[section] != before:
+            raise UserError(
+                f'train: {section} is {now[section]}, with which {path} cannot go on: its run has {before}; '
+                'to change it begin a new run with pretrain_network_g'
+            )
+
+
+def course_of(opt: Options) -> dict[str, Options | None]:
+    """What is fixed from the first update of a run to its last. Not for a model's options, which lack some of it."""
+    return {section: opt['train'].get(section) for section in ('optim_g', 'optim_d', 'scheduler')}
+
+
+def ignored_networks(opt: Options) -> list[str]:
+    """The networks that begin with weights of their own though the run goes on."""
+    return opt['path'].get('ignore_resume_networks') or []
 
 
 def make_folders(opt: Options, resuming: bool) -> None:

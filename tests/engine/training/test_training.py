@@ -85,6 +85,84 @@ def test_a_damaged_state_is_passed_over_and_said(ran: Path, short: Path) -> None
     compare(result(experiment(place)), expected)
 
 
+@pytest.mark.parametrize('how', ['from an older state', 'past a damaged one'])
+def test_what_a_run_leaves_behind_is_neither_kept_for_the_newest_nor_gone_on_with(
+    ran: Path, short: Path, how: str
+) -> None:
+    states, models = experiment(ran) / 'training_states', experiment(ran) / 'models'
+    if how == 'past a damaged one':
+        (states / '12.state').write_bytes(b'damaged')
+        words = ['--auto_resume', '--force_yml', 'logger:save_checkpoint_freq=5', 'train:total_iter=11']
+    else:
+        resumed = f'path:resume_state={states / "8.state"}'
+        words = ['--force_yml', resumed, 'logger:save_checkpoint_freq=5', 'train:total_iter=11']
+    before = (states / '12.state').read_bytes()
+    gone_on = run(TRAIN, '-opt', short, *words, 'logger:keep_last=1', cwd=ran)
+    assert [path.name for path in states.glob('*.state')] == ['11.state']
+    assert {path.name for path in models.glob('net_g_*.pth')} >= {'net_g_11.pth', 'net_g_latest.pth'}
+    [aside] = [path for path in states.iterdir() if path.is_dir()]
+    assert f'the run goes on from 8: {states / "12.state"} is in {aside.name}/ now' in gone_on.stderr
+    assert (aside / '12.state').read_bytes() == before
+    assert (models / aside.name / 'net_g_12.pth').exists()
+    again = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=11', cwd=ran)
+    assert 'iter: 11.' in again.stderr
+
+
+def test_a_run_that_began_with_weights_of_another_name_goes_on(place: Path, short: Path) -> None:
+    run(TRAIN, '-opt', short, '--force_yml', 'train:total_iter=4', cwd=place)
+    weights = load_safely(experiment(place) / 'models' / 'net_g_4.pth')['params']
+    torch.save({'model': weights}, place / 'foreign.pth')
+    words = ['--force_yml', 'path:pretrain_network_g=foreign.pth', 'path:param_key_g=model']
+    run(TRAIN, '-opt', short, '--archive', *words, 'train:total_iter=4', cwd=place)
+    resumed = run(TRAIN, '-opt', short, '--auto_resume', *words, cwd=place)
+    assert 'iter: 4.' in resumed.stderr
+    assert newest(experiment(place)) == '12.state'
+
+
+@pytest.mark.parametrize(
+    'change',
+    ['train:optim_g:lr=0.5', 'train:optim_g:type=AdamW', 'train:scheduler:gamma=0.1'],
+    ids=['lr', 'class', 'gamma'],
+)
+def test_what_a_run_that_goes_on_cannot_follow_is_refused(ran: Path, short: Path, change: str) -> None:
+    refused = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', change, cwd=ran, check=False)
+    assert refused.returncode == 1
+    assert 'Traceback' not in refused.stderr
+    section = change.split(':')[1]
+    assert said(refused).startswith(f'nlsn: train: {section} is {{')
+    assert 'cannot go on: its run has {' in said(refused)
+
+
+def test_the_precision_may_be_another_when_a_run_goes_on(place: Path, short: Path) -> None:
+    run(TRAIN, '-opt', short, '--force_yml', 'train:total_iter=4', cwd=place)
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=6', 'train:amp=fp16', cwd=place)
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=8', cwd=place)
+    assert newest(experiment(place)) == '8.state'
+
+
+def test_the_copy_of_an_option_file_is_one_to_go_on_with(ran: Path, short: Path) -> None:
+    run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
+    copy = experiment(ran) / short.name
+    before = copy.read_text()
+    again = run(TRAIN, '-opt', copy, '--auto_resume', cwd=ran)
+    assert 'iter: 12.' in again.stderr
+    assert copy.read_text() == before
+
+
+@pytest.mark.parametrize('print_freq', [1, 5, 100])
+def test_updates_that_are_skipped_are_counted_whenever_the_log_is_written(
+    place: Path, short: Path, print_freq: int
+) -> None:
+    words = ['-opt', short, '--force_yml', 'train:pixel_opt:loss_weight=.inf', f'logger:print_freq={print_freq}']
+    run(TRAIN, *words, 'train:nonfinite_limit=12', 'train:total_iter=7', cwd=place)
+    run(TRAIN, *words[:2], '--auto_resume', *words[2:], 'train:nonfinite_limit=12', cwd=place)
+    state = load_safely(experiment(place) / 'training_states' / '12.state')
+    assert state['model']['nonfinite'] == 12
+    refused = run(TRAIN, *words[:2], '--archive', *words[2:], 'train:nonfinite_limit=3', cwd=place, check=False)
+    assert refused.returncode == 1
+    assert 'nonfinite_limit is 3' in said(refused)
+
+
 def test_auto_resume_of_a_finished_run_begins_nothing_anew_from_any_folder(
     ran: Path, short: Path, tmp_path: Path
 ) -> None:
