@@ -71,8 +71,9 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
 
     Args:
         path: the file; what it is, is seen from its content.
-        param_key: what to take from BasicSR's layout. Of mmengine's layout 'params_ema' and None take the moving average
-            if there is one, 'params' the network itself; files that keep one set of weights alone do not look at it.
+        param_key: what to take from BasicSR's layout. Of mmengine's layout 'params_ema' and None take the moving
+            average if there is one, 'params' the network itself; files that keep one set of weights alone do not look
+            at it.
         otherwise: what to take in place of a 'params_ema' that BasicSR's layout has not.
 
     Raises:

@@ -87,6 +87,13 @@ class NLSNModel(SRModel):
         scheduler_class = getattr(torch.optim.lr_scheduler, name)
         self.schedulers = [scheduler_class(optimizer, **arguments) for optimizer in self.optimizers]
 
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """As SRModel, but that warming up ends with the whole rate, from which most schedulers go on: SRModel leaves
+        them one step short of it for good."""
+        super().update_learning_rate(current_iter, warmup_iter)
+        if current_iter == warmup_iter:
+            self._set_lr(self._get_init_lr())
+
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the average towards the weights, all in one kernel; buffers, which SRModel forgets, are copied."""
         averages, weights, kept, buffers = self.averaged

@@ -1,9 +1,11 @@
-"""Files that are either written as a whole or not at all."""
+"""Files that are either written as a whole or not at all, and places that are refused before the work."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,3 +42,47 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_file(path: Path, whole: bool = False) -> None:
+    """Refuse, before the work, a file that could not be written after it.
+
+    Args:
+        path: of the file.
+        whole: whether `write_whole` will write it: one that is there is then replaced, and need not be writable itself.
+
+    Raises:
+        SaveError: a folder has its name, its own folder is not there, or it cannot be written.
+    """
+    try:
+        there = None
+        with contextlib.suppress(FileNotFoundError):
+            there = path.stat()
+        if there and stat.S_ISDIR(there.st_mode):
+            raise SaveError(f'{path} is a folder: name the file in it')
+        if not path.parent.is_dir():
+            raise SaveError(f'there is no folder {path.parent}')
+        if there is None or whole:
+            try_to_write(path.parent)
+        elif stat.S_ISREG(there.st_mode):  # a pipe would wait for its reader, or lose it
+            path.open('ab').close()
+    except OSError as error:
+        raise SaveError(f'{path} cannot be written: {error.strerror}') from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before the work, a folder that could not be made, or not be written to.
+
+    Raises:
+        SaveError: see above.
+    """
+    try:
+        try_to_write(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+    except OSError as error:
+        raise SaveError(f'the folder {folder} cannot be written to: {error.strerror}') from error
+
+
+def try_to_write(folder: Path) -> None:
+    """Make a file without a name."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass

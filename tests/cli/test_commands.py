@@ -47,6 +47,15 @@ def test_train_validate_save_resume_and_test(place: Path, small_options) -> None
     assert re.search(r'Validation Set5\n\t # psnr: \d+\.\d+.*\n\t # ssim: 0\.\d+', tested.stderr)
     results = place / 'results' / 'test_NLSN_x2' / 'visualization' / 'Set5'
     assert cv2.imread(str(results / 'coffeex2_test_NLSN_x2.png')).shape == (120, 96, 3)
+    assert 'Best' not in tested.stderr  # of one there is no best
+
+    again = run(TEST, '-opt', small_options('test_NLSN_x2', only_set5), cwd=place)
+    assert 'images of an earlier test in ' in again.stdout
+    assert [path.name for path in (place / 'results').iterdir()] == ['test_NLSN_x2']
+    run(TEST, '-opt', small_options('test_NLSN_x2', only_set5), '--archive', cwd=place)
+    kept = next((place / 'results').glob('test_NLSN_x2_archived_*'))
+    assert (kept / 'visualization' / 'Set5' / 'coffeex2_test_NLSN_x2.png').exists()
+    assert (results / 'coffeex2_test_NLSN_x2.png').exists()
 
 
 def test_the_authors_weights_are_tested_with_no_other_key(place: Path, small_options) -> None:

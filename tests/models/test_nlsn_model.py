@@ -106,6 +106,15 @@ def step(model: Any, data: dict[str, Any] | None = None, count: int = 1) -> Any:
     return model
 
 
+def test_warming_up_ends_with_the_whole_rate() -> None:
+    model = training()
+    rates = []
+    for iteration in range(1, 7):
+        model.update_learning_rate(iteration, warmup_iter=4)
+        rates += model.get_current_learning_rate()
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
 def test_a_step_is_that_of_basicsr() -> None:
     ours = step(training({'ema_decay': 0.9}, {'type': 'Adam', 'lr': 1e-3, 'fused': False}), count=3)
     torch.manual_seed(0)

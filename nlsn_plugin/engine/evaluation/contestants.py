@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import completed, innermost
 from nlsn_plugin.engine.options.documents import Document, find_option_file
-from nlsn_plugin.engine.options.reading import (
-    Options,
-    check_scale,
-    checked,
-    complete_paths,
-    home,
-    misfit_of_class,
-    misfits_of_network,
-)
+from nlsn_plugin.engine.options.misfits import misfit_of_class, misfits_of_network
+from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
 from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.metrics.protocols import in_colour

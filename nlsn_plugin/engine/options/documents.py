@@ -65,6 +65,8 @@ class Document:
             node = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
             self.note_lines(node, ())
             self.options = yaml.safe_load(path.read_text(encoding='utf-8'))
+        except RecursionError as error:
+            raise OptionError(f'{path} holds a part that is in itself') from error
         except UnicodeDecodeError as error:
             raise OptionError(f'{path} is not UTF-8 text: {error.reason} at byte {error.start}') from error
         except yaml.YAMLError as error:

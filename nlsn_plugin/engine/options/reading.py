@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import random
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
-from nlsn_plugin.archs import bases
 from nlsn_plugin.archs.bases import innermost
-from nlsn_plugin.checks import misfits as misfits_of_arguments
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.options.documents import OVERRIDES, Document, Keys
-from nlsn_plugin.engine.options.schema import TestOptions, Train, TrainingOptions, Validation
-from nlsn_plugin.errors import OptionError, UserError
+from nlsn_plugin.engine.options.documents import OVERRIDES, Document
+from nlsn_plugin.engine.options.misfits import misfits
+from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions
+from nlsn_plugin.errors import CheckpointError, OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_file
 
 Options = dict[str, Any]
@@ -37,6 +34,9 @@ EXPECTED = {
     'float_type': 'a number is expected',
     'int_type': 'a whole number is expected',
     'int_from_float': 'a whole number is expected',
+    'greater_than': 'more than {gt} is expected',
+    'greater_than_equal': 'at least {ge} is expected',
+    'less_than': 'less than {lt} is expected',
 }
 """Words for pydantic's kinds of mistakes; the others have its own."""
 
@@ -61,6 +61,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     for override in args.force_yml or []:
         document.override(override)
     opt = checked(document, is_train)
+    if opt.get('network_d') is None:  # or BasicSR looks for its weights when a run goes on
+        opt.pop('network_d', None)
     distributed.start(args.launcher, **opt['dist_params'])
     opt['dist'] = args.launcher != 'none'
     opt['rank'], opt['world_size'] = get_dist_info()
@@ -90,6 +92,7 @@ def checked(document: Document, is_train: bool) -> Options:
         OptionError: a line for each key that is unknown, missing or of another type, each class that is not there or
             takes other arguments, each combination that cannot be.
     """
+    refuse_other_kind(document, is_train)
     model = TrainingOptions if is_train else TestOptions
     try:
         opt = model.model_validate(document.options).model_dump()
@@ -104,6 +107,19 @@ def checked(document: Document, is_train: bool) -> Options:
     return opt
 
 
+def refuse_other_kind(document: Document, is_train: bool) -> None:
+    """Refuse an option file for testing where one for training is expected, or the reverse, which differ throughout."""
+    datasets = document.options.get('datasets')
+    if not isinstance(datasets, dict):
+        return
+    is_for_training = 'train' in document.options and 'train' in datasets
+    is_for_testing = not {'train', 'logger'} & document.options.keys() and 'train' not in datasets
+    if is_train and is_for_testing:
+        raise OptionError(f'{document.path} is an option file for testing: nlsn test -opt {document.path}')
+    if not is_train and is_for_training:
+        raise OptionError(f'{document.path} is an option file for training: nlsn train -opt {document.path}')
+
+
 def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     keys = tuple(str(key) for key in mistake['loc'] if key not in ('paired', 'other') or key in document.options)
@@ -115,7 +131,8 @@ def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) ->
     if mistake['type'] == 'missing':
         return f'{where}: {section}lacks the key {name}'
     value = mistake['input']
-    reason = EXPECTED.get(mistake['type']) or mistake['msg'].removeprefix('Value error, ')
+    reason = EXPECTED.get(mistake['type'], '').format(**mistake.get('ctx', {}))
+    reason = reason or mistake['msg'].removeprefix('Value error, ')
     if isinstance(value, str) and mistake['type'] == 'float_type':
         reason += ' (in YAML write 0.0001, or !!float 1e-4)'
     if isinstance(value, dict) and mistake['type'] == 'value_error':  # of the keys in it
@@ -146,136 +163,6 @@ def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
             options = [resolved(choice) for choice in part['anyOf']]
             part = next((choice for choice in options if 'properties' in choice), part)
     return list(resolved(part).get('properties', {}))
-
-
-def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
-    """What types alone do not show: unknown classes, arguments that they do not take, what cannot be together."""
-    yield from misfit_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
-    network = list(misfit_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
-    yield from network or misfits_of_network(('network_g',), opt['network_g'])
-    yield from ignored_by_model(opt)
-    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        arguments = {key: value for key, value in metric.items() if key != 'better'}
-        yield from misfit_of_class(('val', 'metrics', name), metric['type'], arguments, METRIC_REGISTRY, given=2)
-    if not is_train:
-        return
-    train, data = opt['train'], opt['datasets']['train']
-    for key in ('pixel_opt', 'perceptual_opt', 'gan_opt'):
-        if train.get(key):
-            yield from misfit_of_class(('train', key), train[key]['type'], train[key], LOSS_REGISTRY)
-    yield from misfits_of_schedule(train)
-    if 'gt_size' in data:
-        if data['gt_size'] % opt['scale']:
-            fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
-            text = f'{data["gt_size"]} is not divisible by scale {opt["scale"]}: {fitting} is'
-            yield ('datasets', 'train', 'gt_size'), text
-        if data['batch_size_per_gpu'] % train['accumulate']:
-            text = f'{train["accumulate"]} does not divide batch_size_per_gpu {data["batch_size_per_gpu"]}'
-            yield ('train', 'accumulate'), text
-        if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
-            yield ('datasets', 'train', 'prefetch_mode'), 'cuda needs pin_memory: true'
-    val = opt.get('val')
-    if val and len(opt['datasets']) == 1:
-        yield ('val',), 'there is nothing to validate on: datasets has no val'
-    if val and not val['metrics'] and not val['save_img']:
-        yield ('val',), 'has no metrics and writes no images: there is nothing to do'
-    if opt['compare_with_bicubic'] and not val:
-        yield ('compare_with_bicubic',), 'needs val'
-
-
-def ignored_by_model(opt: Options) -> Iterator[tuple[Keys, str]]:
-    """What was set and the model would pass over in silence."""
-    if opt['model_type'] not in MODEL_REGISTRY:
-        return
-    classes = {cls.__name__ for cls in MODEL_REGISTRY.get(opt['model_type']).__mro__}
-    for section, model in (('train', Train), ('val', Validation)):
-        for key, field in model.model_fields.items():
-            needed = next((name for name in ('NLSNModel', 'GAN') if f'({name}' in (field.description or '')), None)
-            value = (opt.get(section) or {}).get(key, field.default)
-            if needed and value != field.default and not any(needed in name for name in classes):
-                reader = 'NLSNModel' if needed == 'NLSNModel' else 'GAN models'
-                yield (section, key), f'is read by {reader} alone, not by {opt["model_type"]}'
-
-
-def misfit_of_class(
-    keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0
-) -> Iterator[tuple[Keys, str]]:
-    """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
-    if name not in registry:
-        place = keys if arguments is None else (*keys, 'type')
-        yield place, f'no {name}{nearest(name, registry.keys())}'
-    elif arguments is not None:
-        named = {key: value for key, value in arguments.items() if key != 'type'}
-        yield from misfit_of_call(keys, registry.get(name), named, given)
-
-
-def misfit_of_call(keys: Keys, cls: Any, arguments: Options, given: int) -> Iterator[tuple[Keys, str]]:
-    for key, text in misfits_of_arguments(cls, arguments, given):
-        yield (keys if key is None else (*keys, key)), text
-
-
-def misfits_of_network(keys: Keys, options: Options) -> Iterator[tuple[Keys, str]]:
-    """Values that the plugin's own networks refuse; found by building one, at no cost where the meta device will do."""
-    network = ARCH_REGISTRY.get(options['type'])
-    if not network.__module__.startswith('nlsn_plugin.'):
-        return
-    arguments = {key: value for key, value in options.items() if key != 'type'}
-    if isinstance(arguments.get('arch'), dict):
-        mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
-        if mistakes:
-            yield from mistakes
-            return
-    for device in ('meta', 'cpu'):
-        try:
-            with torch.device(device):
-                network(**arguments)
-        except UserError as error:
-            said = str(error)
-        else:
-            return
-    name, _, text = said.partition(': ')
-    yield ((*keys, name), text) if name in arguments else (keys, said)
-
-
-def misfits_of_schedule(train: Options) -> Iterator[tuple[Keys, str]]:
-    """An optimiser or a scheduler that is not there, or refuses its arguments; found by making one of a number."""
-    from basicsr.models import lr_scheduler
-
-    keys: Keys = ('train', 'optim_g')
-    optimisers = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls) and name != 'Optimizer'}
-    arguments = dict(train['optim_g'])
-    name = arguments.pop('type')
-    if name not in optimisers:
-        yield (*keys, 'type'), f'no {name}{nearest(name, optimisers)}'
-        return
-    cls = getattr(torch.optim, name)
-    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
-        yield from mistakes
-        return
-    try:
-        optimiser = cls([torch.zeros(1, requires_grad=True)], **arguments)
-    except (TypeError, ValueError) as error:
-        yield keys, f'{name}: {error}'
-        return
-    keys, arguments = ('train', 'scheduler'), dict(train['scheduler'])
-    name = arguments.pop('type')
-    own = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, **vars(lr_scheduler)}
-    known = {key for key, cls in vars(torch.optim.lr_scheduler).items() if inspect.isclass(cls) and key.endswith('LR')}
-    known |= {'MultiStepRestartLR', 'CosineAnnealingRestartLR'}
-    if name not in known:
-        yield (*keys, 'type'), f'no {name}{nearest(name, known)}'
-        return
-    cls = own.get(name) or getattr(torch.optim.lr_scheduler, name)
-    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
-        yield from mistakes
-        return
-    try:
-        cls(optimiser, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        yield keys, f'{name}: {error}'
-    total, periods = train['total_iter'], arguments.get('periods')
-    if periods is not None and sum(periods) < total:
-        yield keys, f'periods {periods} end before total_iter {total}'
 
 
 def fit_to_machine(opt: Options) -> None:
@@ -338,7 +225,10 @@ def check_paths(opt: Options, option_file: Path) -> None:
                 )
     weights = opt['path'].get('pretrain_network_g')
     if weights is not None:
-        check_file(weights)
+        try:
+            check_file(weights)
+        except CheckpointError as error:
+            raise CheckpointError(f'{option_file}: path: pretrain_network_g: {error}') from error
 
 
 def check_scale(opt: Options, option_file: Path) -> None:

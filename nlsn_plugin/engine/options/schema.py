@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    model_validator,
+)
 
 
 def whole(value: Any) -> Any:
@@ -24,11 +34,19 @@ def switched(value: Any) -> Any:
     return 'off' if value is False else value
 
 
+def folder_name(name: str) -> str:
+    """One that leads nowhere else."""
+    if name in ('', '.', '..') or '/' in name or '\0' in name:
+        raise ValueError('the name of a folder is expected')
+    return name
+
+
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -61,17 +79,22 @@ class PairedDataset(Section):
     color: Literal['y'] | None = Field(None, description='y: luma alone')
 
 
-class TrainingDataset(PairedDataset):
-    gt_size: Positive = Field(description='edge of a high-resolution patch, pixels; divisible by scale')
-    use_hflip: Flag = Field(description='mirror half of the patches')
-    use_rot: Flag = Field(description='turn half of the patches')
-    use_shuffle: Literal[True] = Field(True, description="is in BasicSR's recipes; training data are always shuffled")
+class Loading(BaseModel):
+    """What the loop reads of the training set, of whatever class."""
+
     num_worker_per_gpu: Whole = Field(description='processes that read')
     batch_size_per_gpu: Positive = Field(description='patches of each process and update')
     dataset_enlarge_ratio: Positive = Field(1, description='times an epoch goes through the images')
     prefetch_mode: Literal['cuda', 'cpu'] | None = Field(None, description='cuda: copy ahead to the GPU')
     num_prefetch_queue: Positive = Field(1, description='batches that each worker reads ahead, 2 at least')
     pin_memory: Flag = Field(False, description='for faster copies to a GPU')
+
+
+class TrainingDataset(Loading, PairedDataset):
+    gt_size: Positive = Field(description='edge of a high-resolution patch, pixels; divisible by scale')
+    use_hflip: Flag = Field(description='mirror half of the patches')
+    use_rot: Flag = Field(description='turn half of the patches')
+    use_shuffle: Literal[True] = Field(True, description="is in BasicSR's recipes; training data are always shuffled")
     persistent_workers: Literal[True] = Field(True, description="is in BasicSR's recipes; workers always persist")
 
     @model_validator(mode='before')
@@ -88,6 +111,10 @@ class OtherDataset(Typed):
     """Of another class: it reads what it likes."""
 
     name: Text = Field(description='for the log')
+
+
+class OtherTrainingDataset(Loading, OtherDataset):
+    """Of another class."""
 
 
 def kind_of_dataset(value: Any) -> str:
@@ -113,7 +140,7 @@ class TrainingDatasets(BaseModel):
     model_config = ConfigDict(extra='allow')
     __pydantic_extra__: dict[str, Measured]
     train: Annotated[
-        Annotated[TrainingDataset, Tag('paired')] | Annotated[OtherDataset, Tag('other')],
+        Annotated[TrainingDataset, Tag('paired')] | Annotated[OtherTrainingDataset, Tag('other')],
         Discriminator(kind_of_dataset),
     ] = Field(description='what to train on')
 
@@ -222,11 +249,11 @@ class Common(Section):
     base: Text | None = Field(
         None, alias='_base_', exclude=True, description='option file whose keys this one changes and adds to'
     )
-    name: Text = Field(description='of the experiment, and of its folder')
+    name: Annotated[Text, AfterValidator(folder_name)] = Field(description='of the experiment, and of its folder')
     model_type: Text = Field(description="NLSNModel, or any of BasicSR's registry")
     scale: Positive = Field(description='of the low-resolution images')
     num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
-    manual_seed: Whole | None = Field(None, description='of all random numbers; drawn if null')
+    manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')
     network_g: Typed = Field(description='the network, and its arguments')
     path: Path = Field(description='weights and states')
     dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from nlsn_plugin.engine.distributed import LONGEST_SILENCE
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SLURM sends SIGTERM before it takes a job's nodes, and `sbatch --signal=USR1@120` whatever one likes before that."""
 
@@ -22,7 +24,9 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None  # the first
         self.had_ctrl_c = False
-        self.group: Any = torch.distributed.new_group(backend='gloo') if torch.distributed.is_initialized() else None
+        self.group: Any = None
+        if torch.distributed.is_initialized():
+            self.group = torch.distributed.new_group(backend='gloo', timeout=LONGEST_SILENCE)
         self.asked: tuple[torch.Tensor, Any] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:

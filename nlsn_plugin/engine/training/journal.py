@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.utils import MessageLogger
+from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
+
+from nlsn_plugin.models.writing import write_whole
 
 Options = dict[str, Any]
 
@@ -33,7 +35,7 @@ class Journal:
         self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
         if self.active:
             kept = [line for line in read(self.path) if line['iter'] <= iteration]
-            self.path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+            write_whole(self.path, lambda path: path.write_text(''.join(json.dumps(line) + '\n' for line in kept)))
 
     def iteration(self) -> None:
         self.bar.update()
@@ -54,8 +56,11 @@ class Journal:
             self.write({'kind': 'validation', 'iter': iteration, 'dataset': name, **results})
 
     def write(self, entry: dict[str, Any]) -> None:
-        with self.path.open('a') as file:
-            file.write(json.dumps(entry) + '\n')
+        try:
+            with self.path.open('a') as file:
+                file.write(json.dumps(entry) + '\n')
+        except OSError as error:  # a full disk, say, which ends the run once its state cannot be saved
+            get_root_logger().warning(f'{self.path} could not be written: {error.strerror}')
 
     def close(self) -> None:
         self.bar.close()

@@ -25,6 +25,7 @@ from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.models.writing import check_folder
 
 Options = dict[str, Any]
 
@@ -220,6 +221,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
     """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
     root = Path(opt['path']['experiments_root'])
     if opt['rank'] == 0:
+        check_folder(root)
         taken = any(root.glob('models/*.pth')) or any(root.glob('training_states/*.state'))
         if taken and not resuming:
             if not opt.get('archive'):

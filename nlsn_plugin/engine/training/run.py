@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed
 from basicsr.models import build_model
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, get_time_str
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
@@ -18,6 +18,7 @@ from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.comparison import compare_with_bicubic
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.validation import validate
+from nlsn_plugin.models.writing import check_folder
 
 
 def train(args: argparse.Namespace) -> None:
@@ -40,7 +41,7 @@ def test(args: argparse.Namespace) -> None:
         args: the command line, as `nlsn test` parses it.
     """
     opt, _ = read(args, is_train=False)
-    Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
+    make_folders(opt)
     start_log(opt, 'test')
     datasets = {options['name']: build_dataset(options) for options in opt['datasets'].values()}
     model = build_model(opt)
@@ -48,6 +49,20 @@ def test(args: argparse.Namespace) -> None:
         get_root_logger().info(f'Testing {name}...')
         validate(model, dataset, opt['name'], None, name)
     leave()
+
+
+def make_folders(opt: Options) -> None:
+    """Make the folder of a test's results; with --archive an older one of this name is moved aside."""
+    root = Path(opt['path']['results_root'])
+    if opt['rank'] == 0:
+        check_folder(root)
+        if root.exists() and opt['archive']:
+            root.rename(f'{root}_archived_{get_time_str()}')
+        elif any(root.glob('visualization/*/*')):
+            print(f'images of an earlier test in {root} are written over; --archive keeps them')
+        Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
+    if opt['dist']:
+        torch.distributed.barrier()
 
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:

@@ -65,9 +65,10 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
         metric: mean([together[index][number] for index in sorted(together)]) for number, metric in enumerate(metrics)
     }
     if results:
-        model._initialize_best_metric_results(name)
-        for metric, value in results.items():
-            model._update_best_metric_result(name, metric, value, iteration)
+        if opt['is_train']:
+            model._initialize_best_metric_results(name)
+            for metric, value in results.items():
+                model._update_best_metric_result(name, metric, value, iteration)
         model.metric_results = results
         if opt['rank'] == 0:
             model._log_validation_metric_values(iteration, name, tb_logger)

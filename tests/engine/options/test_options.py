@@ -233,7 +233,30 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'scale': True}, 'scale is True: a whole number is expected'),
         ({'train:total_iter': 2.5}, 'train: total_iter is 2.5: a whole number is expected'),
         ({'train:ema_decay': '1e-3'}, "train: ema_decay is '1e-3': a number is expected (in YAML write 0.0001, or"),
-        ({'train:ema_decay': 1.0}, 'train: ema_decay is 1.0: Input should be less than 1'),
+        ({'train:ema_decay': 1.0}, 'train: ema_decay is 1.0: less than 1.0 is expected'),
+        ({'train:total_iter': -1}, 'train: total_iter is -1: at least 1 is expected'),
+        ({'train:clip_grad_norm': 0.0}, 'train: clip_grad_norm is 0.0: more than 0.0 is expected'),
+        ({'manual_seed': 2**32}, 'manual_seed is 4294967296: less than 4294967296 is expected'),
+        ({'name': ''}, "name is '': the name of a folder is expected"),
+        ({'name': 'a/../../b'}, "name is 'a/../../b': the name of a folder is expected"),
+        ({'datasets:val:mean': [0.5, 0.5, 0.5]}, 'datasets: val: mean: needs std'),
+        (
+            {'train:pixel_opt:loss_weight': '1e-2'},
+            "train: pixel_opt: loss_weight: '1e-2' is text (in YAML write 0.0001",
+        ),
+        ({'train:pixel_opt:reduction': 'avg'}, 'train: pixel_opt: L1Loss: Unsupported reduction mode: avg'),
+        ({'val:metrics:psnr:crop_border': 2.5}, 'val: metrics: psnr: crop_border: is 2.5: a whole number is expected'),
+        ({'val:metrics:psnr:crop_border': '2'}, "val: metrics: psnr: crop_border: '2' is text"),
+        ({'train:optim_g': {'type': 'LBFGS', 'lr': 1.0}}, 'train: optim_g: LBFGS: '),
+        ({'train:optim_g': {'type': 'SparseAdam', 'lr': 1.0}}, 'train: optim_g: SparseAdam: '),
+        (
+            {'compare_with_bicubic': True, 'val:metrics': None, 'val:save_img': True},
+            'compare_with_bicubic: needs val with metrics',
+        ),
+        (
+            {'datasets:train:type': 'FFHQDataset', 'datasets:train:batch_size_per_gpu': ...},
+            'lacks the key batch_size_per_gpu',
+        ),
         ({'train:amp': 'bf61'}, "train: amp is 'bf61': Input should be 'off', 'bf16' or 'fp16'"),
         ({'model_type': ...}, 'lacks the key model_type'),
         ({'network_g:type': ...}, 'network_g: lacks the key type'),
@@ -291,6 +314,35 @@ def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
         line = Path(path).read_text().splitlines()[number - 1]
         assert any(key in line for keys in change for key in keys.split(':')[-2:])
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = yaml.safe_load((ROOT / 'options' / 'test_NLSN_x2.yml').read_text())
+    document['datasets']['test_2']['name'] = document['datasets']['test_1']['name']
+    (tmp_path / 'a.yml').write_text(yaml.safe_dump(document))
+    error = error_of(['test', '-opt', str(tmp_path / 'a.yml')], capsys)
+    assert error.endswith('datasets: test_2: name: Set5 is the name of test_1 already')
+
+
+def test_a_data_set_may_have_any_class_and_what_the_loop_reads_has_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.yml', {'datasets:train:type': 'FFHQDataset', 'datasets:train:prefetch_mode': ...})
+    assert checked(Document(Path(path)), is_train=True)['datasets']['train']['prefetch_mode'] is None
+
+
+@pytest.mark.parametrize(
+    ('command', 'name', 'other'), [('test', 'train_NLSN_x2', 'train'), ('train', 'test_NLSN_x2', 'test')]
+)
+def test_an_option_file_for_the_other_command_is_one_line(
+    command: str, name: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of([command, '-opt', name], capsys)
+    path = ROOT / 'options' / f'{name}.yml'
+    assert error == f'nlsn: {path} is an option file for {other}ing: nlsn {other} -opt {path}'
+
+
+def test_a_part_that_is_in_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.yml').write_text('a: &x {b: *x}')
+    assert error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys).endswith('a.yml holds a part that is in itself')
 
 
 def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

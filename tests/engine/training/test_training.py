@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import TRAIN, experiment, make_short, run, write_options
 
+from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
 
@@ -213,6 +215,25 @@ def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: P
     assert not list(experiment(place).rglob('.*.tmp'))
     run(TRAIN, '-opt', short, '--auto_resume', cwd=place)
     assert newest(experiment(place)) == '12.state'
+
+
+def test_a_place_that_cannot_be_made_is_one_line(place: Path, short: Path) -> None:
+    (place / 'experiments').touch()
+    refused = run(TRAIN, '-opt', short, cwd=place, check=False)
+    assert refused.returncode == 1
+    assert said(refused).endswith(f'the folder {experiment(place)} cannot be written to: Not a directory')
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal.__new__(Journal)
+    journal.path = tmp_path / 'gone' / 'log.jsonl'
+    logger = logging.getLogger('basicsr')
+    logger.addHandler(caplog.handler)
+    try:
+        journal.write({'iter': 1})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == [f'{journal.path} could not be written: No such file or directory']
 
 
 def test_what_a_run_leaves(place: Path, short: Path) -> None:
