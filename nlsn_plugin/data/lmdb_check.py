@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 
 from nlsn_plugin.data.images import decode_whole
-from nlsn_plugin.data.paired import check_lmdb, opened
+from nlsn_plugin.data.paired import check_lmdb, stored
 from nlsn_plugin.data.parallel import in_parallel, processes
 from nlsn_plugin.errors import DataError, UserError
 
@@ -56,10 +56,10 @@ def check(paths: Sequence[Path], workers: int | None = None) -> list[str]:
 
 
 def lmdbs(paths: Sequence[Path]) -> list[Path]:
-    """The LMDBs themselves, and those in folders."""
+    """The LMDBs themselves, and those in folders; what is hidden is not finished."""
     found = []
     for path in paths:
-        inside = sorted(path.glob('*.lmdb'))
+        inside = sorted(found for found in path.glob('*.lmdb') if not found.name.startswith('.'))
         if not path.exists():
             raise UserError(f'there is no {path}')
         found += inside or [path]
@@ -97,8 +97,7 @@ def check_image(image: tuple[Path, str, Shape]) -> None:
     path, key, shape = image
     where = f'{path}, key {key},'
     try:
-        with opened(str(path)).begin() as transaction:
-            value = transaction.get(key.encode('ascii'))
+        value = stored(str(path), key)
     except lmdb.Error as error:
         raise DataError(f'{where} cannot be read: {error}') from error
     if value is None:

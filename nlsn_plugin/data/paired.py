@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -99,25 +100,40 @@ class SafePairedImageDataset(PairedImageDataset):
 
     def value(self, root: str, key: str) -> bytes:
         """What an LMDB has under a key."""
-        with opened(root).begin() as transaction:
-            value = transaction.get(key.encode('ascii'))
+        value = stored(root, key)
         if value is None:
             raise DataError(f'{root} has no key {key}, which its meta_info.txt lists')
-        return bytes(value)
+        return value
 
     def named(self, root: str, path: str) -> str:
         return f'{root}, key {path},' if self.io_backend_opt['type'] == 'lmdb' else str(path)
 
 
-OPEN: dict[tuple[str, int], lmdb.Environment] = {}
-"""The LMDBs that a process has open: each opens them for itself, and may do so only once."""
+OPEN: dict[str, lmdb.Environment] = {}
+"""The LMDBs that this process has open, which it may open but once."""
+READING = threading.Lock()
+"""Held while OPEN is used."""
 
 
-def opened(path: str) -> lmdb.Environment:
-    key = os.path.realpath(path), os.getpid()
-    if key not in OPEN:
-        OPEN[key] = lmdb.open(path, readonly=True, lock=False, readahead=False)
-    return OPEN[key]
+def stored(path: str, key: str) -> bytes | None:
+    """What an LMDB, which stays open, has under a key."""
+    place = os.path.realpath(path)
+    with READING:
+        if place not in OPEN:
+            OPEN[place] = lmdb.open(path, readonly=True, lock=False, readahead=False)
+        with OPEN[place].begin() as transaction:
+            value = transaction.get(key.encode('ascii'))
+    return None if value is None else bytes(value)
+
+
+def close_before_fork() -> None:
+    """A forked process can neither use what its parent has open nor open it: both open it anew when they read."""
+    READING.acquire()  # until both go on: other threads may be reading
+    while OPEN:
+        OPEN.popitem()[1].close()
+
+
+os.register_at_fork(before=close_before_fork, after_in_parent=READING.release, after_in_child=READING.release)
 
 
 def check_lmdb(path: Path) -> None:
@@ -130,10 +146,11 @@ def check_lmdb(path: Path) -> None:
         if not (path / name).is_file():
             raise DataError(f'{path} is no LMDB of images: there is no {path / name}')
     try:
-        if (os.path.realpath(path), os.getpid()) in OPEN:  # and was looked at before
-            return
-        with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
-            expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+        with READING:
+            if os.path.realpath(path) in OPEN:  # and was looked at before
+                return
+            with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
+                expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     except lmdb.Error as error:
         raise DataError(f'{path / "data.mdb"} is damaged: {error}') from error
     size = (path / 'data.mdb').stat().st_size

@@ -148,12 +148,19 @@ def pillow_image(file: BinaryIO, named: str, most_pixels: int) -> Iterator[Image
             raise DataError(f'{named} is no picture: PNG, JPEG, WebP, TIFF or BMP is expected') from error
         with image:
             check_pixels(*image.size, named, most_pixels)
-            if image.format == 'PNG' and 'exif' not in image.info:
-                place, found = file.tell(), png.find(file, b'eXIf')  # behind the pixels
-                file.seek(place)
-                if found:
-                    image.info['exif'] = found
+            if image.format == 'PNG':
+                add_chunks(image, file)
             yield image
+
+
+def add_chunks(image: Image.Image, file: BinaryIO) -> None:
+    """What Pillow does not tell of a PNG before it is decoded, or at all, by the names that it would have there."""
+    place = file.tell()
+    for key, name, before in (('exif', b'eXIf', b'IEND'), ('cicp', b'cICP', b'IDAT')):  # EXIF may be behind the pixels
+        found = None if key in image.info else png.find(file, name, before)
+        if found:
+            image.info[key] = found
+    file.seek(place)
 
 
 def check_pixels(width: int, height: int, named: str, most_pixels: int) -> None:

@@ -148,9 +148,9 @@ def checked(
         UserError: names every image that cannot be used.
     """
     images = list_images([source] if isinstance(source, Path) else source)
-    given = {scale: given_images(lr, scale, scales) for scale in scales} if lr else {}
+    given = {scale: given_images(lr, scale, scales, images) for scale in scales} if lr else {}
     faults = [
-        f'{path} has no LR image {path.stem}x{scale} or {path.stem} in {str(lr).format(scale=scale)}'
+        f'{path} has no LR image {path.stem}x{scale} or {path.stem} in {folder_of(str(lr), scale)}'
         for path in images
         for scale, found in given.items()
         if path.stem not in found
@@ -172,14 +172,25 @@ def checked(
     return sources, seen
 
 
-def given_images(lr: str, scale: int, scales: Sequence[int]) -> dict[str, Path]:
-    """LR images of a scale, by the names of their HR images."""
+def given_images(lr: str, scale: int, scales: Sequence[int], images: Sequence[Path]) -> dict[str, Path]:
+    """LR images of a scale, by the names of their HR images: foox2 or foo, the same way for all if it can be."""
     if len(scales) > 1 and '{scale}' not in lr:
         raise UserError(
             f'--lr {lr} is one folder for scale {join(scales)}: write {{scale}} where its name has the scale'
         )
-    folder = Path(lr.format(scale=scale))
-    return {path.stem.removesuffix(f'x{scale}'): path for path in list_images([folder])}
+    there = {path.stem: path for path in list_images([folder_of(lr, scale)])}
+    names = [path.stem for path in images]
+    scaled = {name: there[f'{name}x{scale}'] for name in names if f'{name}x{scale}' in there}
+    plain = {name: there[name] for name in names if name in there}
+    if len(scaled) < len(plain) == len(names):
+        return plain
+    taken = set(scaled.values())  # each is one photograph's
+    return {name: path for name, path in plain.items() if path not in taken} | scaled
+
+
+def folder_of(lr: str, scale: int) -> Path:
+    """The folder of given LR images of a scale."""
+    return Path(lr.replace('{scale}', str(scale)))
 
 
 def misfits(source: Source, seen: Mapping[Path, Sighting]) -> Iterator[str]:

@@ -20,6 +20,10 @@ RAW_EXIF = 'Raw profile type exif'
 XMP_TEXT = 'XML:com.adobe.xmp'
 USUAL_GAMMA = 0.45455
 """About that of sRGB, as PNG says it."""
+USUAL_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""Those of sRGB: white, red, green and blue, x and y of each."""
+USUAL_CICP = (1, 13, 0, 1)
+"""How cICP says sRGB: numbers of its primaries, transfer function and matrix, and that all values are used."""
 MOST_DPI = 65535
 
 
@@ -37,7 +41,7 @@ class Provenance:
 def of_image(image: Image.Image) -> Provenance:
     """Of an image that Pillow has decoded."""
     info, found = image.info, Provenance(image.info.get('icc_profile') or None)
-    frames = getattr(image, 'n_frames', 1) if image.format != 'MPO' else 1
+    frames = getattr(image, 'n_frames', 1)
     if frames > 1:
         found.notes.append(f'the first of its {frames} pictures was taken')
     content = info.get('exif') or b''
@@ -110,7 +114,15 @@ def left_out(image: Image.Image) -> list[str]:
         notes.append('its comment was left out')
     if info.get('photoshop'):
         notes.append("Photoshop's block (IPTC) was left out")
+    cicp = tuple(info.get('cicp', USUAL_CICP))
+    if cicp != USUAL_CICP:  # and goes before all others
+        notes.append(f'its colour space, cICP {"-".join(map(str, cicp))}, was left out: colours may look another way')
+    if 'srgb' in info or info.get('icc_profile'):
+        return notes
     gamma = info.get('gamma')
-    if gamma and 'srgb' not in info and not info.get('icc_profile') and abs(gamma - USUAL_GAMMA) > 0.01:
+    if gamma and abs(gamma - USUAL_GAMMA) > 0.01:
         notes.append(f'its gamma of {gamma:g} was left out: colours may look another way')
+    found = info.get('chromaticity', USUAL_CHROMATICITIES)
+    if any(abs(one - usual) > 0.01 for one, usual in zip(found, USUAL_CHROMATICITIES)):
+        notes.append('its chromaticities (cHRM) were left out: colours may look another way')
     return notes

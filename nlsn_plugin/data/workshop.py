@@ -136,18 +136,26 @@ class Workshop:
             self.opened = opened.pop_all()
 
     def taken_over(self) -> list[Any]:
-        """What was done before a stop; if it was for something else, it is dropped."""
+        """What was done before a stop; if it was for something else, it is dropped.
+
+        The last of what was planned may be in place, or not wanted, now.
+        """
         plan = [[str(target), settings] for target, settings in self.targets.items()]
-        kept = self.path / 'plan.json'
-        if kept.exists() and json.loads(kept.read_text()) == plan:
-            return list(whole_lines(self.path / 'done.jsonl'))
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != 'lock':
-                path.unlink()
-        kept.write_text(json.dumps(plan))
-        return []
+        kept, part = self.path / 'plan.json', self.path / 'plan.part'
+        before: list[Any] = next(whole_lines(kept), [])
+        done = []
+        if plan == before[: len(plan)] and all(self.place(target).is_dir() for target in self.targets):
+            done = list(whole_lines(self.path / 'done.jsonl'))
+        else:
+            kept.unlink(missing_ok=True)  # before what it tells of, or a stop would leave it without that
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != 'lock':
+                    path.unlink()
+        part.write_text(json.dumps(plan))
+        part.replace(kept)
+        return done
 
     def place(self, target: Path) -> Path:
         return self.path / f'{list(self.targets).index(target)}_{target.name}'
@@ -175,7 +183,7 @@ class Workshop:
                 store.finish([entry for image in sorted(self.done) for entry in self.done[image][number]])
                 store.close()
                 (self.place(target) / RECORD).write_text(json.dumps(self.targets[target], indent=1) + '\n')
-            for target in self.targets:
+            for target in reversed(list(self.targets)):  # the first, by which the workshop is found again, last
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self.place(target).rename(target)
             shutil.rmtree(self.path)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nlsn_plugin.archs.bases import base_class, innermost
@@ -48,10 +47,18 @@ def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:
 
     def whole(x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        y = upscale(F.pad(x, (0, -width % window, 0, -height % window), 'reflect'))
+        y = upscale(mirrored(mirrored(x, -2, window), -1, window))
         return y[..., : height * scale, : width * scale]
 
     return whole
+
+
+def mirrored(x: Tensor, dim: int, window: int) -> Tensor:
+    """`x` up to a multiple of `window` along `dim`: as by F.pad, and to and fro where that has too few pixels."""
+    length = x.shape[dim]
+    last = length - 1
+    places = torch.arange(length + -length % window, device=x.device) % max(2 * last, 1)
+    return x.index_select(dim, last - (places - last).abs())
 
 
 class Cut(NamedTuple):

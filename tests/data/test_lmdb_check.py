@@ -31,6 +31,12 @@ def test_whole_lmdbs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_what_is_hidden_is_not_finished_and_not_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / '.preparing_other_HR_sub.lmdb').mkdir()
+    main(['prepare', '--check', str(folder)])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_every_fault_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hr, x2 = folder / 'train_HR_sub.lmdb', folder / 'train_LR_bicubic_X2_sub.lmdb'
     with lmdb.open(str(hr), readonly=True, lock=False) as environment, environment.begin() as transaction:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from conftest import python
+from torch.utils.data import DataLoader
 
 from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset
 from nlsn_plugin.engine.training.randomness import seeded
@@ -158,3 +161,43 @@ def test_folders_that_hold_no_pairs_are_named(folders: Path) -> None:
 def test_a_patch_larger_than_an_image_is_named(stores: Path) -> None:
     with pytest.raises(DataError, match=r'at least gt_size, 200x200, is expected'):
         build_dataset({**training(stores), 'gt_size': 200})[0]
+
+
+def test_what_was_read_from_is_read_from_in_forked_processes_too(stores: Path) -> None:
+    dataset = build_dataset({**training(stores), 'phase': 'val'})
+    for _ in range(2):  # and afterwards here again
+        expected = dataset[0]
+        loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context='fork')
+        samples = list(loader)
+        assert len(samples) == len(dataset)
+        assert samples[0]['gt'].equal(expected['gt'])
+        assert samples[0]['lq'].equal(expected['lq'])
+
+
+def test_threads_read_on_while_processes_are_forked(stores: Path) -> None:
+    dataset = build_dataset({**training(stores), 'phase': 'val'})
+    key, enough, failed = first_key(stores / HR), threading.Event(), []
+    expected = dataset.value(str(stores / HR), key)
+
+    def read() -> None:
+        while not enough.is_set():
+            try:
+                assert dataset.value(str(stores / HR), key) == expected
+            except Exception as error:  # noqa: BLE001 - of whatever kind
+                failed.append(error)
+                return
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            process = multiprocessing.get_context('fork').Process(target=dataset.value, args=(str(stores / HR), key))
+            process.start()
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []

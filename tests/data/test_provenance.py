@@ -175,6 +175,24 @@ def test_what_is_not_kept_is_said() -> None:
     assert read(usual, 'x').notes == []
 
 
+def test_colours_of_a_png_and_further_pictures_that_are_not_kept_are_said() -> None:
+    of_srgb, of_others = (
+        struct.pack('>8I', 31270, 32900, *primaries)
+        for primaries in ((64000, 33000, 30000, 60000, 15000, 6000), (70800, 29200, 17000, 79700, 13100, 4600))
+    )
+    assert read(with_chunks(encoded('PNG'), [chunk(b'cHRM', of_srgb)]), 'x').notes == []
+    others = with_chunks(encoded('PNG'), [chunk(b'cHRM', of_others)])
+    assert read(others, 'x').notes == ['its chromaticities (cHRM) were left out: colours may look another way']
+    assert read(with_chunks(others, [chunk(b'sRGB', b'\0')]), 'x').notes == []
+    assert read(with_chunks(encoded('PNG'), [chunk(b'cICP', bytes((1, 13, 0, 1)))]), 'x').notes == []
+    said = ['its colour space, cICP 9-16-0-1, was left out: colours may look another way']
+    assert read(with_chunks(encoded('PNG'), [chunk(b'cICP', bytes((9, 16, 0, 1)))]), 'x').notes == said
+    several = encoded('MPO', save_all=True, append_images=[Image.fromarray(pixels(4, 6, 3))])
+    found = read(several, 'x')
+    assert found.format == 'JPEG'
+    assert found.notes == ['the first of its 2 pictures was taken']
+
+
 def test_exif_in_a_text_of_a_png_is_read() -> None:
     texts = PngImagePlugin.PngInfo()
     texts.add_text('Raw profile type exif', f'\nexif\n{len(block("<")):8}\n{block("<").hex()}\n')

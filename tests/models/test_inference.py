@@ -2,16 +2,33 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlsn_plugin.models.inference import cuts, in_tiles, over_orientations
+from nlsn_plugin.models.inference import cuts, in_tiles, in_whole_windows, over_orientations
 
 
 def enlarge(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode='nearest')
+
+
+@pytest.mark.parametrize('size', [(16, 24), (13, 21), (5, 8), (4, 3), (2, 40), (1, 1)])
+def test_images_of_any_size_are_mirrored_to_whole_windows(size: tuple[int, int]) -> None:
+    seen = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(x)
+        return enlarge(x)
+
+    x = torch.rand(2, 3, *size)
+    assert in_whole_windows(note, 8, 2)(x).equal(enlarge(x))
+    more = [(0, -edge % 8) for edge in size]
+    assert np.array_equal(seen[0], np.pad(x, [(0, 0), (0, 0), *more], 'reflect'))
+    if all(behind < edge for edge, (_, behind) in zip(size, more)):  # as far as BasicSR's SwinIRModel goes
+        assert seen[0].equal(F.pad(x, (*more[1], *more[0]), 'reflect'))
 
 
 @pytest.mark.parametrize('size', [(7, 9), (16, 16), (33, 50), (17, 15), (64, 31)])

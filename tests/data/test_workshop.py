@@ -1,0 +1,117 @@
+"""Stops at the moments that do harm: while the plan is written or dropped, and while data move into place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nlsn_plugin.data.prepare import prepare_test_data
+from nlsn_plugin.data.workshop import Workshop
+
+
+class Stop(BaseException):
+    """As if the process ended here."""
+
+
+@pytest.fixture
+def prepare(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Make test data for scales, up to the n-th call of a function if a stop is asked for."""
+
+    def made(scales: list[int], owner: object = None, name: str = '', calls: int = 0) -> Path:
+        if owner is None:
+            prepare_test_data(photographs, tmp_path / 'out', scales, workers=1)
+            return tmp_path / 'out'
+        function, called = getattr(owner, name), []
+
+        def stopping(*args: object, **more: object) -> object:
+            if len(called) == calls:
+                raise Stop
+            called.append(args)
+            return function(*args, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, stopping)
+            with pytest.raises(Stop):
+                prepare_test_data(photographs, tmp_path / 'out', scales, workers=1)
+        return tmp_path / 'out'
+
+    return made
+
+
+@pytest.fixture
+def whole(photographs: Path, tmp_path: Path) -> dict[str, bytes]:
+    """What comes of scales 2 and 3 without a stop."""
+    prepare_test_data(photographs, tmp_path / 'undisturbed', [2, 3], workers=1)
+    return images(tmp_path / 'undisturbed')
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*.png')}
+
+
+Prepare, Images = Callable[..., Path], dict[str, bytes]
+
+
+@pytest.mark.parametrize('moved', [0, 1, 2])
+def test_a_stop_between_the_moves_is_gone_on_with(
+    moved: int, prepare: Prepare, whole: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepare([2, 3], Path, 'rename', moved)
+    capsys.readouterr()
+    prepare([2, 3])
+    said = capsys.readouterr().out
+    assert said.count('is there already') == moved
+    assert '4 of 4 images were made before, going on' in said
+    assert images(folder) == whole
+    assert sorted(path.name for path in folder.iterdir()) == ['HR', 'LR_bicubic']  # and no workshop
+
+
+def test_what_was_moved_and_then_removed_is_made_again(prepare: Prepare, whole: Images) -> None:
+    folder = prepare([2, 3], Path, 'rename', 1)
+    for path in folder.glob('[!.]*'):
+        shutil.rmtree(path)
+    prepare([2, 3])
+    assert images(folder) == whole
+
+
+def test_what_was_made_for_fewer_scales_is_not_taken_for_all(
+    prepare: Prepare, whole: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([2, 3], Workshop, 'put', 1)
+    prepare([2], Workshop, 'put', 1)
+    prepare([2], Workshop, 'put', 1)
+    assert re.findall(r'(\d) of 4 images were made before', capsys.readouterr().out) == ['1', '2']
+    assert images(prepare([2, 3])) == whole
+    assert 'were made before' not in capsys.readouterr().out
+
+
+def test_a_stop_while_another_plan_is_dropped(prepare: Prepare, whole: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepare([2, 3], Workshop, 'put', 3)
+    listdir = os.listdir  # in any order; here the folders come first
+    monkeypatch.setattr(Path, 'iterdir', lambda path: (path / name for name in sorted(listdir(path))))
+    prepare([3, 4], os, 'unlink', 2)
+    assert images(prepare([2, 3])) == whole
+    assert sorted(path.name for path in folder.iterdir()) == ['HR', 'LR_bicubic']
+
+
+@pytest.mark.parametrize('left', ['', '[["out/HR", {"images'])
+def test_a_plan_that_was_cut_short_is_none(left: str, prepare: Prepare, whole: Images, tmp_path: Path) -> None:
+    workshop = tmp_path / 'out' / '.preparing_HR'
+    workshop.mkdir(parents=True)
+    (workshop / 'plan.json').write_text(left)
+    (workshop / 'done.jsonl').write_text('["coffee.png", [[], [], []]]\n')
+    assert images(prepare([2, 3])) == whole
+
+
+def test_a_full_disk_leaves_the_plan_as_it_was(
+    prepare: Prepare, whole: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([2, 3], Workshop, 'put', 3)
+    prepare([2, 3], Path, 'write_text', 0)  # of the plan
+    assert images(prepare([2, 3])) == whole
+    assert '3 of 4 images were made before, going on' in capsys.readouterr().out
