@@ -47,7 +47,8 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
     images = []
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f'there is no folder {folder}: give the folder that holds the HR images')
+            what = f'{folder} is no folder' if folder.exists() else f'there is no folder {folder}'
+            raise UserError(f'{what}: give one that holds images')
         found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
         if not found:
             raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
@@ -133,7 +134,8 @@ def decode(content: bytes, named: str) -> np.ndarray:
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
     """The bytes of a file: '.png', or '.bmp', whose pixels are as in memory."""
-    return cv2.imencode(suffix, image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])[1].tobytes()
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION] if suffix == '.png' else []  # of others OpenCV 5 complains
+    return cv2.imencode(suffix, image, settings)[1].tobytes()
 
 
 def reduce(image: np.ndarray, scale: int) -> np.ndarray:

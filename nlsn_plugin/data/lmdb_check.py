@@ -51,7 +51,7 @@ def check(paths: Sequence[Path], workers: int | None = None) -> list[str]:
     for path in shapes:
         faults += strangers(path, shapes)
     if faults:
-        raise UserError('\n  '.join([*said, f'{len(faults)} faults:', *faults]))
+        raise UserError('\n  '.join([*said, f'{len(faults)} fault{"s" * (len(faults) > 1)}:', *faults]))
     return said
 
 

@@ -12,7 +12,7 @@ outputs and the filter g,
 else is little beside them. A few tiles at a time pass through the cache.
 
 With the usual points, 0, +-1, +-2, rounding errors are several times those of the sum itself. With 0, +-1/sqrt(2),
-+-sqrt(2), the powers of which stay near one, they are about the same.
++-sqrt(2), the powers of which stay near one, they are about those of PyTorch's own sums with channels last.
 
 Letters: N images of H x W pixels, C channels in, K out, T tiles at once.
 """
