@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,20 @@ def train(opt: Options, option_file: Path) -> None:
     train_set, val_sets = build_datasets(opt)
     order = order_of(opt, train_set, start)
     make_folders(opt, state is not None)
+    with claimed(opt):
+        train_from(state, order, train_set, val_sets, opt, option_file)
+
+
+def train_from(
+    state: dict[str, Any] | None,
+    order: Order,
+    train_set: Dataset[Any],
+    val_sets: dict[str, Dataset[Any]],
+    opt: Options,
+    option_file: Path,
+) -> None:
+    """Train in the experiment's folders, from a state or from the beginning."""
+    start = order.first
     logger = start_log(opt, 'train')
     if opt['rank'] == 0:
         checkpoints.set_aside_later(opt, start, logger.warning)
@@ -229,11 +246,35 @@ def make_folders(opt: Options, resuming: bool) -> None:
                     f'{root} holds a run already: --auto_resume goes on with it, --archive moves it aside and begins '
                     'anew, or choose another name in the option file'
                 )
-            root.rename(f'{root}_archived_{get_time_str()}')
+            with claimed(opt):
+                root.rename(f'{root}_archived_{get_time_str()}')
         for key in ('experiments_root', 'models', 'training_states', 'visualization'):
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
     if opt['dist']:
         torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def claimed(opt: Options) -> Iterator[None]:
+    """Keep other runs out of the experiment's folder while the block runs. They would prune each other's states.
+
+    By a lock that ends with the process, however that ends, and that its workers do not inherit.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    if opt['rank'] > 0:
+        yield
+        return
+    root = Path(opt['path']['experiments_root'])
+    with (root / '.lock').open('w') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
+        except OSError as error:  # there are file systems without locks
+            get_root_logger().warning(f'{root} cannot be kept from other runs: {error.strerror}')
+        yield
 
 
 def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:

@@ -194,6 +194,22 @@ def test_a_run_that_is_there_is_never_moved_unasked(ran: Path, short: Path) -> N
     assert names[1].startswith('NLSN_x2_archived_')
 
 
+def test_two_runs_in_one_folder_are_refused(place: Path, short: Path) -> None:
+    endless = ['train:total_iter=1000000', 'val:val_freq=1000000', 'logger:save_checkpoint_freq=100']
+    words = [sys.executable, str(TRAIN), '-opt', str(short), '--force_yml', *endless]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, cwd=place, stderr=quiet, stdout=quiet) as process:
+        while process.poll() is None and newest(experiment(place)) == 'none':
+            time.sleep(0.02)
+        for word in ('--auto_resume', '--archive'):
+            refused = run(TRAIN, '-opt', short, word, '--force_yml', *endless, cwd=place, check=False)
+            assert said(refused).startswith(f'nlsn: another process trains in {experiment(place)}: ')
+            assert process.poll() is None
+        process.kill()
+    assert [path.name for path in (place / 'experiments').iterdir()] == ['NLSN_x2']
+    run(TRAIN, '-opt', short, '--auto_resume', cwd=place)  # at once
+
+
 def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: Path) -> None:
     place = ran
     for iteration in (8, 12):
