@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin import checks
+from nlsn_plugin.cli.drawings import check_drawing
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.writing import check_file
 
 
 def add(commands: Any) -> None:
@@ -29,7 +31,8 @@ def add(commands: Any) -> None:
 
 def add_attention_arguments(parser: argparse.ArgumentParser) -> None:
     from nlsn_plugin.engine.benchmarks.attention import FORMS
-    from nlsn_plugin.engine.benchmarks.cases import DTYPES, SUITES
+    from nlsn_plugin.engine.benchmarks.cases import SUITES
+    from nlsn_plugin.engine.dtypes import DTYPES
 
     parser.add_argument('--suite', nargs='+', choices=SUITES, help='sizes, or a sweep of n, r, k, c (default: layer)')
     parser.add_argument('--network', type=int, nargs=2, metavar=('H', 'W'), help='the whole NLSN x2 on such an image')
@@ -79,6 +82,9 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         raise UserError('--compile is for the whole network: add --network H W')
     if args.plot and 'n' not in (args.suite or []):
         raise UserError('--plot draws the sweep over n: add --suite n')
+    if args.plot:
+        check_drawing(args.plot)
+    check_json(args)
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     keep = partial(write, args)
@@ -107,6 +113,7 @@ def benchmark_training(args: argparse.Namespace) -> None:
     opt, _ = read(args, is_train=True)
     if not opt['train']['ema_decay']:
         raise UserError('there is no moving average to measure: add --force_yml train:ema_decay=0.999')
+    check_json(args)
     results = training.run(opt, args.budget)
     show(results, ('what', 'form', 'milliseconds', 'spread', 'speedup', 'runs'))
     conclude(args, results)
@@ -118,9 +125,16 @@ def benchmark_loading(args: argparse.Namespace) -> None:
 
     if min(args.crop_size) < args.gt_size:
         raise UserError(f'--crop-size {min(args.crop_size)} is less than --gt-size {args.gt_size}')
+    check_json(args)
     results = loading.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
     show(results, ('what', 'milliseconds', 'spread', 'megabytes', 'runs'))
     conclude(args, results)
+
+
+def check_json(args: argparse.Namespace) -> None:
+    """Refuse a place for --json that could not be written after the measurement."""
+    if args.json:
+        check_file(args.json)
 
 
 def show(results: dict[str, Any], columns: tuple[str, ...]) -> None:

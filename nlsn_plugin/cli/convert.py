@@ -54,11 +54,12 @@ def add(commands: Any) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
+    from nlsn_plugin.engine.names import readable
 
     given = {**network_g(args.option_file), **checks.pairs(args.pairs)}
     kind = given.pop('type', None)
     wish = conversion.Wish(args.to, args.half, args.embed, args.prefix, args.force)
-    print('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key)))
+    print(readable('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key))))
 
 
 def network_g(option_file: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.writing import check_folder
 
 TEXT = 'PSNR, SSIM, time and memory of networks on benchmark sets, beside bicubic'
 
@@ -73,6 +74,7 @@ def benchmark(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.evaluation import gallery, reports, scoring
     from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
     from nlsn_plugin.engine.measuring import check_device
+    from nlsn_plugin.engine.names import readable
     from nlsn_plugin.metrics.protocols import find_protocol
     from nlsn_plugin.paper import table1
 
@@ -90,6 +92,7 @@ def benchmark(args: argparse.Namespace) -> None:
         table1.check(args.compare_with_paper, scales, folders)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     check_device(device)
+    check_folder(args.output)
     contestants = [Contestant(recipe, device) for recipe in recipes]
     refuse_without_hashing(args, any(contestant.attentions for contestant in contestants))
     settings = scoring.Settings(
@@ -107,7 +110,7 @@ def benchmark(args: argparse.Namespace) -> None:
     tables = reports.tables(results, args.compare_with_paper)
     reports.write(results, tables, args.output)
     page = gallery.write(results, tables, args.output, args.visuals)
-    print(f'\n{reports.markdown(tables)}\nSide by side: {page}')
+    print(readable(f'\n{reports.markdown(tables)}\nSide by side: {page}'))
 
 
 def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:

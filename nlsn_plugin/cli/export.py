@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
 def export(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
     from nlsn_plugin.engine.export import LEAST_OPSET, export
+    from nlsn_plugin.engine.names import readable
     from nlsn_plugin.models.building import network_of
     from nlsn_plugin.models.checkpoint import read_stored
     from nlsn_plugin.models.description import describe
@@ -59,6 +60,11 @@ def export(args: argparse.Namespace) -> None:
         raise ArgumentError(f'{args.output}: the ending {ending} is expected')
     description = describe(stored, args.weights, given, kind)
     net = network_of(description, stored.weights, args.weights)
-    print('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
+
+    def say(line: str) -> None:
+        print(readable(line))
+
+    say('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
     size = (height, width) if args.size else None
-    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=args.opset or LEAST_OPSET)
+    opset = args.opset or LEAST_OPSET
+    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset, say=say)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.writing import check_file
 
 TEXT = 'a page of pictures before and after, with a slider over each'
 
@@ -30,13 +31,14 @@ def add(commands: Any) -> None:
 
 
 def gallery(args: argparse.Namespace) -> None:
+    from nlsn_plugin.engine.names import readable
     from nlsn_plugin.engine.upscaling import before_after
-    from nlsn_plugin.engine.upscaling.finding import readable
 
     page = args.output or args.folder / 'before_after.html'
     pairs = before_after.find_pairs(args.folder, args.originals)
     if page.suffix.lower() not in ('.html', '.htm'):
         raise UserError(f'-o {page}: the name of a page ends in .html')
+    check_file(page, whole=True)
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
     count = before_after.write(pairs, page, lambda line: print(readable(f'nlsn: {line}'), file=sys.stderr))

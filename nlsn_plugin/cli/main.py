@@ -27,6 +27,7 @@ from nlsn_plugin.cli.streams import until_nobody_reads
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.engine.training.interruption import ignore_signals
 from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.models.writing import check_file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -172,6 +173,7 @@ def show_options(args: argparse.Namespace) -> None:
 
     options = schema.TestOptions if args.test else schema.TrainingOptions
     if args.json_schema:
+        check_file(args.json_schema)
         args.json_schema.write_text(json.dumps(options.model_json_schema(), indent=1) + '\n')
     else:
         print('\n'.join(schema.documented(options)))

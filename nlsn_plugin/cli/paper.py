@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.models.writing import check_folder
 from nlsn_plugin.paper.studies import STUDIES
 
 TEXT = "the paper's tables and figures, trained, measured and printed beside its numbers"
@@ -55,6 +56,7 @@ def paper(args: argparse.Namespace) -> None:
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     check_device(device)
     output = args.output or Path('results', f'paper_{budget.name}')
+    check_folder(output)
     data, wanted = args.data, args.sets
     if budget is experiments.SMOKE and not (data and wanted):
         sample = output / 'sample'
@@ -67,7 +69,7 @@ def paper(args: argparse.Namespace) -> None:
     laboratory = experiments.Laboratory(output, data, sets, budget, device)
     if args.what == 'table1':
         text = experiments.table1(laboratory)
-        (output / 'table1.md').write_text(text)
+        (output / 'table1.md').write_text(text, encoding='utf-8')
         written = [output / 'table1.md']
     else:
         results = experiments.run(args.what, laboratory)

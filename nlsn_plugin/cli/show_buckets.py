@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nlsn_plugin.cli.drawings import check_drawing
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
 
@@ -43,6 +44,7 @@ def show_buckets(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.evaluation.attention_view import draw, features_of, view
     from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file, from_words
     from nlsn_plugin.engine.measuring import check_device
+    from nlsn_plugin.engine.names import readable
     from nlsn_plugin.models.inference import window_of
 
     if (args.option_file is None) == (args.net is None):
@@ -51,6 +53,8 @@ def show_buckets(args: argparse.Namespace) -> None:
         raise UserError('--scale is said by the option file: leave it out')
     if not args.image.is_file():
         raise UserError(f'there is no image {args.image}')
+    path = args.output or Path(f'buckets_{args.image.stem}.png')
+    check_drawing(path)
     check_device(args.device)
     recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
     window = window_of({'type': recipe.type, **recipe.arguments})
@@ -65,7 +69,6 @@ def show_buckets(args: argparse.Namespace) -> None:
     layer, features = features_of(contestant.net, x, args.layer)
     if features.shape[-2:] != x.shape[-2:]:
         raise UserError(f'the layer works on {list(features.shape[-2:])} of {list(x.shape[-2:])} pixels: take another')
-    path = args.output or Path(f'buckets_{args.image.stem}.png')
-    title = f'{recipe.label} x{recipe.scale}, pixel ({column}, {row}) of {args.image.name}'
+    title = readable(f'{recipe.label} x{recipe.scale}, pixel ({column}, {row}) of {args.image.name}')
     draw(image, view(layer, features, row, column), row, column, title, path)
-    print(f'drawn: {path}')
+    print(readable(f'drawn: {path}'))

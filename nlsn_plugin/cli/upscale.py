@@ -210,7 +210,7 @@ def put(line: str, stream: TextIO) -> None:
     """
     from tqdm import tqdm
 
-    from nlsn_plugin.engine.upscaling.finding import readable
+    from nlsn_plugin.engine.names import readable
 
     try:
         tqdm.write(readable(line), file=stream)

@@ -16,7 +16,7 @@ from nlsn_plugin.models.checkpoint import Stored, Weights, read_stored
 from nlsn_plugin.models.description import OF_THE_RUN, Arguments, Description, describe
 from nlsn_plugin.models.formats import layout_of, write_layout
 from nlsn_plugin.models.recognition import RELEASED
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.models.writing import check_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,7 @@ def refuse_what_does_nothing(layout: str, wish: Wish) -> None:
 
 def check_target(source: Path, target: Path, force: bool) -> None:
     """Refuse a place where nothing is to be written."""
-    if target.is_dir():
-        raise SaveError(f'{target} is a folder: name the file in it')
-    if not target.parent.is_dir():
-        raise SaveError(f'there is no folder {target.parent}')
+    check_file(target, whole=True)
     if target.exists() and source.samefile(target):
         raise SaveError(f'{target} is the file that is read: name another')
     if target.exists() and not force:

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import nlsn_plugin
+from nlsn_plugin.engine.available_memory import available_memory
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import tf32
 
@@ -51,12 +52,10 @@ def check_device(device: str) -> None:
         raise BackendError("device 'cuda' cannot be used: PyTorch finds no GPU")
 
 
-def free_memory(device: str) -> float:
-    """Bytes that can still be taken."""
-    if device == 'cuda':
-        release(device)
-        return float(torch.cuda.mem_get_info()[0])
-    return float(os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+def free_memory(device: str) -> int:
+    """Bytes that can still be taken, once nothing is kept for later."""
+    release(device)
+    return available_memory(device)
 
 
 def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str, list[float]]:

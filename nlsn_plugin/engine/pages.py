@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jinja2
 
+from nlsn_plugin.engine.names import readable
+
 
 def render(template: str, **values: object) -> str:
-    """The page of a template, its values escaped."""
+    """The page of a template, its values escaped and readable."""
     loader = jinja2.PackageLoader('nlsn_plugin.engine')
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values)
+    return readable(environment.get_template(template).render(**values))

@@ -285,3 +285,13 @@ def test_places_that_cannot_be_written_are_named(
     (tmp_path / 'folder.pth').mkdir()
     assert message in error_of(['convert', str(OFFICIAL_X2), str(tmp_path / target)], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ['folder.pth']
+
+
+def test_a_name_that_is_no_utf_8_is_printed_with_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / os.fsdecode(b'caf\xe9.pth')
+    try:
+        target.touch()
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    convert(OFFICIAL_X2, target, '--force')
+    assert f'{tmp_path}/caf\ufffd.pth: basicsr, 52 tensors' in capsys.readouterr().out

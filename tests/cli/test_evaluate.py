@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import GOLDEN, ROOT, error_of, run
 
+from nlsn_plugin.cli import main
 from nlsn_plugin.engine.evaluation.contestants import from_option_file
 
 WEIGHTS = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
@@ -95,3 +100,26 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(place)
     assert message in error_of(['benchmark', *words], capsys)
     assert not (place / 'results').exists()
+
+
+def test_names_that_are_no_utf_8_are_shown_with_marks(tmp_path: Path, photographs: Path) -> None:
+    folder, output = (tmp_path / os.fsdecode(name) for name in (b's\xe9t', b'o\xe9t'))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    shutil.copy(photographs / 'coffee.png', folder / os.fsdecode(b'caf\xe9.png'))
+    options = ['--no-cost', '--sets', str(folder), '--output', str(output)]
+    words = [sys.executable, '-m', 'nlsn_plugin', 'benchmark', *NETWORK, *options]
+    strict = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
+    for _ in range(2):  # the second time of what was kept
+        done = subprocess.run(words, capture_output=True, timeout=120, env=strict)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.decode().endswith(f'Side by side: {tmp_path}/o\ufffdt/index.html\n')
+    assert 's\ufffdt, caf\ufffd, x2</h2>' in (output / 'index.html').read_text(encoding='utf-8')
+    for name in ('table.md', 'table.tex', 'table.csv'):
+        assert 's\ufffdt' in (output / name).read_text(encoding='utf-8')
+    results = json.loads((output / 'results.json').read_text(encoding='utf-8'))
+    assert all((output / image['file']).is_file() for image in results['images'])
+    main(['gallery', str(output)])
+    assert (output / 'before_after.html').is_file()

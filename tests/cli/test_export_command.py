@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,18 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     assert error_of(['export', weights, '-o', 'net.onnx', *words], capsys) == f'nlsn: {message}'
     assert not Path('net.onnx').exists()
+
+
+def test_a_name_that_is_no_utf_8_is_printed_with_marks(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    copy, graph = os.fsdecode(b'caf\xe9.pth'), os.fsdecode(b'caf\xe9.pt2')
+    try:
+        shutil.copy(weights, copy)
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    main(['export', copy, 'n_hashes=2', 'chunk_size=16', '-o', graph, '--torch-export', '--size', '9', '7'])
+    said, *_, written = capsys.readouterr().out.splitlines()
+    assert said == 'caf\ufffd.pth: NLSN x2'
+    assert written.startswith('written: caf\ufffd.pt2, ')
 
 
 def test_arguments_and_weights_that_are_wrong(weights: str, capsys: pytest.CaptureFixture[str]) -> None:

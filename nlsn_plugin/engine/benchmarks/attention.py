@@ -21,8 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.benchmarks.cases import DTYPES, LAYER, SUITES, Case
+from nlsn_plugin.engine.benchmarks.cases import LAYER, SUITES, Case
 from nlsn_plugin.engine.benchmarks.ceilings import ceilings, core_time, fractions
+from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.measuring import (
     Job,
     Step,

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from nlsn_plugin import ops
-from nlsn_plugin.engine.benchmarks.cases import DTYPES, Case
+from nlsn_plugin.engine.benchmarks.cases import Case
+from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, recorded
 from nlsn_plugin.errors import BackendError
 

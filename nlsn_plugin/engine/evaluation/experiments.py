@@ -21,6 +21,7 @@ from nlsn_plugin.engine.benchmarks.layer_costs import FORMULA, layer_costs
 from nlsn_plugin.engine.evaluation import reports, scoring
 from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file
 from nlsn_plugin.engine.measuring import describe_machine
+from nlsn_plugin.engine.names import readable
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.training.interruption import run_interruptibly
 from nlsn_plugin.errors import InterruptedRunError, UserError
@@ -253,7 +254,7 @@ def markdown(results: Results) -> str:
         ]
         columns = ['one layer, 64 channels, 100x100', 'GFLOPs', 'paper', 'ms']
         text += [tabulate(costs, columns, tablefmt='github', disable_numparse=True), FORMULA]
-    return '\n\n'.join(text) + '\n'
+    return readable('\n\n'.join(text) + '\n')
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -270,7 +271,7 @@ def draw(results: Results, path: Path) -> None:
     for kind in ('NLSA', 'NLA'):
         rows = [row for row in results['rows'] if row['label'].split(',')[0].split()[0] == kind]
         axes.semilogx([row['x'] for row in rows], [row['psnr'][name] for row in rows], marker='.', label=kind)
-    axes.set(xlabel=results['axis'], ylabel=f'PSNR on {name}, dB', title=results['title'])
+    axes.set(xlabel=results['axis'], ylabel=f'PSNR on {readable(name)}, dB', title=results['title'])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -280,7 +281,7 @@ def write(name: str, results: Results, output: Path) -> list[Path]:
     """Keep results as JSON and Markdown, and a figure as a picture."""
     paths = [output / f'{name}.json', output / f'{name}.md']
     paths[0].write_text(json.dumps(results, indent=1) + '\n')
-    paths[1].write_text(markdown(results))
+    paths[1].write_text(markdown(results), encoding='utf-8')
     if results['axis']:
         paths.append(output / f'{name}.png')
         draw(results, paths[-1])

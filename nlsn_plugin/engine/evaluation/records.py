@@ -20,7 +20,7 @@ class Records:
     """Lines of JSON, by keys of all that they depend on.
 
     Args:
-        path: the file, which may exist; a line that was cut short is dropped.
+        path: the file, which may exist; a line that was cut short, or is of something else, is dropped.
 
     Raises:
         SaveError: it cannot be written.
@@ -28,8 +28,9 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, Record] = {record['key']: record for record in whole_lines(path)}
         with named(path):
+            lines = (line for line in whole_lines(path) if isinstance(line, dict))
+            self.found: dict[str, Record] = {line['key']: line for line in lines if isinstance(line.get('key'), str)}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(''.join(json.dumps(record) + '\n' for record in self.found.values()))
 

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from nlsn_plugin.data.benchmark_sets import BICUBIC
 from nlsn_plugin.data.workshop import named
+from nlsn_plugin.engine.names import readable
 from nlsn_plugin.metrics.protocols import METRICS
 from nlsn_plugin.paper import table1
 
@@ -160,7 +161,7 @@ def markdown(found: Sequence[Table]) -> str:
     for table in found:
         grid = tabulate(table.rows, table.headers, tablefmt='github', disable_numparse=True)
         parts.append('\n\n'.join([f'## {table.title}', grid, *table.notes]))
-    return '\n\n'.join(parts) + '\n'
+    return readable('\n\n'.join(parts) + '\n')
 
 
 def latex(found: Sequence[Table]) -> str:
@@ -171,7 +172,7 @@ def latex(found: Sequence[Table]) -> str:
         below = ''.join(f'\n\\par\\footnotesize {escaped(note)}' for note in table.notes)
         caption = f'\\caption{{{escaped(table.title)}}}'
         parts.append(f'\\begin{{table}}\n\\centering\n{caption}\n{grid}{below}\n\\end{{table}}')
-    return '\n\n'.join(parts) + '\n'
+    return readable('\n\n'.join(parts) + '\n')
 
 
 def escaped(text: str) -> str:
@@ -202,7 +203,7 @@ def write_csv(results: Results, file: Any) -> None:
     writer.writeheader()
     of_network = {(network['scale'], network['label']): network['cost'] or {} for network in results['networks']}
     for figure in results['figures']:
-        line = {column: figure[column] for column in columns}
+        line = {column: figure[column] for column in columns} | {'set': readable(figure['set'])}
         line |= {'protocol': results['protocol']['name'], 'seeds': len(figure['seeds'])}
         for metric in METRICS:
             line |= {metric: figure[metric]['mean'], f'{metric}_spread': figure[metric]['spread']}

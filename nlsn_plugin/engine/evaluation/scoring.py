@@ -21,6 +21,7 @@ from nlsn_plugin.engine.evaluation import costs
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
 from nlsn_plugin.engine.evaluation.records import Record, Records, digest, plain, write_image
 from nlsn_plugin.engine.measuring import describe_machine, synchronise
+from nlsn_plugin.engine.names import readable
 from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, mean, planes, score
 
@@ -119,7 +120,7 @@ def run(
                 }
             )
     if reused:
-        print(f'{reused} of {len(tasks)} were measured before, and taken from {records.path}')
+        print(readable(f'{reused} of {len(tasks)} were measured before, and taken from {records.path}'))
     return {
         'protocol': describe(settings, list(sets)),
         'machine': describe_machine(settings.device),

@@ -14,7 +14,8 @@ from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import LOSSY, encode
 from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.measuring import peak_of_process
-from nlsn_plugin.engine.upscaling.finding import STANDARD, Found, readable
+from nlsn_plugin.engine.names import readable
+from nlsn_plugin.engine.upscaling.finding import STANDARD, Found
 from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan
 from nlsn_plugin.engine.upscaling.side_by_side import side_by_side
 from nlsn_plugin.engine.upscaling.upscaler import Upscaler

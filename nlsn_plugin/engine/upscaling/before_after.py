@@ -17,7 +17,7 @@ from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import SUFFIXES, Picture
 from nlsn_plugin.data.pixels import larger_by_bicubic
 from nlsn_plugin.engine.pages import render
-from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, readable, real
+from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, real
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.models.writing import write_whole
 
@@ -177,7 +177,7 @@ def shown(pair: Pair) -> dict[str, object]:
         label = f'{label}, {BICUBIC} x{scale}'
         before = replace(larger_by_bicubic(before, scale), icc=before.icc)
     return {
-        'title': readable(pair.title),
+        'title': pair.title,
         'before': address(before, pair.before if scale == 1 else None),
         'after': address(after, pair.after),
         'before_label': label,

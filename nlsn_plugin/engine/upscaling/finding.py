@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlsn_plugin.data.pictures import SUFFIXES
+from nlsn_plugin.engine.names import readable
 from nlsn_plugin.errors import ArgumentError, DataError
 
 STANDARD = '-'
@@ -68,11 +69,6 @@ def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | No
 def real(path: Path) -> Path:
     """Absolute, without links; links in a circle are left as they are."""
     return Path(os.path.realpath(path))
-
-
-def readable(text: str) -> str:
-    """With marks where a file's name is no UTF-8, so that it can be printed."""
-    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:

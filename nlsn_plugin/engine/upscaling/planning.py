@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from nlsn_plugin.data.encoding import QUALITY, check_size
 from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES, Header
 from nlsn_plugin.engine.upscaling.finding import COMPARISON, STANDARD, real
 from nlsn_plugin.errors import DataError, SaveError, UserError
+from nlsn_plugin.models.writing import try_to_write
 
 Record = dict[str, Any]
 
@@ -199,8 +199,7 @@ class Targets:
         except OSError as error:
             raise SaveError(f'{named}: cannot make the folder {folder}: {error.strerror}') from error
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            try_to_write(folder)
         except OSError as error:
             raise SaveError(f'{named}: the folder {folder} cannot be written to: {error.strerror}') from error
         self.folders.add(folder)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from nlsn_plugin import checks
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
+from nlsn_plugin.engine.available_memory import available_memory
+from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.devices import device_of
 from nlsn_plugin.errors import ArgumentError, UserError
@@ -28,7 +30,6 @@ from nlsn_plugin.models.formats import load_network
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
 
 SCALES = (2, 3, 4)
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 OVERLAP = 32
 """Pixels that neighbouring tiles share, unless told otherwise."""
 LUMA = torch.tensor([0.299, 0.587, 0.114])
@@ -154,7 +155,7 @@ class Upscaler:
         """
         wanted = self.settings.tile
         always = memory.held(height, width, self.scale, self.settings.self_ensemble)
-        there = memory.available('cpu')
+        there = available_memory('cpu')
         if always > there:
             raise UserError(
                 f'{named} of {width}x{height} pixels and its x{self.scale} take {always / 1e9:.1f} GB, '
@@ -165,7 +166,7 @@ class Upscaler:
         if isinstance(wanted, int):
             tile = wanted if wanted < max(height, width) else None
         elif wanted == 'auto':
-            room = memory.USABLE * memory.available(self.device) - on_cpu
+            room = memory.USABLE * available_memory(self.device) - on_cpu
             tile = memory.tile_that_fits(self.net, height, width, self.dtype, room)
             tile = tile if tile is not None and tile < max(height, width) else None
         edges = (height, width) if tile is None else (min(tile, height), min(tile, width))

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, error_of, run
 
 from nlsn_plugin import NLSN, ops
-from nlsn_plugin.engine import measuring
+from nlsn_plugin.engine import available_memory, measuring
 from nlsn_plugin.engine.benchmarks import attention as benchmark
 from nlsn_plugin.engine.benchmarks import ceilings, network, tiles
 from nlsn_plugin.engine.benchmarks.cases import SUITES, Case
@@ -58,6 +58,21 @@ def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pyte
     records = benchmark.measure(Case(16, 40, 40), forms, 'cpu', 'float32', 0.1)
     skipped = {record['form']: record.get('skipped') for record in records}
     assert skipped == {'reference': 'needs about 0 GB', 'streamed': None}
+
+
+@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='reads what Linux says is free')
+def test_what_fits_beside_the_cache_of_files_and_into_the_containers_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cache of files can be dropped: MemAvailable counts it, where the pages that are free do not."""
+    limits: list[int] = []
+    monkeypatch.setattr(available_memory, 'limits_of_groups', lambda: limits)
+    monkeypatch.setattr('os.sysconf', lambda name: 0)
+    case = Case(16, 40, 40)
+    assert benchmark.why_not('reference', case, 'cpu', 'float32') is None
+    limits.append(1_000_000)
+    assert measuring.free_memory('cpu') == 1_000_000
+    assert benchmark.why_not('reference', case, 'cpu', 'float32') == 'needs about 0 GB'
 
 
 @pytest.mark.parametrize('runs', [0, 1])

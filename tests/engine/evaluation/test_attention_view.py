@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
-from conftest import error_of
+from conftest import GOLDEN, error_of
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention
 from nlsn_plugin.cli import main
@@ -60,3 +62,18 @@ def test_the_command_draws(
     words = ['show-buckets', 'none.png', '--at', '0', '0', '-opt', 'a.yml', '--scale', '3']
     assert '--scale is said by the option file' in error_of(words, capsys)
     assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)
+
+
+def test_a_name_that_is_no_utf_8_is_drawn_with_marks(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = os.fsdecode(b'caf\xe9.png')
+    try:
+        shutil.copy(photographs / 'coffee.png', image)
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    weights = str(GOLDEN / 'nlsn_x2_small_official_state_dict.pt')
+    main(['show-buckets', image, '--at', '20', '30', '--net', 'NLSN', weights, 'num_feat=16', 'num_block=8'])
+    assert 'drawn: buckets_caf\ufffd.png' in capsys.readouterr().out
+    assert Path(f'buckets_{image}').stat().st_size > 0

@@ -132,7 +132,7 @@ def test_what_was_measured_is_not_measured_again(
         evaluate([contestant(weights)], two, tmp_path / 'part', seeds=2)
     records = tmp_path / 'part' / 'records.jsonl'
     with records.open('a') as file:
-        file.write('{"key": "tor')
+        file.write('{}\n[1]\n{"key": [2]}\n{"key": "tor')
     capsys.readouterr()
     results = evaluate([contestant(weights)], two, tmp_path / 'part', seeds=2)
     assert len(calls) == 5

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -107,14 +108,16 @@ def test_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, m
 
 @pytest.mark.parametrize('name', ['fig5', 'fig6', 'table5'])
 def test_results_are_written_and_figures_drawn(name: str, tmp_path: Path) -> None:
-    study = STUDIES[name]
-    rows = [{**asdict(entry), 'psnr': {'Set5': 30 + number / 10}} for number, entry in enumerate(study.entries)]
-    held = {'updates': 2, 'batch_size': 4, 'seed': 1, 'trained on': ['a'], 'measured on': ['Set5']}
+    """Of a set whose folder's name is no UTF-8."""
+    study, measured_on = STUDIES[name], os.fsdecode(b'S\xe9t5')
+    rows = [{**asdict(entry), 'psnr': {measured_on: 30 + number / 10}} for number, entry in enumerate(study.entries)]
+    held = {'updates': 2, 'batch_size': 4, 'seed': 1, 'trained on': ['a'], 'measured on': [measured_on]}
     results = {'title': study.title, 'conditions': held, 'axis': study.axis, 'rows': rows}
     if study.costs:
         results['costs'] = [{'label': 'NLA', 'gflops': 16.0, 'paper': 16.0, 'milliseconds': 1.25}]
     paths = write(name, results, tmp_path)
-    text = (tmp_path / f'{name}.md').read_text()
+    text = (tmp_path / f'{name}.md').read_text(encoding='utf-8')
+    assert '| S\ufffdt5 ' in text
     assert json.loads((tmp_path / f'{name}.json').read_text())['rows'] == rows
     assert all(f'{30 + number / 10:.2f}' in text for number in range(len(rows)))
     if study.costs:

@@ -16,6 +16,7 @@ from skimage import data
 import nlsn_plugin
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.measuring import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
@@ -63,7 +64,7 @@ def test_the_processor_has_several_names(repeating: dict[int, Path], device: obj
     upscaler = Upscaler(Settings(weights=repeating[2], device=device))
     assert upscaler.device == 'cpu'
     assert upscaler.enlarge(Picture(np.zeros((9, 7), np.uint8)), 'black').picture.colour.shape == (18, 14)
-    assert memory.available('cpu:0') > 0
+    assert available_memory.available_memory('cpu:0') > 0
 
 
 def test_without_weights_of_its_own_the_package_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
     picture = Picture(data.chelsea()[:200, :300])
     assert upscaler.enlarge(picture, 'cat').tiles == 1
     there = int((memory.needed(upscaler.net, 96, 96, torch.float32) + memory.held(200, 300, 2, False)) / memory.USABLE)
-    monkeypatch.setattr(memory, 'available', lambda device: there)
+    monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.available_memory', lambda device: there)
     with caplog.at_level(logging.WARNING, 'nlsn_plugin'):
         result = upscaler.enlarge(picture, 'cat')
     assert result.tile == 96
@@ -132,7 +133,7 @@ def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
     assert 'cat: the whole would take about 0.1 GB of memory: done with tiles of 96x96 pixels' in caplog.text
     wide = Upscaler(Settings(weights=attending, overlap=60)).enlarge(picture, 'cat')
     assert wide.notes[-1] == 'these share 48 pixels, not 60: half of them at most'
-    monkeypatch.setattr(memory, 'available', lambda device: 1000)
+    monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.available_memory', lambda device: 1000)
     with pytest.raises(UserError, match=r'cat of 300x200 pixels and its x2 take 0\.0 GB'):
         upscaler.enlarge(picture, 'cat')
 
@@ -199,14 +200,14 @@ def test_limits_of_containers_count(tmp_path: Path, version: int) -> None:
     root = tmp_path / 'cgroup'
     group = root / ('memory/a' if version == 1 else 'a')
     (group / 'b').mkdir(parents=True)
-    limit, usage = memory.V1_FILES if version == 1 else ('memory.max', 'memory.current')
+    limit, usage = available_memory.V1_FILES if version == 1 else ('memory.max', 'memory.current')
     cached = 'total_inactive_file' if version == 1 else 'inactive_file'
     for folder, most in ((group, '1000'), (group / 'b', 'max' if version == 2 else str(2**63))):
         (folder / limit).write_text(f'{most}\n')
         (folder / usage).write_text('700\n')
         (folder / 'memory.stat').write_text(f'cache 1\n{cached} 100\n')
-    assert min(memory.limits_of_groups(root, own)) == 400
-    assert list(memory.limits_of_groups(tmp_path / 'absent', own)) == []
+    assert min(available_memory.limits_of_groups(root, own)) == 400
+    assert list(available_memory.limits_of_groups(tmp_path / 'absent', own)) == []
 
 
 def test_basicsr_is_not_needed(repeating: dict[int, Path], tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""Drawings that commands write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.models.writing import check_file
+
+
+def check_drawing(path: Path) -> None:
+    """Refuse, before the work, a place where Matplotlib could not write a drawing after it.
+
+    Raises:
+        ArgumentError: its ending is that of no drawing.
+        SaveError: see `check_file`.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in endings:
+        raise ArgumentError(f'{path}: the ending of a drawing is expected: .{", .".join(sorted(endings))}')
+    check_file(path)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nlsn_plugin.errors import SaveError
+from nlsn_plugin.models.writing import check_file, check_folder
+
+NOT_FOR_FILES = Path('/proc')
+"""Nobody can make a file in it, not even root."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path('folder').mkdir()
+    Path('file').write_text('kept')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ('path', 'said'),
+    [
+        ('folder', 'folder is a folder: name the file in it'),
+        ('', '. is a folder: name the file in it'),
+        ('none/a.json', 'there is no folder none'),
+        ('file/a.json', 'file/a.json cannot be written: Not a directory'),
+        ('n' * 300, f'{"n" * 300} cannot be written: File name too long'),
+    ],
+)
+@pytest.mark.parametrize('whole', [False, True])
+def test_files_that_cannot_be_written_are_named(folder: Path, path: str, said: str, whole: bool) -> None:
+    with pytest.raises(SaveError) as error:
+        check_file(Path(path), whole)
+    assert str(error.value) == said
+
+
+def test_what_can_be_written_is_left_as_it_is(folder: Path) -> None:
+    for path in ('file', 'folder/new', 'new'):
+        check_file(Path(path))
+        check_file(Path(path), whole=True)
+    check_folder(Path('folder'))
+    check_folder(Path('new/newer'))
+    assert sorted(folder.iterdir()) == [folder / 'file', folder / 'folder']
+    assert not list(Path('folder').iterdir())
+    assert Path('file').read_text() == 'kept'
+
+
+def test_devices_and_pipes_are_taken(folder: Path) -> None:
+    os.mkfifo('pipe')
+    check_file(Path('pipe'))  # and does not wait for a reader
+    check_file(Path('/dev/null'))
+
+
+@pytest.mark.parametrize(('path', 'said'), [('file', 'Not a directory'), ('file/new', 'Not a directory')])
+def test_folders_that_cannot_be_made_are_named(folder: Path, path: str, said: str) -> None:
+    with pytest.raises(SaveError) as error:
+        check_folder(Path(path))
+    assert str(error.value) == f'the folder {path} cannot be written to: {said}'
+
+
+@pytest.mark.skipif(not NOT_FOR_FILES.is_dir(), reason='there is no such folder')
+def test_folders_that_take_no_files_are_found_by_trying() -> None:
+    with pytest.raises(SaveError, match='/proc/a cannot be written: '):
+        check_file(NOT_FOR_FILES / 'a')
+    with pytest.raises(SaveError, match='the folder /proc/a/b cannot be written to: '):
+        check_folder(NOT_FOR_FILES / 'a' / 'b')
