@@ -12,9 +12,10 @@ from typing import Any
 
 from nlsn_plugin import checks
 from nlsn_plugin.cli.drawings import check_drawing
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_file
+from nlsn_plugin.models.writing import check_json
 
 
 def add(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add(commands: Any) -> None:
         ('benchmark-training', add_training_arguments, "time of updates and of the moving average beside BasicSR's"),
         ('benchmark-loading', add_loading_arguments, 'time to read a training sample, by the way it is stored'),
     ):
-        parser = commands.add_parser(name, help=text, description=text.capitalize() + '.')
+        parser = commands.add_parser(name, help=text, description=sentence(text) + '.')
         add_arguments(parser)
         parser.add_argument('--json', type=Path, help='write machine and figures here')
 
@@ -84,7 +85,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         raise UserError('--plot draws the sweep over n: add --suite n')
     if args.plot:
         check_drawing(args.plot)
-    check_json(args)
+    check_shared(args)
     if args.threads:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     keep = partial(write, args)
@@ -113,7 +114,7 @@ def benchmark_training(args: argparse.Namespace) -> None:
     opt, _ = read(args, is_train=True)
     if not opt['train']['ema_decay']:
         raise UserError('there is no moving average to measure: add --force_yml train:ema_decay=0.999')
-    check_json(args)
+    check_shared(args)
     results = training.run(opt, args.budget)
     show(results, ('what', 'form', 'milliseconds', 'spread', 'speedup', 'runs'))
     conclude(args, results)
@@ -125,16 +126,18 @@ def benchmark_loading(args: argparse.Namespace) -> None:
 
     if min(args.crop_size) < args.gt_size:
         raise UserError(f'--crop-size {min(args.crop_size)} is less than --gt-size {args.gt_size}')
-    check_json(args)
+    check_shared(args)
     results = loading.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
     show(results, ('what', 'milliseconds', 'spread', 'megabytes', 'runs'))
     conclude(args, results)
 
 
-def check_json(args: argparse.Namespace) -> None:
-    """Refuse a place for --json that could not be written after the measurement."""
+def check_shared(args: argparse.Namespace) -> None:
+    """Refuse what all of them share: no time, and a place for --json that could not be written after it."""
+    if args.budget <= 0:
+        raise UserError(f'--budget {args.budget:g}: more than 0 seconds are expected')
     if args.json:
-        check_file(args.json)
+        check_json(args.json)
 
 
 def show(results: dict[str, Any], columns: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.writing import check_file
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'gallery',
         help=TEXT,
-        description=f'{TEXT.capitalize()}: one file of HTML, which needs no network. A pair that '
+        description=f'{sentence(TEXT)}: one file of HTML, which needs no network. A pair that '
         'cannot be shown is reported and left out; the exit status is 1 then.',
         epilog='Pairs are found by name: photo.png and photo_x2.png, the same name in before/ and after/, a picture of '
         '--originals and one of FOLDER; or bicubic and each network, in what nlsn benchmark wrote.',

@@ -23,11 +23,12 @@ from nlsn_plugin.cli import (
     upscale,
 )
 from nlsn_plugin.cli.install_basicsr import install_basicsr
+from nlsn_plugin.cli.parser import Parser, sentence
 from nlsn_plugin.cli.streams import until_nobody_reads
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.engine.training.interruption import ignore_signals
 from nlsn_plugin.errors import InterruptedRunError, UserError
-from nlsn_plugin.models.writing import check_file
+from nlsn_plugin.models.writing import check_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +64,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='nlsn',
         description='Non-Local Sparse Network: super-resolution training and testing on BasicSR.',
         epilog='Set NLSN_TRACE=1 to see where an error arose.',
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         ('train', train, 'train a network by an option file'),
         ('test', test, 'test a network on benchmark sets by an option file'),
     ):
-        add_run_arguments(commands.add_parser(name, help=text, description=text.capitalize() + '.'), run)
+        add_run_arguments(commands.add_parser(name, help=text, description=sentence(text) + '.'), run)
     add_prepare_arguments(
         commands.add_parser(
             'prepare',
@@ -84,14 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     text = 'kill a run again and again, and see whether it ends as if it had not been'
-    command = commands.add_parser('check-resume', help=text, description=text.capitalize() + '.')
+    command = commands.add_parser('check-resume', help=text, description=sentence(text) + '.')
     command.add_argument('-opt', required=True, help='option file, or the name of a shipped one')
     command.add_argument('--kills', type=int, default=30, help='how often (default: 30)')
     command.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
     command.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', default=[], help='set options')
     command.set_defaults(run=check_resume)
     text = 'what an option file may say'
-    command = commands.add_parser('options', help=text, description=text.capitalize() + '.')
+    command = commands.add_parser('options', help=text, description=sentence(text) + '.')
     command.add_argument('--test', action='store_true', help='option files for testing, rather than for training')
     command.add_argument('--json-schema', type=Path, help='write the schema here, for editors that complete from it')
     command.set_defaults(run=show_options)
@@ -106,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     modules.add(commands)
     benchmarks.add(commands)
     text = 'install basicsr 1.4.2, on Python 3.13 and later too'
-    command = commands.add_parser('install-basicsr', help=text, description=text.capitalize() + '.')
+    command = commands.add_parser('install-basicsr', help=text, description=sentence(text) + '.')
     command.set_defaults(run=lambda args: install_basicsr())
     return parser
 
@@ -173,7 +174,7 @@ def show_options(args: argparse.Namespace) -> None:
 
     options = schema.TestOptions if args.test else schema.TrainingOptions
     if args.json_schema:
-        check_file(args.json_schema)
+        check_json(args.json_schema)
         args.json_schema.write_text(json.dumps(options.model_json_schema(), indent=1) + '\n')
     else:
         print('\n'.join(schema.documented(options)))
@@ -184,7 +185,11 @@ def prepare(args: argparse.Namespace) -> None:
     from nlsn_plugin.data.images import list_images
     from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
 
-    given = {key: value for key, value in vars(args).items() if value not in (None, False)}
+    given = {key: value for key, value in vars(args).items() if value is not None and value is not False}
+    for option in {'crop_size', 'step'} & given.keys():
+        checks.whole(f'--{option.replace("_", "-")}', given[option], least=1)
+    if '/' in given.get('name', ''):
+        raise UserError(f'--name {args.name}: a name without folders is expected')
     workers = checks.whole('--workers', args.workers, least=1) if args.workers is not None else None
     others: tuple[str, ...]
     if args.check:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import build_base, completed
 from nlsn_plugin.archs.places import Place, explore, matching
+from nlsn_plugin.cli.parser import sentence
 
 TEXT = 'modules of a network after which WithNLSA can put an attention'
 USUAL = {'num_in_ch': 3, 'num_out_ch': 3}
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'modules',
         help=TEXT,
-        description=f'{TEXT.capitalize()}, with the shape of their output for a small input. A name with * stands for '
+        description=f'{sentence(TEXT)}, with the shape of their output for a small input. A name with * stands for '
         'all that differ from it in numbers alone; it can be written so under `after:`.',
         epilog="Example: nlsn modules RCAN num_feat=64 num_group=10; then after: [conv_first, 'body.*[1::2]']",
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.models.writing import check_folder
 from nlsn_plugin.paper.studies import STUDIES
@@ -16,7 +17,7 @@ TEXT = "the paper's tables and figures, trained, measured and printed beside its
 def add(commands: Any) -> None:
     """Add the command to a parser's."""
     parser = commands.add_parser(
-        'paper', help=TEXT, description=f'{TEXT.capitalize()}. What was done before a stop is not done again.'
+        'paper', help=TEXT, description=f'{sentence(TEXT)}. What was done before a stop is not done again.'
     )
     parser.add_argument('what', choices=['table1', *STUDIES], help='table or figure')
     parser.add_argument(

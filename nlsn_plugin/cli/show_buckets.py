@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin.cli.drawings import check_drawing
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'show-buckets',
         help=TEXT,
-        description=f'{TEXT.capitalize()}: the bucket of each round over the image, the weights of NLSA beside those '
+        description=f'{sentence(TEXT)}: the bucket of each round over the image, the weights of NLSA beside those '
         'of standard attention with the same features, the sizes of buckets.',
     )
     parser.add_argument('image', type=Path, help='low-resolution image')
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     parser.add_argument('--n-hashes', type=int, help="rounds of hashing (default: the network's own)")
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='(default: cpu)')
     parser.add_argument('--output', type=Path, help='PNG (default: buckets_<image>.png)')
+    parser.add_argument('--force', action='store_true', help='overwrite a drawing that is there')
     parser.set_defaults(run=show_buckets)
 
 
@@ -55,6 +57,10 @@ def show_buckets(args: argparse.Namespace) -> None:
         raise UserError(f'there is no image {args.image}')
     path = args.output or Path(f'buckets_{args.image.stem}.png')
     check_drawing(path)
+    if path.exists() and not args.force:
+        raise UserError(f'{path} is there already: --force overwrites it')
+    if path.exists() and path.samefile(args.image):
+        raise UserError(f'--output {path} is the image itself')
     check_device(args.device)
     recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
     window = window_of({'type': recipe.type, **recipe.arguments})

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
 
@@ -15,7 +16,7 @@ TEXT = "train by a config of mmengine's or mmagic's"
 def add(commands: Any) -> None:
     """Add the command to a parser's."""
     parser = commands.add_parser(
-        'train-mmengine', help=TEXT, description=f'{TEXT.capitalize()}. A config is a Python program, which is run.'
+        'train-mmengine', help=TEXT, description=f'{sentence(TEXT)}. A config is a Python program, which is run.'
     )
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('--work-dir', help='for checkpoints and logs (default: work_dirs/<name of the config>)')

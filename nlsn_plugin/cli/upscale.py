@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nlsn_plugin import checks
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.cli.streams import abandon
 from nlsn_plugin.errors import SaveError, UserError
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'upscale',
         help=TEXT,
-        description=f'{TEXT.capitalize()}: PNG, JPEG, WebP, TIFF and BMP, of 8 or 16 bits; colour profile, EXIF and '
+        description=f'{sentence(TEXT)}: PNG, JPEG, WebP, TIFF and BMP, of 8 or 16 bits; colour profile, EXIF and '
         'transparency are kept. A picture that fails is reported, and the rest goes on.',
         epilog='Exit status: 0 if all went well, 1 if not. Examples: nlsn upscale photo.jpg; '
         "nlsn upscale frames/ -o larger/ --scale 4 --suffix '' --resume",

@@ -134,7 +134,7 @@ def decode(content: bytes, named: str) -> np.ndarray:
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
     """The bytes of a file: '.png', or '.bmp', whose pixels are as in memory."""
-    settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION] if suffix == '.png' else []  # of others OpenCV 5 complains
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION] if suffix == '.png' else []
     return cv2.imencode(suffix, image, settings)[1].tobytes()
 
 

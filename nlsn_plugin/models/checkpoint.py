@@ -72,8 +72,8 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
     Args:
         path: the file; what it is, is seen from its content.
         param_key: what to take from BasicSR's layout. Of mmengine's layout 'params_ema' and None take the moving
-            average if there is one, 'params' the network itself; files that keep one set of weights alone do not look
-            at it.
+            average if there is one, 'params' the network itself; files that keep one set of weights alone have it under
+            these keys, and no others.
         otherwise: what to take in place of a 'params_ema' that BasicSR's layout has not.
 
     Raises:
@@ -81,11 +81,16 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
     """
     check_file(path)
     if is_safetensors(path):
+        refuse_key(path, param_key)
         return read_safetensors(path)
     content = load_container(path)
+    if isinstance(content, dict) and {'optimizers', 'schedulers', 'iter'} <= content.keys():
+        weights_file = f'models/net_g_{content["iter"]}.pth'
+        raise CheckpointError(f'{path} is the state of a run, without weights: {weights_file} of that run has them')
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f'{path} holds a {type(content).__name__}: a dict of tensors is expected')
     if any(isinstance(entry, Tensor) for entry in content.values()):
+        refuse_key(path, param_key)
         weights, layout, metadata = content, 'authors', None
     elif is_of_mmengine(content):
         weights, layout = weights_of_mmengine(content, param_key), 'mmengine'
@@ -101,6 +106,12 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
     weights = {name.removeprefix('module.'): tensor.detach() for name, tensor in weights.items()}
     return Stored(weights, checked_metadata(path, metadata), layout)
+
+
+def refuse_key(path: str | Path, param_key: str | None) -> None:
+    """Refuse to look for other weights in a file of one set."""
+    if param_key not in ('params', 'params_ema', None):
+        raise CheckpointError(f"{path} has no '{param_key}': it keeps one set of weights, without a key")
 
 
 def is_safetensors(path: str | Path) -> bool:

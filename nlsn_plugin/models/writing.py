@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nlsn_plugin.errors import SaveError, UserError
+from nlsn_plugin.errors import ArgumentError, SaveError, UserError
 
 
 def write_whole(path: Path, save: Callable[[Path], object]) -> None:
@@ -68,6 +68,18 @@ def check_file(path: Path, whole: bool = False) -> None:
             path.open('ab').close()
     except OSError as error:
         raise SaveError(f'{path} cannot be written: {error.strerror}') from error
+
+
+def check_json(path: Path) -> None:
+    """Refuse, before the work, a place for JSON: as `check_file`, and a file of another kind, which is not to be lost.
+
+    Raises:
+        ArgumentError: its name does not end in .json.
+        SaveError: see `check_file`.
+    """
+    if path.suffix.lower() != '.json':
+        raise ArgumentError(f'{path}: a name that ends in .json is expected')
+    check_file(path)
 
 
 def check_folder(folder: Path) -> None:

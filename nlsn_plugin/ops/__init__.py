@@ -154,7 +154,7 @@ def cannot_fuse(match: Tensor, value: Tensor) -> str | None:
 @functools.cache
 def log_fallback(reason: str) -> None:
     """Say once for each reason what 'auto' does without."""
-    logging.getLogger('nlsn_plugin').warning("backend='auto' takes 'streamed' rather than 'fused': %s", reason)
+    logging.getLogger('nlsn_plugin').warning("backend='auto' does without 'fused': %s", reason)
 
 
 def fused_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

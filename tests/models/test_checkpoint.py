@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import GOLDEN
 
@@ -21,10 +22,24 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_flat_state_dict_reads_whatever_the_key() -> None:
+def test_a_flat_state_dict_reads_by_any_usual_key(tmp_path: Path) -> None:
     flat = torch.load(OFFICIAL_X2, weights_only=True)
     for key in ('params', 'params_ema', None):
         assert same(read_weights(OFFICIAL_X2, key), flat)
+    tensors = tmp_path / 'net.safetensors'
+    safetensors.torch.save_file(flat, tensors)
+    for path in (OFFICIAL_X2, tensors):
+        with pytest.raises(CheckpointError, match="has no 'params_g': it keeps one set of weights, without a key"):
+            read_weights(path, 'params_g')
+
+
+def test_the_state_of_a_run_is_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / '4.state'
+    torch.save({'epoch': 0, 'iter': 4, 'optimizers': [], 'schedulers': []}, path)
+    with pytest.raises(
+        CheckpointError, match=r'4\.state is the state of a run, without weights: models/net_g_4\.pth of'
+    ):
+        read_weights(path)
 
 
 def test_basicsrs_layout_reads_by_key_with_params_for_a_missing_ema(tmp_path: Path) -> None:

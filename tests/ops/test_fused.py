@@ -325,7 +325,7 @@ print((auto - layer(x)).abs().max().item() < 1e-4)
 """
     result = python(code)
     assert result.stdout == 'True\n', result.stderr
-    assert "takes 'streamed' rather than 'fused': Triton cannot run kernels here" in result.stderr
+    assert "does without 'fused': Triton cannot run kernels here" in result.stderr
 
 
 def layer_and_images(backend: str) -> tuple[NonLocalSparseAttention, list[Tensor]]:

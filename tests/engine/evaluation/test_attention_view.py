@@ -55,6 +55,9 @@ def test_the_command_draws(
     main(words)
     assert 'drawn: buckets_coffee.png' in capsys.readouterr().out
     assert cv2.imread('buckets_coffee.png').std() > 20
+    assert 'buckets_coffee.png is there already: --force overwrites it' in error_of(words, capsys)
+    main([*words, '--force'])
+    Path('buckets_coffee.png').unlink()
     place = words.index('--at')
     assert 'has 97x121 pixels' in error_of([*words[:place], '--at', '97', '0', *network], capsys)
     assert '--layer 7: the network has 2, 0 to 1' in error_of([*words, '--layer', '7'], capsys)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from nlsn_plugin.cli import main
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['upscal'], "nlsn: argument COMMAND: invalid choice: 'upscal': did you mean upscale? (nlsn --help says more)"),
+        (
+            ['prepare', '--scale', '5'],
+            'nlsn prepare: argument --scale: invalid choice: 5: there are 2, 3, 4 (nlsn prepare --help says more)',
+        ),
+        ([], 'nlsn: the following arguments are required: COMMAND (nlsn --help says more)'),
+        (['convert', 'a', 'b', '--hlaf'], 'nlsn: unrecognized arguments: --hlaf (nlsn --help says more)'),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f'{message}\n'
+
+
+def test_names_keep_their_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(['modules', '--help'])
+    assert 'Modules of a network after which WithNLSA can put' in capsys.readouterr().out
