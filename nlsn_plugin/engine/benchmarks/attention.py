@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nlsn_plugin import ops
+from nlsn_plugin.engine.benchmarks import onednn
 from nlsn_plugin.engine.benchmarks.cases import LAYER, SUITES, Case
 from nlsn_plugin.engine.benchmarks.ceilings import ceilings, core_time, fractions
 from nlsn_plugin.engine.dtypes import DTYPES
@@ -35,10 +36,9 @@ from nlsn_plugin.engine.measuring import (
     peak_memories,
     release,
 )
-from nlsn_plugin.errors import BackendError, UserError
+from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference, tf32
-from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 
 TOLERANCES = {'float32': (1e-5, 1e-4), 'bfloat16': (0.05, 0.2), 'float16': (0.01, 0.05)}
 """Of outputs and gradients, relative to the largest entry. Half precision is held to what it can hold to."""
@@ -104,13 +104,7 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
         reason = ops.cannot_fuse(rows[..., : case.channels // 4], rows)
         return reason or ('its interpreter is for tests' if device == 'cpu' else None)
     if form.endswith('-onednn'):
-        if (device, dtype) != ('cpu', 'float32'):
-            return 'is for float32 on a CPU'
-        try:
-            with onednn_matmul():
-                return None
-        except BackendError as error:
-            return str(error)
+        return onednn.why_not(device) if (device, dtype) == ('cpu', 'float32') else 'is for float32 on a CPU'
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
     if form.startswith('nla') and pixels * case.images > MOST_PIXELS_OF_NLA[device, dtype == 'float32']:
@@ -138,14 +132,7 @@ PASSES: dict[str, Callable[..., Any]] = {'forward': forward, 'forward + backward
 def step_of(form: str, which: str, layer: Callable[[Tensor], Tensor], x: Tensor) -> Step:
     """One pass of a layer, ready to be timed."""
     step = partial(PASSES[which], layer, x)
-    if not form.endswith('-onednn'):
-        return step
-
-    def with_onednn() -> Any:
-        with onednn_matmul(check=False):
-            return step()
-
-    return with_onednn
+    return onednn.with_onednn(step) if form.endswith('-onednn') else step
 
 
 NO_MEMORY = 'ran out of memory'

@@ -18,7 +18,7 @@ from conftest import ROOT, error_of, run
 from nlsn_plugin import NLSN, ops
 from nlsn_plugin.engine import available_memory, measuring
 from nlsn_plugin.engine.benchmarks import attention as benchmark
-from nlsn_plugin.engine.benchmarks import ceilings, network, tiles
+from nlsn_plugin.engine.benchmarks import ceilings, network, onednn, tiles
 from nlsn_plugin.engine.benchmarks.cases import SUITES, Case
 from nlsn_plugin.errors import UserError
 
@@ -221,9 +221,9 @@ def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatc
     small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
     monkeypatch.setattr(network, 'NLSN', small)
     records = network.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)['records']
-    assert {record['form'] for record in records} == {
-        f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')
-    }
+    forms = [f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')]
+    forms += ['auto-onednn, float32'] if onednn.why_not('cpu') is None else []
+    assert [record['form'] for record in records] == forms
 
 
 def test_a_network_that_computes_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,30 @@
+"""Steps measured with oneDNN's products of float32 matrices; see `ops.cpu_matmul`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nlsn_plugin.engine.measuring import Step
+from nlsn_plugin.errors import BackendError
+from nlsn_plugin.ops.cpu_matmul import onednn_matmul
+
+
+def why_not(device: str) -> str | None:
+    """Why that cannot be on a device; None if it can."""
+    if device != 'cpu':
+        return 'is for CPUs'
+    try:
+        with onednn_matmul():
+            return None
+    except BackendError as error:
+        return str(error)
+
+
+def with_onednn(step: Step) -> Step:
+    """A step with those products, once `why_not` has nothing against it."""
+
+    def run() -> Any:
+        with onednn_matmul(check=False):
+            return step()
+
+    return run
