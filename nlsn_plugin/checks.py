@@ -30,9 +30,10 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 def seed(name: str, value: Any) -> int:
     """Return `value` if it is one that PyTorch's generators take."""
-    if whole(name, value, least=0) > LARGEST_SEED:
-        raise ArgumentError(f'{name}={value} is not allowed: a whole number of at most {LARGEST_SEED} is expected')
-    return operator.index(value)
+    number = whole(name, value, least=0)
+    if number > LARGEST_SEED:
+        raise ArgumentError(f'{name}={number} is not allowed: a whole number of at most {LARGEST_SEED} is expected')
+    return number
 
 
 def real(name: str, value: Any) -> float:

@@ -104,7 +104,7 @@ def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
         reason = ops.cannot_fuse(rows[..., : case.channels // 4], rows)
         return reason or ('its interpreter is for tests' if device == 'cpu' else None)
     if form.endswith('-onednn'):
-        return onednn.why_not(device) if (device, dtype) == ('cpu', 'float32') else 'is for float32 on a CPU'
+        return onednn.why_not(device, dtype)
     if form.startswith('nla') and (case.n_hashes, case.chunk_size) != (LAYER.n_hashes, LAYER.chunk_size):
         return 'knows neither r nor k'
     if form.startswith('nla') and pixels * case.images > MOST_PIXELS_OF_NLA[device, dtype == 'float32']:

@@ -79,9 +79,9 @@ def measure(size: tuple[int, int], device: str, budget: float, compiled: bool) -
     networks = {form: make(form, device) for form in FORMS}
     x = torch.rand(1, 3, *size, device=device)
     compare: Step = partial(largest_difference, networks['reference'], networks['auto'], x)
-    has_onednn = onednn.why_not(device) is None
+    has_onednn = onednn.why_not(device, 'float32') is None
     with tf32.switched(False):
-        differences = [check() for check in (compare, *([onednn.with_onednn(compare)] if has_onednn else []))]
+        differences = [compare(), *([onednn.with_onednn(compare)()] if has_onednn else [])]
     if not all(difference <= LARGEST_DIFFERENCE for difference in differences):
         said = ', '.join(f'{difference:.1e}' for difference in differences)
         raise UserError(f"NLSN with backend='auto' is off 'reference' by {said}; nothing was timed")

@@ -9,10 +9,10 @@ from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 
 
-def why_not(device: str) -> str | None:
-    """Why that cannot be on a device; None if it can."""
-    if device != 'cpu':
-        return 'is for CPUs'
+def why_not(device: str, dtype: str) -> str | None:
+    """Why that cannot be, or would change nothing; None if it can."""
+    if (device, dtype) != ('cpu', 'float32'):
+        return 'is for float32 on a CPU'
     try:
         with onednn_matmul():
             return None

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, error_of
+from option_file import write
+
+from nlsn_plugin.cli import main
+from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.options.reading import check_paths, checked
+from nlsn_plugin.errors import UserError
+
+
+def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'no option file .*train_NLSN_x2\.yml: did you mean train_NLSN_x2\.yml'):
+        find_option_file(str(tmp_path / 'train_NLSN_x2.yml'))
+    with pytest.raises(UserError, match='is a folder: name the option file in it'):
+        find_option_file(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('', 'holds NoneType: keys and values are expected'),
+        ('- 1', 'holds list: keys and values are expected'),
+        ({'path': None}, 'path is None: a section is expected'),
+        ({'datasets': None}, 'datasets is None: a section is expected'),
+        ({'name': 2024}, 'name is 2024: text is expected'),
+        ({'scale': '2'}, "scale is '2': a whole number is expected"),
+        ({'scale': True}, 'scale is True: a whole number is expected'),
+        ({'train:total_iter': 2.5}, 'train: total_iter is 2.5: a whole number is expected'),
+        ({'train:ema_decay': '1e-3'}, "train: ema_decay is '1e-3': a number is expected (in YAML write 0.0001, or"),
+        ({'train:ema_decay': 1.0}, 'train: ema_decay is 1.0: less than 1.0 is expected'),
+        ({'train:total_iter': -1}, 'train: total_iter is -1: at least 1 is expected'),
+        ({'train:clip_grad_norm': 0.0}, 'train: clip_grad_norm is 0.0: more than 0.0 is expected'),
+        ({'manual_seed': 2**32}, 'manual_seed is 4294967296: less than 4294967296 is expected'),
+        ({'name': ''}, "name is '': the name of a folder is expected"),
+        ({'name': 'a/../../b'}, "name is 'a/../../b': the name of a folder is expected"),
+        ({'datasets:val:mean': [0.5, 0.5, 0.5]}, 'datasets: val: mean: needs std'),
+        (
+            {'train:pixel_opt:loss_weight': '1e-2'},
+            "train: pixel_opt: loss_weight: '1e-2' is text (in YAML write 0.0001",
+        ),
+        ({'train:pixel_opt:reduction': 'avg'}, 'train: pixel_opt: L1Loss: Unsupported reduction mode: avg'),
+        ({'val:metrics:psnr:crop_border': 2.5}, 'val: metrics: psnr: crop_border: is 2.5: a whole number is expected'),
+        ({'val:metrics:psnr:crop_border': '2'}, "val: metrics: psnr: crop_border: '2' is text"),
+        ({'train:optim_g': {'type': 'LBFGS', 'lr': 1.0}}, 'train: optim_g: LBFGS: '),
+        ({'train:optim_g': {'type': 'SparseAdam', 'lr': 1.0}}, 'train: optim_g: SparseAdam: '),
+        (
+            {'compare_with_bicubic': True, 'val:metrics': None, 'val:save_img': True},
+            'compare_with_bicubic: needs val with metrics',
+        ),
+        (
+            {'datasets:train:type': 'FFHQDataset', 'datasets:train:batch_size_per_gpu': ...},
+            'lacks the key batch_size_per_gpu',
+        ),
+        ({'train:amp': 'bf61'}, "train: amp is 'bf61': Input should be 'off', 'bf16' or 'fp16'"),
+        ({'model_type': ...}, 'lacks the key model_type'),
+        ({'network_g:type': ...}, 'network_g: lacks the key type'),
+        ({'datasets:train:batch_size_per_gpu': ...}, 'datasets: train: lacks the key batch_size_per_gpu'),
+        ({'datasets:val:dataroot_gt': 3}, 'datasets: val: dataroot_gt is 3: text is expected'),
+        ({'train:gradclip': 1.0}, 'train: gradclip is unknown: there are '),
+        ({'num_gpus': 1}, 'num_gpus is unknown: did you mean num_gpu?'),
+        ({'path:model': 'x'}, 'path: model is unknown: there are '),
+        ({'datasets:train:use_hflipp': True}, 'datasets: train: use_hflipp is unknown: did you mean use_hflip?'),
+        ({'datasets:vall': {}}, 'datasets: vall is no phase: train, val, val_2, test_1 and the like are expected'),
+        ({'logger:print_frq': 1}, 'logger: print_frq is unknown: did you mean print_freq?'),
+        ({'model_type': 'NLSNModl'}, 'model_type: no NLSNModl: did you mean NLSNModel?'),
+        ({'network_g:type': 'NLSNN'}, 'network_g: type: no NLSNN: did you mean NLSN?'),
+        ({'network_g:n_hash': 4}, 'network_g: n_hash: NLSN takes no n_hash: did you mean n_hashes?'),
+        ({'network_g:upscale': '2'}, "upscale='2' is not allowed: a whole number"),
+        ({'train:pixel_opt:type': 'L3Loss'}, 'train: pixel_opt: type: no L3Loss: did you mean L1Loss?'),
+        ({'train:pixel_opt:weight': 1}, 'train: pixel_opt: weight: L1Loss takes no weight: did you mean loss_weight?'),
+        ({'train:pixel_opt': ...}, 'train: pixel_opt or perceptual_opt is expected: there is no loss'),
+        ({'train:optim_g:type': 'AdamX'}, 'train: optim_g: type: no AdamX: did you mean Adam?'),
+        (
+            {'train:optim_g:beta': 0.9},
+            'train: optim_g: beta: Adam takes no beta: did you mean betas?',
+        ),
+        ({'train:scheduler:type': 'MultStepLR'}, 'train: scheduler: type: no MultStepLR: did you mean MultiStepLR?'),
+        ({'val:metrics:psnr:type': 'psnr'}, 'val: metrics: psnr: type: no psnr'),
+        ({'val:metrics:psnr:border': 2}, 'val: metrics: psnr: border: calculate_psnr takes no border'),
+        ({'val:metrics': ...}, 'val: has no metrics and writes no images: there is nothing to do'),
+        ({'datasets:val': ...}, 'val: there is nothing to validate on: datasets has no val'),
+        ({'datasets:train:gt_size': 97}, 'datasets: train: gt_size: 97 is not divisible by scale 2: 96 is'),
+        ({'datasets:train:use_shuffle': False}, 'datasets: train: use_shuffle is False: Input should be True'),
+        ({'train:amp': 'bf16', 'model_type': 'SRModel'}, 'train: amp: is read by NLSNModel alone, not by SRModel'),
+        ({'val:tile': 64, 'model_type': 'SRModel'}, 'val: tile: is read by NLSNModel alone, not by SRModel'),
+        ({'train:net_d_iters': 2}, 'train: net_d_iters: is read by GAN models alone, not by NLSNModel'),
+        ({'train:accumulate': 3}, 'train: accumulate: 3 does not divide batch_size_per_gpu 16'),
+        ({'val:tile': 16, 'val:tile_overlap': 16}, 'val: tile_overlap=16 is not less than tile=16'),
+        (
+            {'datasets:train:pin_memory': False, 'datasets:train:prefetch_mode': 'cuda'},
+            'prefetch_mode: cuda needs pin_memory: true',
+        ),
+    ],
+)
+def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
+    change: dict[str, object] | str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', change)
+    error = error_of(['train', '-opt', path], capsys)
+    assert message in error
+    if isinstance(change, dict) and ... not in change.values():
+        number = int(re.search(r'a\.yml, line (\d+): ', error)[1])
+        line = Path(path).read_text().splitlines()[number - 1]
+        assert any(key in line for keys in change for key in keys.split(':')[-2:])
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = yaml.safe_load((ROOT / 'options' / 'test_NLSN_x2.yml').read_text())
+    document['datasets']['test_2']['name'] = document['datasets']['test_1']['name']
+    (tmp_path / 'a.yml').write_text(yaml.safe_dump(document))
+    error = error_of(['test', '-opt', str(tmp_path / 'a.yml')], capsys)
+    assert error.endswith('datasets: test_2: name: Set5 is the name of test_1 already')
+
+
+def test_a_data_set_may_have_any_class_and_what_the_loop_reads_has_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.yml', {'datasets:train:type': 'FFHQDataset', 'datasets:train:prefetch_mode': ...})
+    assert checked(Document(Path(path)), is_train=True)['datasets']['train']['prefetch_mode'] is None
+
+
+@pytest.mark.parametrize(
+    ('command', 'name', 'other'), [('test', 'train_NLSN_x2', 'train'), ('train', 'test_NLSN_x2', 'test')]
+)
+def test_an_option_file_for_the_other_command_is_one_line(
+    command: str, name: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of([command, '-opt', name], capsys)
+    path = ROOT / 'options' / f'{name}.yml'
+    assert error == f'nlsn: {path} is an option file for {other}ing: nlsn {other} -opt {path}'
+
+
+def test_a_part_that_is_in_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.yml').write_text('a: &x {b: *x}')
+    assert error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys).endswith('a.yml holds a part that is in itself')
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.yml').write_bytes(b'name: caf\xe9')
+    assert 'a.yml is not UTF-8 text' in error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--force_yml', 'foo'], '--force_yml foo: KEY=VALUE is expected'),
+        (['--force_yml', 'train:x=[1,'], '--force_yml train:x=[1,: [1, is no value'),
+        (['--force_yml', 'trian:x=1'], '--force_yml trian:x=1: trian is unknown: did you mean train?'),
+        (
+            ['--force_yml', 'train:total=1'],
+            '--force_yml train:total=1: train: total is unknown: did you mean total_iter?',
+        ),
+        (['--force_yml', 'num_gpu:x=1'], '--force_yml num_gpu:x=1: num_gpu is no section'),
+        (['--force_yml', 'scale=two'], "--force_yml scale=two: scale is 'two': a whole number is expected"),
+        (['--launcher', 'pytorch'], '--launcher pytorch: this process was not started by `torchrun'),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(['train', '-opt', 'train_NLSN_x2', *words], capsys)
+
+
+def test_the_environment_is_checked_as_the_command_line_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('NLSN_FORCE_YML', 'train:total=1')
+    message = error_of(['train', '-opt', 'train_NLSN_x2'], capsys)
+    assert 'NLSN_FORCE_YML train:total=1: train: total is unknown: did you mean total_iter?' in message
+    monkeypatch.setenv('NLSN_FORCE_YML', "name='my run' scale=two")
+    message = error_of(['train', '-opt', 'train_NLSN_x2', '--force_yml', 'scale=three'], capsys)
+    assert "--force_yml scale=three: scale is 'three': a whole number is expected" in message
+
+
+def test_bad_yaml_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'bad.yml', 'name: a\nscale: [2\nmodel_type: b\n')
+    assert f'{path}, line ' in error_of(['train', '-opt', path], capsys)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', {'train:gradclip': 1, 'scale': 'x', 'val:pbarr': True})
+    with pytest.raises(SystemExit):
+        main(['train', '-opt', path])
+    title, *lines = capsys.readouterr().err.splitlines()
+    assert title == f'nlsn: {path} has 3 mistakes:'
+    assert len(lines) == 3
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', 'name: a\nscale: 2\ntrain:\n  total_iter: 1\n  total_iter: 2\n')
+    message = error_of(['train', '-opt', path], capsys)
+    assert message == f'nlsn: {path}, line 5: train: total_iter stands on line 4 already'
+
+
+@pytest.mark.parametrize('upscale', [4, 3])
+def test_a_network_of_another_scale_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], upscale: int
+) -> None:
+    """BasicSR's own train_RCAN_x2.yml has upscale: 4."""
+    (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / 'a.yml', {'network_g:upscale': upscale})
+    assert f'network_g: upscale {upscale} is not scale 2' in error_of(['train', '-opt', path], capsys)
+    assert not (tmp_path / 'experiments').exists()
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
+    with pytest.raises(UserError, match=r'there is no file nowhere/net.pth \(there is no folder nowhere\)'):
+        check_paths(opt, tmp_path / 'a.yml')
+
+
+def test_a_bad_argument_of_the_network_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_options, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
+    monkeypatch.chdir(tmp_path)
+    path = small_options('train_NLSN_x2', lambda options: options['network_g'].update(upscale=5))
+    message = error_of(['train', '-opt', str(path)], capsys)
+    assert message.endswith('network_g: upscale=5 is not allowed: 2, 3, 4 or another power of 2 is expected')
