@@ -1,4 +1,4 @@
-"""Install basicsr 1.4.2, also where `pip install basicsr` fails.
+"""`nlsn install-basicsr`: basicsr 1.4.2, also where `pip install basicsr` fails.
 
 On Python 3.13 and later nobody can build its source distribution (there is no wheel): its setup.py reads the version by
 `exec` into `locals()`, which no longer works there. This fetches the official source distribution by pip (so that its
@@ -14,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.errors import UserError
 
+TEXT = 'install basicsr 1.4.2, on Python 3.13 and later too'
 VERSION = '1.4.2'
 SHA256 = 'b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87'
 REPAIRS = (
@@ -28,6 +31,12 @@ REPAIRS = (
     ),
     ("        setup_requires=['cython', 'numpy', 'torch'],\n", ''),
 )
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser('install-basicsr', help=TEXT, description=f'{sentence(TEXT)}.')
+    parser.set_defaults(run=lambda args: install_basicsr())
 
 
 def install_basicsr() -> None:

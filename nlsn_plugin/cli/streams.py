@@ -1,8 +1,9 @@
-"""Standard streams that nobody reads any more."""
+"""Standard streams that take nothing more."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import sys
@@ -14,8 +15,9 @@ LIKE_SIGPIPE = 128 + 13
 
 
 @contextlib.contextmanager
-def until_nobody_reads() -> Iterator[None]:
-    """End the program, without a word, when its output goes into a pipe whose reader has seen enough."""
+def while_output_is_taken() -> Iterator[None]:
+    """End the program when its output goes to a full disk, or, without a word, into a pipe whose reader has seen
+    enough."""
     try:
         try:
             yield
@@ -27,6 +29,12 @@ def until_nobody_reads() -> Iterator[None]:
         abandon(sys.stdout)
         abandon(sys.stderr)
         sys.exit(LIKE_SIGPIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
+            raise
+        print(f'nlsn: nothing more can be written: {error.strerror}', file=sys.stderr)
+        abandon(sys.stdout)
+        sys.exit(1)
 
 
 def is_broken(stream: TextIO) -> bool:

@@ -1,10 +1,11 @@
-"""Readers of the output that have seen enough, as `head` has."""
+"""Readers of the output that have seen enough, as `head` has, and disks that are full."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,12 @@ def test_another_pipe_that_breaks_is_a_defect_to_see() -> None:
     done = subprocess.run([sys.executable, '-c', words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert 'BrokenPipeError' in done.stderr
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='writes to a disk that is always full')
+def test_output_to_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, '-m', 'nlsn_plugin', 'options']
+    with Path('/dev/full').open('w') as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.stderr == 'nlsn: nothing more can be written: No space left on device\n'
+    assert done.returncode == 1

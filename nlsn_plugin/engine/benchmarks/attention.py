@@ -233,7 +233,7 @@ def add_memory(records: list[dict[str, Any]], device: str, keep: Callable[[], No
         case = {field.name: record[field.name] for field in fields(Case)}
         words = record['form'], case, record['dtype'], record['pass']
         jobs.append(Job(f'{record["case"]}, {record["form"]}', one_pass, words))
-    for record, peak in zip(timed, peak_memories(jobs, device)):
+    for record, peak in zip(timed, peak_memories(jobs, device), strict=True):
         record['peak_bytes'] = peak
         keep()
 
@@ -292,12 +292,16 @@ def gpu_cells(record: dict[str, Any]) -> list[str]:
 
 
 def left_out(records: list[dict[str, Any]]) -> list[str]:
-    """What was not measured, and why: a line for each form and reason."""
+    """What was not measured, and why: a line for each form and reason, with the cases unless those are all."""
+    every = {record['case'] for record in records}
     cases: dict[str, dict[str, None]] = {}
     for record in records:
         if 'skipped' in record:
             cases.setdefault(f'{record["form"]}: {record["skipped"]}', {})[record['case']] = None
-    return [f'not measured, {what} ({"; ".join(names)})' for what, names in cases.items()]
+    return [
+        f'not measured, {what}' + (f' ({"; ".join(names)})' if names.keys() != every else '')
+        for what, names in cases.items()
+    ]
 
 
 HEADERS = ['case', 'pass', 'form', 'time', 'speed', 'peak memory', 'GPU alone', 'speed of it']

@@ -68,7 +68,7 @@ def run(
         eager = [record for record in records if record['form'] in plain]
         names = [record['form'].rsplit(', ', 1) for record in eager]
         jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
-        for record, peak in zip(eager, peak_memories(jobs, device)):
+        for record, peak in zip(eager, peak_memories(jobs, device), strict=True):
             record['peak_bytes'] = peak
             keep(results)
     return results

@@ -60,6 +60,18 @@ def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pyte
     assert skipped == {'reference': 'needs about 0 GB', 'streamed': None}
 
 
+def test_what_is_left_out_is_said_once_with_its_cases_unless_those_are_all() -> None:
+    records = [
+        {'case': case, 'form': form, 'pass': which, 'skipped': 'takes minutes'}
+        for case, form in [('small', 'fused'), ('large', 'fused'), ('large', 'nla')]
+        for which in ('forward', 'forward + backward')
+    ]
+    assert benchmark.left_out(records) == [
+        'not measured, fused: takes minutes',
+        'not measured, nla: takes minutes (large)',
+    ]
+
+
 @pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='reads what Linux says is free')
 def test_what_fits_beside_the_cache_of_files_and_into_the_containers_is_measured(
     monkeypatch: pytest.MonkeyPatch,

@@ -1,0 +1,94 @@
+"""`nlsn prepare`: data for training and for testing, made of folders of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nlsn_plugin import checks
+from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.errors import UserError
+
+FOR_TRAINING = ('validation', 'name', 'crop_size', 'step', 'storage')
+FOR_MAKING = ('input', 'output', 'scale', 'test', 'lr', *FOR_TRAINING)
+"""Options that mean nothing with --test, and with --check."""
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser's."""
+    parser = commands.add_parser(
+        'prepare',
+        help='make training or test data from a folder of images',
+        description='Make training data (LMDBs of sub-images) or test data (folders) from a folder of HR images; '
+        'LR images are made by MATLAB-style bicubic.',
+    )
+    parser.add_argument('--input', type=Path, nargs='+', help='folders of HR images')
+    parser.add_argument('--output', type=Path, help='folder to write to')
+    parser.add_argument('--scale', type=int, nargs='+', choices=[2, 3, 4], help='reductions (default: 2)')
+    parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
+    parser.add_argument(
+        '--validation', type=Path, nargs='+', help='folders to validate on, such as Set5/HR: made beside, in benchmark/'
+    )
+    parser.add_argument('--lr', help='folder of given LR images, such as DIV2K_train_LR_bicubic/X{scale}')
+    parser.add_argument('--name', help='what the LMDBs are called (default: DIV2K_train)')
+    parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
+    parser.add_argument('--step', type=int, help='distance of HR sub-images, pixels (default: 240)')
+    parser.add_argument('--storage', choices=['png', 'raw'], help='raw: larger, and nothing to decode (default: png)')
+    parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
+    parser.add_argument(
+        '--check', type=Path, nargs='+', metavar='LMDB', help='check LMDBs, or folders of LMDBs, instead'
+    )
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    load_toolbox('basicsr')
+    given = {key: value for key, value in vars(args).items() if value is not None and value is not False}
+    for option in ('crop_size', 'step', 'workers'):
+        if option in given:
+            checks.whole(f'--{option.replace("_", "-")}', given[option], least=1)
+    if '/' in given.get('name', ''):
+        raise UserError(f'--name {args.name}: a name without folders is expected')
+    if args.check:
+        refuse(given, FOR_MAKING, 'is for making data: leave it or --check out')
+        from nlsn_plugin.data.lmdb_check import check
+
+        print('\n'.join(check(args.check, args.workers)))
+        return
+    for option in ('input', 'output'):
+        if option not in given:
+            raise UserError(f'--{option} is missing: nlsn prepare --input FOLDER --output FOLDER')
+    scales = args.scale or [2]
+    if args.test:
+        from nlsn_plugin.data.prepare import prepare_test_data
+
+        refuse(given, FOR_TRAINING, 'is for training data: leave it or --test out')
+        made = prepare_test_data(args.input, args.output, scales, args.lr, args.workers)
+    else:
+        chosen: dict[str, Any] = {key: given[key] for key in ('name', 'crop_size', 'step', 'storage', 'lr') if key in given}
+        made = make_training_data(args, scales, chosen)
+    print('ready: ' + '\n       '.join(map(str, made)))
+
+
+def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:
+    """The LMDBs, and the sets to validate on beside them."""
+    from nlsn_plugin.data.images import list_images
+    from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
+
+    validation = [folder.resolve() for folder in args.validation or []]
+    for folder in validation:
+        list_images([folder])  # is there, before hours of work
+    made = prepare_training_data(args.input, args.output, scales=scales, workers=args.workers, **chosen)
+    for folder in validation:
+        name = folder.parent.name if folder.name == 'HR' else folder.name
+        made += prepare_test_data(folder, args.output.parent / 'benchmark' / name, scales, workers=args.workers)
+    return made
+
+
+def refuse(given: Iterable[str], others: Iterable[str], advice: str) -> None:
+    """Refuse what would be read and do nothing."""
+    for option in others:
+        if option in given:
+            raise UserError(f'--{option.replace("_", "-")} {advice}')
