@@ -25,11 +25,7 @@ OTHER_PROGRAMS = ('python3', 'pip', 'pytest', 'apt-get', 'git', 'cp', 'mkdir')
 
 def test_nothing_is_left_to_fill_in() -> None:
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', readme)) == {
-        'NLSN_BACKEND',
-        'NLSN_FORCE_YML',
-        'THP_MEM_ALLOC_ENABLE',
-    }
+    assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', readme)) == {'NLSN_BACKEND', 'NLSN_FORCE_YML'}
 
 
 @pytest.mark.parametrize('example', examples('python'), ids=str)
