@@ -67,7 +67,7 @@ def prepare(args: argparse.Namespace) -> None:
         refuse(given, FOR_TRAINING, 'is for training data: leave it or --test out')
         made = prepare_test_data(args.input, args.output, scales, args.lr, args.workers)
     else:
-        chosen: dict[str, Any] = {key: given[key] for key in ('name', 'crop_size', 'step', 'storage', 'lr') if key in given}
+        chosen = {key: value for key, value in given.items() if key in ('name', 'crop_size', 'step', 'storage', 'lr')}
         made = make_training_data(args, scales, chosen)
     print('ready: ' + '\n       '.join(map(str, made)))
 
