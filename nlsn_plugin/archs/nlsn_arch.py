@@ -90,7 +90,6 @@ class NLSN(nn.Module):
         num_block = checks.whole('num_block', num_block, least=1)
         res_scale = checks.real('res_scale', res_scale)
         eval_seed = None if eval_seed is None else checks.seed('eval_seed', eval_seed)
-        self.checkpointing = checks.boolean('checkpointing', checkpointing)
         self.num_in_ch = num_in_ch
         self.img_range = img_range
         self.upscale = checks.whole('upscale', upscale, least=1)
@@ -123,32 +122,25 @@ class NLSN(nn.Module):
         self.sub_mean = MeanShift([-img_range * mean for mean in rgb_mean])
         self.add_mean = MeanShift([img_range * mean for mean in rgb_mean])
         self.head = nn.Sequential(Conv3x3(num_in_ch, num_feat, backend))
-        self.body = nn.Sequential(*body)
+        self.body = Body(*body)
+        self.body.checkpointing = checks.boolean('checkpointing', checkpointing)
         self.tail = nn.Sequential(tail, Conv3x3(num_feat, num_out_ch, backend))
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
         if x.dim() != 4 or x.shape[1] != self.num_in_ch:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.num_in_ch}, H, W] is expected')
-        x = x.contiguous(
-            memory_format=torch.channels_last
-        )  # and so all features: as fast, and attention needs no copies
+        # And so all features: as fast, and attention needs no copies.
+        x = x.contiguous(memory_format=torch.channels_last)
         features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
-        features = features + self._run_body(features)
-        if torch.is_grad_enabled() or is_recorded() or any(map(is_hooked, self.tail.modules())):
+        features = features + self.body(features)
+        if torch.is_grad_enabled() or is_recorded() or any(map(is_hooked, (*self.tail.modules(), self.add_mean))):
             return self._enlarge(features)
         return in_strips(self._enlarge, features, self.upscale)
 
     def _enlarge(self, features: Tensor) -> Tensor:
         """The image of its features, [N, num_feat, H, W] -> [N, num_out_ch, upscale * H, upscale * W]."""
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
-
-    def _run_body(self, features: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return self.body(features)
-        for module in self.body:
-            features = checkpoint(module, features, use_reentrant=False)
-        return features
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -201,6 +193,19 @@ def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list
             f'attention_at={list(attention_at)} is not allowed: different numbers from 0 to num_block={num_block}'
         )
     return places
+
+
+class Body(nn.Sequential):
+    """Blocks and attentions; with `checkpointing` what is between them is computed again on the way back."""
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return super().forward(x)  # type: ignore[no-untyped-call]
+        for module in self:
+            x = checkpoint(module, x, use_reentrant=False)
+        return x
 
 
 class MeanShift(nn.Module):

@@ -17,6 +17,10 @@ LARGEST_ERROR = 1e-4
 """Of a product of normal random numbers, relative to its largest entry. True bfloat16 errs by some 3e-3."""
 
 
+FULL_PRECISION = ('none', 'ieee', 'highest')
+"""PyTorch's names for products that are not to round, the first two from 2.9 on."""
+
+
 def use_onednn_matmul() -> float:
     """Let oneDNN multiply float32 matrices on the CPU from now on, in the whole process.
 
@@ -64,6 +68,24 @@ def onednn_multiplies(x: Tensor) -> bool:
         return False
     settings = matmul_settings()
     return x.dtype in HALF or (x.dtype == torch.float32 and settings is not None and settings.fp32_precision == 'bf16')
+
+
+def multiplies_exactly() -> bool:
+    """Whether products of float32 matrices on the CPU are as exact as float32, as PyTorch is set now.
+
+    `torch.set_float32_matmul_precision('medium')` and its like allow rounding to bfloat16 or TF32, which CPUs with AMX
+    make use of, and others do not.
+    """
+    settings = matmul_settings()
+    precision = settings.fp32_precision if settings else torch.get_float32_matmul_precision()
+    return precision in FULL_PRECISION or is_exact_at(precision)
+
+
+@functools.cache
+def is_exact_at(precision: str) -> bool:
+    """`multiplies_exactly`, measured once for each setting; `precision` is the one that is set."""
+    with torch.autocast('cpu', enabled=False):
+        return product_error() <= LARGEST_ERROR
 
 
 @functools.cache

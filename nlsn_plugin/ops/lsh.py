@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
 from nlsn_plugin.ops.traceable import is_exporting
 
 MAX_BUCKETS = 128
@@ -41,14 +42,16 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
 
     Returns:
         Codes in [0, m), uint8, [N, r, L]; on a tie the first index, for a feature that is not a number 0. Computed in
-        float32 under any autocast (on a GPU in float64, which no setting turns into TF32), since a code that flips with
+        float32 under any autocast (in float64 on a GPU, which no setting turns into TF32, and on a CPU that is set to
+        round products), since a code that flips with
         the precision moves its pixel to another bucket. No gradient flows through them.
     """
     channels, rounds, half = rotations.shape
     images, length, _ = x.shape
     codes = x.new_empty(rounds, images * length, dtype=torch.uint8)
     with torch.no_grad(), without_autocast(x.device):
-        dtype = torch.float64 if x.device.type == 'cuda' else torch.float32
+        is_exact = x.device.type != 'cuda' and (x.device.type != 'cpu' or multiplies_exactly())
+        dtype = torch.float32 if is_exact else torch.float64
         columns = rotations.to(x.device, dtype).permute(1, 2, 0).reshape(rounds * half, channels)
         numbers = PROJECTIONS_AT_ONCE if x.device.type == 'cpu' else images * length * len(columns)
         at_once = min(max(1, numbers // len(columns)), images * length)

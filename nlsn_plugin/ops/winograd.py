@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
 from nlsn_plugin.ops.scratch import scratch
 
 EDGE, TAPS = 4, 3
@@ -48,10 +49,13 @@ FEWEST_PIXELS, SHORTEST_EDGE = 48 * 48, 16
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is faster here than PyTorch's convolution: it is on CPUs for many channels and pixels."""
+    """Whether `conv3x3` is faster here than PyTorch's convolution, and as exact: it is on CPUs for many channels and
+    pixels, unless PyTorch may round products of matrices there."""
     height, width = x.shape[2:]
     large = height * width >= FEWEST_PIXELS and min(height, width) >= SHORTEST_EDGE
-    return large and min(weight.shape[:2]) >= FEWEST_CHANNELS and x.device.type == 'cpu'
+    many = min(weight.shape[:2]) >= FEWEST_CHANNELS
+    # Of convolutions nobody has allowed the rounding that may be allowed of products.
+    return large and many and x.device.type == 'cpu' and multiplies_exactly()
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

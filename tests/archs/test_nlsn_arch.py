@@ -268,12 +268,13 @@ def test_upsampling_in_strips_gives_what_upsampling_the_whole_does(
     assert seen == [size[0]]  # where gradients are wanted, in one piece
 
 
-def test_whoever_looks_into_the_tail_sees_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('place', ['tail.0.1', 'tail', 'add_mean'])
+def test_whoever_looks_into_the_tail_sees_the_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = NLSN(num_feat=8, num_block=1, attention='none').eval()
     x = torch.rand(1, 3, 64, 9)
     monkeypatch.setitem(nlsn_arch.TAIL_NUMBERS, 'cpu', 1)
     heights = []
-    net.tail[0][1].register_forward_hook(lambda module, inputs, output: heights.append(output.shape[2]))
+    net.get_submodule(place).register_forward_hook(lambda module, inputs, output: heights.append(output.shape[2]))
     with torch.no_grad():
         net(x)
     assert heights == [128]

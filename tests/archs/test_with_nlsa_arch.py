@@ -381,3 +381,15 @@ def test_a_single_pixel_is_no_image_of_features() -> None:
     arch = {'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1}
     with pytest.raises(ArgumentError, match='which gives a single pixel'):
         WithNLSA({**arch, 'squeeze_factor': 4}, 'AdaptiveAvgPool2d', probe=[3, 64, 64])
+
+
+def test_an_attention_after_a_body_that_is_checkpointed_is_trained() -> None:
+    base = {'type': 'NLSN', 'num_feat': 16, 'num_block': 1, 'attention': 'none', 'checkpointing': True}
+    net = WithNLSA(base, after='body', nlsa={'chunk_size': 16}, zero_start=False).train()
+    torch.manual_seed(0)
+    trained = net(torch.ones(1, 3, 12, 10) * torch.linspace(0, 1, 10))
+    trained.sum().backward()
+    assert all(weight.grad is not None for weight in net.nlsa.parameters())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert (net(torch.ones(1, 3, 12, 10) * torch.linspace(0, 1, 10)) - trained).abs().max() < 1e-5

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_reference import draw
 
 from nlsn_plugin import ops
 from nlsn_plugin.errors import BackendError
-from nlsn_plugin.ops import cpu_matmul
+from nlsn_plugin.layers.convolution import Conv3x3
+from nlsn_plugin.ops import cpu_matmul, winograd
 
 matmul = getattr(torch.backends.mkldnn, 'matmul', None)
 
@@ -50,6 +52,46 @@ class TestWhereThereIsTheSetting:
         with pytest.raises(BackendError, match='rounds float32 matrix products on this CPU'):
             cpu_matmul.use_onednn_matmul()
         assert matmul.fp32_precision == before
+
+
+@pytest.fixture
+def rounding_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that rounds as it is allowed to, such as one with AMX."""
+    monkeypatch.setattr(cpu_matmul, 'product_error', lambda: 3e-3)
+    cpu_matmul.is_exact_at.cache_clear()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('medium')
+    yield
+    torch.set_float32_matmul_precision(before)
+    cpu_matmul.is_exact_at.cache_clear()
+
+
+@pytest.mark.usefixtures('rounding_products')
+def test_where_products_may_round_convolutions_and_codes_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.empty(1).expand(1, 256, 64, 64), torch.empty(1).expand(256, 256, 3, 3)
+    assert not winograd.is_faster(x, weight)
+    types = []
+    product = torch.mm
+    monkeypatch.setattr(torch, 'mm', lambda a, b, **options: types.append(a.dtype) or product(a, b, **options))
+    ops.hash_codes(torch.randn(1, 50, 8), torch.randn(8, 2, 4))
+    assert types == [torch.float64]
+
+
+def test_codes_and_convolutions_are_the_same_however_products_may_round() -> None:
+    """On a CPU that rounds hashing in float32 moves tens of these codes."""
+    torch.manual_seed(0)
+    x, rotations, layer = torch.randn(1, 2304, 64), torch.randn(64, 4, 8), Conv3x3(192, 192).eval()
+    image = torch.randn(1, 192, 50, 50)
+    before = torch.get_float32_matmul_precision()
+    codes, expected = ops.hash_codes(x, rotations), F.conv2d(image, layer.weight, layer.bias, padding=1)
+    try:
+        torch.set_float32_matmul_precision('medium')
+        with torch.no_grad():
+            found = layer(image)
+        assert (ops.hash_codes(x, rotations) != codes).sum() <= 1  # float64 may decide otherwise on a tie
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_a_product_that_rounds_to_bfloat16_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
