@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
@@ -37,11 +38,14 @@ def seed(name: str, value: Any) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """Return `value` if it is a number."""
+    """Return `value` as a float if it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         hint = ' (in YAML write 0.1, or !!float 1e-1)' if isinstance(value, str) else ''
         raise ArgumentError(f'{name}={value!r} is not allowed: a number is expected{hint}')
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ArgumentError(f'{name}={value!r} is not allowed: a finite number is expected')
+    return number
 
 
 def boolean(name: str, value: Any) -> bool:

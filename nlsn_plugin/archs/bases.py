@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -115,9 +115,11 @@ def registered(registry: Any, name: str) -> Any:
 
     scope, own = registry.split_scope_key(name)
     if scope is not None and scope != registry.scope:
-        if scope in MODULE2PACKAGE:  # one of OpenMMLab's
-            with contextlib.suppress(ImportError):
+        if scope in MODULE2PACKAGE and importlib.util.find_spec(scope):  # one of OpenMMLab's, and installed
+            try:
                 importlib.import_module(f'{scope}.registry')
+            except FAILURES as error:  # some refuse packages that are newer than they are
+                raise MissingToolboxError(f'{scope} does not import: {first_line(error)}') from error
         root = registry
         while root.parent is not None:
             root = root.parent
@@ -125,7 +127,7 @@ def registered(registry: Any, name: str) -> Any:
     while registry is not None:
         try:
             registry.import_from_location()
-        except ImportError as error:
+        except FAILURES as error:
             raise MissingToolboxError(f'the networks of {registry.scope} do not import: {first_line(error)}') from error
         if own in registry.module_dict:
             return registry.module_dict[own]

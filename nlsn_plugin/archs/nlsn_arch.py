@@ -84,13 +84,14 @@ class NLSN(nn.Module):
         for name, channels in (('num_in_ch', num_in_ch), ('num_out_ch', num_out_ch)):
             if checks.whole(name, channels, least=1) != len(rgb_mean):
                 raise ArgumentError(f'{name}={channels} does not fit rgb_mean={rgb_mean}: one mean per channel')
-        if checks.real('img_range', img_range) <= 0:
-            raise ArgumentError(f'img_range={img_range} is not allowed: more than 0 is expected')
+        img_range = checks.real('img_range', img_range)
+        if img_range <= 0:
+            raise ArgumentError(f'img_range={img_range:g} is not allowed: more than 0 is expected')
         num_feat = checks.whole('num_feat', num_feat, least=1)
         num_block = checks.whole('num_block', num_block, least=1)
         res_scale = checks.real('res_scale', res_scale)
         eval_seed = None if eval_seed is None else checks.seed('eval_seed', eval_seed)
-        self.num_in_ch = num_in_ch
+        self.num_in_ch = len(rgb_mean)
         self.img_range = img_range
         self.upscale = checks.whole('upscale', upscale, least=1)
         tail = Upsampler(self.upscale, num_feat, backend)

@@ -146,6 +146,12 @@ def score(output: Planes, truth: Planes, border: int) -> dict[str, float]:
 
 
 def mean(values: list[float]) -> float:
-    """Of the finite ones: the PSNR of equal images is infinite. Exact, whatever the order."""
+    """Of the finite ones: the PSNR of equal images is infinite. Exact, whatever the order.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not values:
+        raise DataError('no image was measured: there is no mean')
     finite = [value for value in values if not math.isinf(value)]
     return math.fsum(finite) / len(finite) if finite else values[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from nlsn_plugin.models.description import Arguments, Description
 
 PROBE = (24, 32)
 """Height and width of a small image, which all networks take and no chunk divides."""
+BUILDING = threading.RLock()
+"""Held while the environment keeps torch.load from running code."""
 ADVICE = 'The arguments have to be those that the weights were trained with'
 
 
@@ -52,7 +55,7 @@ def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
     except ArgumentError as error:
         raise CheckpointError(f'{path}: {error}') from error
     try:
-        with nothing_executed():
+        with only_weights_loaded():
             return cls(**arguments)
     except UserError:
         raise
@@ -61,32 +64,41 @@ def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
 
 
 @contextlib.contextmanager
-def nothing_executed() -> Iterator[None]:
-    """Whatever is torch.loaded inside runs no code.
+def only_weights_loaded() -> Iterator[None]:
+    """Whatever is torch.loaded inside runs no code; one thread at a time, for it is the process's environment that says
+    so.
 
     Classes may load a file that their arguments name, and those may come from a stranger's metadata.
     """
     name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    before = os.environ.get(name)
-    os.environ[name] = '1'
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with BUILDING:
+        before = os.environ.get(name)
+        os.environ[name] = '1'
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def scale_of(net: nn.Module) -> int:
     """By how much a network enlarges: its `upscale`, or what it makes of a small image."""
     upscale = getattr(net, 'upscale', None)
-    return upscale if isinstance(upscale, int) else round(upscaled(net).shape[-1] / PROBE[1])
+    return upscale if isinstance(upscale, int) else round(upscaled(net).shape[-1] / probe_size(net)[1])
 
 
 def channels_of(net: nn.Module) -> int:
     """Channels of the image that a network takes."""
     return in_channels(net, {})
+
+
+def probe_size(net: nn.Module) -> list[int]:
+    """PROBE, or where a network takes whole windows alone the next larger size of such."""
+    window = getattr(net, 'window_size', 1)
+    unit = window if isinstance(window, int) else 1
+    return [edge + -edge % unit for edge in PROBE]
 
 
 def upscaled(net: nn.Module) -> Tensor:
@@ -95,10 +107,7 @@ def upscaled(net: nn.Module) -> Tensor:
     Raises:
         ArgumentError: it takes no such image.
     """
-    window = getattr(net, 'window_size', 1)
-    unit = window if isinstance(window, int) else 1
-    size = [edge + -edge % unit for edge in PROBE]
-    x = torch.rand(1, channels_of(net), *size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, channels_of(net), *probe_size(net), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # eval_seed=None draws from the global generator
         try:

@@ -99,7 +99,7 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
         wanted = [param_key, otherwise] if param_key in ('params_ema', None) else [param_key]
         found = next((key for key in wanted if isinstance(content.get(key), dict)), None)
         if found is None:
-            raise CheckpointError(f"{path} has no '{param_key}': it holds {shortened(content, 5)}")
+            raise CheckpointError(f"{path} has no '{param_key or otherwise}': it holds {shortened(content, 5)}")
         weights, layout, metadata = content[found], 'basicsr', content.get(METADATA_KEY)
     for name, entry in weights.items():
         if not isinstance(name, str) or not isinstance(entry, Tensor):

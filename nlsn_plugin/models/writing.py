@@ -6,11 +6,13 @@ import contextlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.errors import ArgumentError, SaveError, UserError
 
 
@@ -22,7 +24,8 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     Raises:
         SaveError: the disk is full, or not to be written to.
     """
-    temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')  # a valid name however long that of `path` is
+    # A valid name however long that of `path` is, and of this thread alone.
+    temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp')
     try:
         save(temporary)
         with temporary.open('rb+') as file:
@@ -37,7 +40,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
         if isinstance(error, UserError):
             raise
         cause = error if isinstance(error, OSError) else error.__context__ or error
-        reason = getattr(cause, 'strerror', None) or str(cause).splitlines()[0]
+        reason = getattr(cause, 'strerror', None) or first_line(cause)
         raise SaveError(f'{path} could not be saved: {reason}; what was saved before is intact') from error
     finally:
         with contextlib.suppress(OSError):

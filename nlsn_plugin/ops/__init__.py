@@ -73,6 +73,7 @@ def attend(
             rounds, or k < 1.
         BackendError (a RuntimeError): the backend asked for by name cannot run on these tensors.
     """
+    check_rotations(match, rotations, chunk_size)
     check_sizes(match, value, rotations.shape[1], chunk_size)
     order = library.pixel_order(match.detach(), rotations) if match.shape[1] >= chunk_size else None
     return attend_in_order(match, value, order, chunk_size, backend, neighbours)
@@ -110,6 +111,22 @@ def attend_in_order(
     elif backend == 'fused' and (reason := cannot_fuse(match, value)):
         raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     return FORMS[backend](match, value, order, chunk_size, neighbours)
+
+
+def check_rotations(match: Tensor, rotations: Tensor, chunk_size: int) -> None:
+    """Refuse what cannot hash `match`."""
+    if rotations.dim() != 3 or rotations.shape[0] != match.shape[-1]:
+        raise ArgumentError(
+            f'rotations has the shape {list(rotations.shape)}, match {list(match.shape)}: [c, r, m/2] and [N, L, c] '
+            'are expected'
+        )
+    if torch.compiler.is_compiling():  # where asking would tie the graph to the image's size
+        return
+    if match.shape[1] >= chunk_size and not 1 <= rotations.shape[2] <= MAX_BUCKETS // 2:
+        raise ArgumentError(
+            f'rotations has the shape {list(rotations.shape)}: at least 1 and at most {MAX_BUCKETS // 2} columns are '
+            'expected, half as many as buckets'
+        )
 
 
 def check_sizes(match: Tensor, value: Tensor, rounds: int, chunk_size: int) -> None:

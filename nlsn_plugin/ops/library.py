@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import lsh, reference
 
 COUNTS_FLOPS = not torch.__version__.startswith('2.4.')
@@ -187,7 +188,11 @@ def operator(
         gradients = attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.chunk_size, ctx.neighbours)
         return *gradients, None, None, None, None
 
+    def refuse(ctx: Any, *_: Tensor | None) -> None:
+        raise BackendError(f"backend={name!r} can be differentiated once; 'reference' as often as is wanted")
+
     attend.register_autograd(differentiate, setup_context=keep)
+    attend_backward.register_autograd(refuse)
 
     def multiply_adds(order: torch.Size, chunk_size: int, neighbours: str) -> int:
         """One for each score and channel."""

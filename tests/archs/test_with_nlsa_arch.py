@@ -89,7 +89,8 @@ def test_names_of_weights_are_the_base_networks_and_some_below_nlsa(name: str) -
     assert [key for key, _ in net.named_parameters() if key not in dict(pure.named_parameters())] == [
         key for key in net.state_dict() if key.startswith('nlsa.')
     ]
-    assert isinstance(net, (WithNLSA, type(pure)))
+    assert isinstance(net, WithNLSA)
+    assert isinstance(net, type(pure))
     assert net.upscale == 2
     assert net.num_in_ch == 3
 
@@ -393,3 +394,14 @@ def test_an_attention_after_a_body_that_is_checkpointed_is_trained() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         assert (net(torch.ones(1, 3, 12, 10) * torch.linspace(0, 1, 10)) - trained).abs().max() < 1e-5
+
+
+def test_a_toolbox_that_refuses_to_be_imported_is_named_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some of OpenMMLab's do that find a newer package than they know."""
+    (tmp_path / 'mmpose').mkdir()
+    (tmp_path / 'mmpose' / '__init__.py').write_text("raise AssertionError('mmcv==2.2 is used, <2.2 is wanted')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ArgumentError, match='mmpose does not import: mmcv==2.2 is used, <2.2 is wanted'):
+        WithNLSA({'type': 'mmpose.HRNet'}, after='body')

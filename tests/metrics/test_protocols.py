@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, read_image, reduce
 from nlsn_plugin.errors import DataError, UserError
-from nlsn_plugin.metrics.protocols import PROTOCOLS, bicubic_planes, find_protocol, planes, score
+from nlsn_plugin.metrics.protocols import PROTOCOLS, bicubic_planes, find_protocol, mean, planes, score
 
 BASICSR, MATLAB, VDSR = (PROTOCOLS[name] for name in ('basicsr', 'matlab', 'vdsr'))
 
@@ -93,3 +93,8 @@ def test_equal_images_and_other_borders(photographs: Path) -> None:
 def test_a_protocol_that_is_not_there() -> None:
     with pytest.raises(UserError, match='--protocol matlap: there is none; did you mean matlab'):
         find_protocol('matlap')
+
+
+def test_of_no_images_there_is_no_mean() -> None:
+    with pytest.raises(DataError, match='no image was measured'):
+        mean([])

@@ -99,6 +99,12 @@ def test_a_damaged_file_is_named_with_the_reason_in_one_line(tmp_path: Path, kin
     assert '\n' not in str(error.value)
 
 
+def test_any_set_of_weights_is_looked_for_by_its_name(tmp_path: Path) -> None:
+    torch.save({'params_ema': {'a': torch.ones(1)}}, tmp_path / 'net.pth')
+    with pytest.raises(CheckpointError, match="has no 'params': it holds params_ema"):
+        read_weights(tmp_path / 'net.pth', None)
+
+
 def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / 'net_g_latest.pth').touch()
     with pytest.raises(CheckpointError, match=r'there is no file .*net_g_last\.pth \(did you mean .*latest\.pth'):

@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) -> N
     save_network(small(), path, metadata())
     before = path.read_bytes()
     weights = {name: tensor.to_sparse() for name, tensor in small().state_dict().items()}
-    with pytest.raises((SaveError, RuntimeError)):
+    with pytest.raises(SaveError):
         save_network(weights, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

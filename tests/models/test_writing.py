@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nlsn_plugin.errors import SaveError
-from nlsn_plugin.models.writing import check_file, check_folder
+from nlsn_plugin.models.writing import check_file, check_folder, write_whole
 
 NOT_FOR_FILES = Path('/proc')
 """Nobody can make a file in it, not even root."""
@@ -67,3 +69,28 @@ def test_folders_that_take_no_files_are_found_by_trying() -> None:
         check_file(NOT_FOR_FILES / 'a')
     with pytest.raises(SaveError, match='the folder /proc/a/b cannot be written to: '):
         check_folder(NOT_FOR_FILES / 'a' / 'b')
+
+
+def test_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    both_write = threading.Barrier(2, timeout=60)
+
+    def write(letter: bytes) -> None:
+        def save(path: Path) -> None:
+            with path.open('wb') as file:
+                both_write.wait()
+                file.write(letter * 1000)
+
+        write_whole(tmp_path / 'file', save)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [b'a', b'b']))
+    assert (tmp_path / 'file').read_bytes() in (b'a' * 1000, b'b' * 1000)
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_an_error_without_words_is_named(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError
+
+    with pytest.raises(SaveError, match='file could not be saved: RuntimeError; what was saved before is intact'):
+        write_whole(tmp_path / 'file', fail)

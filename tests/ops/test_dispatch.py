@@ -88,6 +88,33 @@ def test_what_makes_no_sense_is_refused(
         ops.attend(match, value, torch.randn(4, rounds, 1), chunk_size, backend)
 
 
+@pytest.mark.parametrize(
+    ('shape', 'message'),
+    [
+        ((4, 2), r'rotations has the shape \[4, 2\], match \[1, 30, 4\]: \[c, r, m/2\] and \[N, L, c\] are expected'),
+        ((5, 2, 2), r'rotations has the shape \[5, 2, 2\], match \[1, 30, 4\]'),
+        ((4, 2, 0), r'rotations has the shape \[4, 2, 0\]: at least 1 and at most 64 columns'),
+        ((4, 2, 65), r'rotations has the shape \[4, 2, 65\]: at least 1 and at most 64 columns'),
+    ],
+)
+def test_rotations_that_cannot_hash_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ops.attend(torch.randn(1, 30, 4), torch.randn(1, 30, 5), torch.randn(shape), 8)
+
+
+def test_a_second_derivative_that_there_is_not_says_which_form_has_it() -> None:
+    match, value, rotations = draw(1, 30, 2, 8)
+    for backend in ('reference', 'streamed'):
+        leaf = match.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(ops.attend(leaf, value, rotations, 8, backend).sum(), leaf, create_graph=True)
+        if backend == 'reference':
+            grad.sum().backward()
+            assert leaf.grad is not None
+        else:
+            with pytest.raises(BackendError, match="backend='streamed' can be differentiated once; 'reference' as"):
+                grad.sum().backward()
+
+
 def test_a_backend_that_cannot_run_says_why() -> None:
     with pytest.raises(BackendError, match=r"backend='fused' cannot run here: .*float64"):
         ops.attend(*draw(1, 30, 1, 8), 8, 'fused')

@@ -74,11 +74,6 @@ def test_codes_are_computed_in_float32_whatever_the_dtype(dtype: torch.dtype) ->
     assert hash_codes(x, rotations).equal(expected)
 
 
-def test_no_gradient_flows_through_codes() -> None:
-    x = torch.randn(1, 8, 4, requires_grad=True)
-    assert not hash_codes(x, torch.randn(4, 1, 2)).requires_grad
-
-
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
 def test_equal_codes_keep_raster_order(codes: list[int]) -> None:
     expected = sorted(range(len(codes)), key=lambda pixel: codes[pixel])

@@ -70,11 +70,12 @@ def test_an_order_that_is_given_is_cut_into_chunks() -> None:
 
 
 @pytest.mark.parametrize(('length', 'chunk_size'), [(3, 4), (4, 4), (11, 4)])
-def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int) -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int, backend: str) -> None:
     match, value, rotations = draw(1, length, 2, chunk_size, channels=(3, 2))
 
     def attend(match: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return ops.attend(match, value, rotations, chunk_size)
+        return ops.attend(match, value, rotations, chunk_size, backend)
 
     assert torch.autograd.gradcheck(attend, (match.requires_grad_(), value.requires_grad_()))
 
@@ -82,51 +83,57 @@ def test_gradients_are_those_of_finite_differences(length: int, chunk_size: int)
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**31))
 
 
-@given(sizes)
-def test_every_output_is_a_mean_of_values(size: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+@given(size=sizes)
+def test_every_output_is_a_mean_of_values(backend: str, size: tuple[int, int, int, int]) -> None:
     length, chunk_size, rounds, seed = size
     match, value, rotations = draw(1, length, rounds, chunk_size, seed=seed)
-    result = ops.attend(match, value, rotations, chunk_size)
+    result = ops.attend(match, value, rotations, chunk_size, backend)
     low, high = value.amin(dim=1, keepdim=True), value.amax(dim=1, keepdim=True)
     assert ((low - 1e-9 <= result) & (result <= high + 1e-9)).all()
 
 
-@given(sizes)
-def test_images_of_a_batch_do_not_see_each_other(size: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+@given(size=sizes)
+def test_images_of_a_batch_do_not_see_each_other(backend: str, size: tuple[int, int, int, int]) -> None:
     length, chunk_size, rounds, seed = size
     match, value, rotations = draw(3, length, rounds, chunk_size, seed=seed)
-    together = ops.attend(match, value, rotations, chunk_size)
+    together = ops.attend(match, value, rotations, chunk_size, backend)
     for n in range(3):
-        alone = ops.attend(match[n : n + 1], value[n : n + 1], rotations, chunk_size)
+        alone = ops.attend(match[n : n + 1], value[n : n + 1], rotations, chunk_size, backend)
         torch.testing.assert_close(together[n : n + 1], alone)
 
 
-@given(sizes)
-def test_repeating_a_round_changes_nothing(size: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+@given(size=sizes)
+def test_repeating_a_round_changes_nothing(backend: str, size: tuple[int, int, int, int]) -> None:
     length, chunk_size, _, seed = size
     match, value, rotations = draw(1, length, 1, chunk_size, seed=seed)
-    once = ops.attend(match, value, rotations, chunk_size)
-    thrice = ops.attend(match, value, rotations.expand(-1, 3, -1), chunk_size)
+    once = ops.attend(match, value, rotations, chunk_size, backend)
+    thrice = ops.attend(match, value, rotations.expand(-1, 3, -1), chunk_size, backend)
     torch.testing.assert_close(once, thrice)
 
 
 @pytest.mark.parametrize('length', [3, 30])
-def test_an_empty_batch_stays_empty(length: int) -> None:
-    assert ops.attend(*draw(0, length, 2, 8), 8).shape == (0, length, 7)
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_an_empty_batch_stays_empty(length: int, backend: str) -> None:
+    assert ops.attend(*draw(0, length, 2, 8), 8, backend).shape == (0, length, 7)
 
 
-def test_one_window_over_everything_is_standard_attention() -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_one_window_over_everything_is_standard_attention(backend: str) -> None:
     match, value, rotations = draw(1, 12, 2, 4)  # three chunks: every window holds every pixel once
     dense = torch.softmax(match @ torch.nn.functional.normalize(match, dim=-1).mT, dim=-1) @ value
-    torch.testing.assert_close(ops.attend(match, value, rotations, 4), dense)
+    torch.testing.assert_close(ops.attend(match, value, rotations, 4, backend), dense)
 
 
 @pytest.mark.parametrize('magnitude', [0.0, 1e-6, 1e3])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
-def test_features_of_any_length_give_finite_numbers(magnitude: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize('backend', ['reference', 'streamed'])
+def test_features_of_any_length_give_finite_numbers(magnitude: float, dtype: torch.dtype, backend: str) -> None:
     match, value, rotations = draw(1, 30, 2, 8)
     match = (match * magnitude).to(dtype).requires_grad_()
-    result = ops.attend(match, value.to(dtype), rotations, 8)
+    result = ops.attend(match, value.to(dtype), rotations, 8, backend)
     result.float().sum().backward()
     assert result.dtype == dtype
     assert result.isfinite().all()
