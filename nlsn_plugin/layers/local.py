@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nlsn_plugin import checks
-from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.layers.residual import ResidualAttention, channels_behind
 from nlsn_plugin.ops.dense import attend_in_windows
 
 
@@ -41,7 +41,7 @@ class LocalWindowAttention(ResidualAttention):
         self.window = checks.whole('window', window, least=1)
 
     def _attend(self, x: Tensor) -> Tensor:
-        match, value = as_image(self.conv_match(x)), as_image(self.conv_assembly(x))  # [N, H, W, *]
+        match, value = channels_behind(self.conv_match(x)), channels_behind(self.conv_assembly(x))  # [N, H, W, *]
         return attend_in_windows(match, value, self.window).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:

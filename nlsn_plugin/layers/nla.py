@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nlsn_plugin import checks
-from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.layers.residual import ResidualAttention, channels_behind
 from nlsn_plugin.ops.dense import attend_nearby
 
 
@@ -48,9 +48,9 @@ class NonLocalAttention(ResidualAttention):
         self.conv_key = None if checks.boolean('shared', shared) else self._new_conv_match()
 
     def _attend(self, x: Tensor) -> Tensor:
-        query = as_image(self.conv_match(x))  # [N, H, W, C / reduction]
-        key = query if self.conv_key is None else as_image(self.conv_key(x))
-        value = as_image(self.conv_assembly(x))  # [N, H, W, C]
+        query = channels_behind(self.conv_match(x))  # [N, H, W, C / reduction]
+        key = query if self.conv_key is None else channels_behind(self.conv_key(x))
+        value = channels_behind(self.conv_assembly(x))  # [N, H, W, C]
         return attend_nearby(query, key, value, self.window).permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.layers.residual import ResidualAttention, as_image
+from nlsn_plugin.layers.residual import ResidualAttention, channels_behind
 from nlsn_plugin.ops import library, traceable
 from nlsn_plugin.ops.dense import in_windows
 
@@ -106,7 +106,7 @@ class NonLocalSparseAttention(ResidualAttention):
         Returns:
             [N, C, H, W].
         """
-        rows = self._as_rows(x)
+        rows = self._checked(x)
         if rotations is not None and (self.partition != 'lsh' or self.window is not None):
             raise ArgumentError(
                 f'rotations are not allowed with partition={self.partition!r}, window={self.window}: they are for '
@@ -117,7 +117,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     def _attend(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
         """NLSA(x), [N, C, H, W]."""
-        match, value = as_image(self.conv_match(x)), as_image(self.conv_assembly(x))  # [N, H, W, *]
+        match, value = channels_behind(self.conv_match(x)), channels_behind(self.conv_assembly(x))  # [N, H, W, *]
         if self.window is None:
             attended = self._attend_pixels(match.flatten(1, 2), value.flatten(1, 2), rotations).view(value.shape)
         else:

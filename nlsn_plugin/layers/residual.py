@@ -29,14 +29,14 @@ class ResidualAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
-        attended = self._attend(self._as_rows(x))
+        attended = self._attend(self._checked(x))
         return torch.add(x, attended, alpha=self.res_scale)
 
     def _new_conv_match(self) -> nn.Sequential:
         """theta or phi: C -> C / reduction."""
         return nn.Sequential(Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
 
-    def _as_rows(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor) -> Tensor:
         """`x`, if it has the right shape, with channels last, so that pixels are rows of memory all the way."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
@@ -47,6 +47,6 @@ class ResidualAttention(nn.Module):
         raise NotImplementedError
 
 
-def as_image(features: Tensor) -> Tensor:
+def channels_behind(features: Tensor) -> Tensor:
     """[N, D, H, W] -> [N, H, W, D], without a copy if channels are last."""
     return features.permute(0, 2, 3, 1).contiguous()

@@ -21,20 +21,21 @@ OF_THE_RUN = ('backend', 'checkpointing')
 
 @dataclass(frozen=True)
 class Description:
-    """A network's class and arguments, by where they are known from; later ones go before earlier ones.
+    """A network's class and arguments, by where they are known from; where several say an argument, the one
+    further down this list counts.
 
     Attributes:
         type: the name of its class.
         assumed: nothing said them: those of the released networks.
-        stored: the file's metadata.
         inferred: names and shapes of the weights.
+        stored: the file's metadata.
         given: by the caller.
     """
 
     type: str
     assumed: Arguments = field(default_factory=dict)
-    stored: Arguments = field(default_factory=dict)
     inferred: Arguments = field(default_factory=dict)
+    stored: Arguments = field(default_factory=dict)
     given: Arguments = field(default_factory=dict)
 
     @property
@@ -83,13 +84,13 @@ def describe(stored: Stored, path: object, given: Arguments, kind: str | None = 
             if recognition.contradiction(inferred, argument, value):
                 raise error(f'{path}: {argument}={value!r} {who} contradicts its weights: {inferred[argument]!r}')
     if metadata:
-        return Description(name, {}, known, inferred, given)
+        return Description(name, inferred=inferred, stored=known, given=given)
     attention = given.get('attention', inferred['attention'])
     unsaid = set(recognition.RELEASED if attention in ('nlsa', 'random') else ['res_scale']) - set(given)
     assumed = {argument: value for argument, value in recognition.RELEASED.items() if argument in unsaid}
     if attention == 'nlsa' and 'attention' not in given:
         assumed['attention'] = inferred.pop('attention')  # others have the same names
-    return Description(name, assumed, known, inferred, given)
+    return Description(name, assumed, inferred, known, given)
 
 
 def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: object) -> float | None:

@@ -403,5 +403,5 @@ def test_a_toolbox_that_refuses_to_be_imported_is_named_with_its_reason(
     (tmp_path / 'mmpose').mkdir()
     (tmp_path / 'mmpose' / '__init__.py').write_text("raise AssertionError('mmcv==2.2 is used, <2.2 is wanted')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ArgumentError, match='mmpose does not import: mmcv==2.2 is used, <2.2 is wanted'):
+    with pytest.raises(ArgumentError, match=r'mmpose does not import: mmcv==2\.2 is used, <2\.2 is wanted'):
         WithNLSA({'type': 'mmpose.HRNet'}, after='body')
