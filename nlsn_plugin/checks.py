@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
-import yaml
-
 from nlsn_plugin.errors import ArgumentError
 
 LARGEST_SEED = 2**63 - 1
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return `value` as an int if it is a whole number (of at least `least`); True and '2' are none."""
+    """Return `value` as an int if it is a whole number (of at least `least`), which True and '2' are not."""
     expected = 'a whole number' + (f' of at least {least}' if least is not None else '')
     try:
         number = operator.index(value)
@@ -85,7 +83,7 @@ def mapping(name: str, value: Any) -> dict[Any, Any]:
     return value
 
 
-PASSES_OVER = ('basicsr.archs.', 'basicsr.metrics.')
+IGNORES_KWARGS = ('basicsr.archs.', 'basicsr.metrics.')
 """Modules whose `**kwargs` nobody reads."""
 
 
@@ -93,7 +91,7 @@ def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0
     """Arguments (besides the first `given`) that a class or function does not take, or needs and has not (None)."""
     parameters = inspect.signature(called).parameters
     takes_any = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
-    if takes_any and not called.__module__.startswith(PASSES_OVER):
+    if takes_any and not called.__module__.startswith(IGNORES_KWARGS):
         return
     known = [name for name in list(parameters)[given:] if name not in takes_any]
     for key in arguments:
@@ -104,20 +102,6 @@ def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0
         is_needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
         if is_needed and key not in arguments:
             yield None, f'{called.__name__} needs {key}'
-
-
-def pairs(words: Iterable[str]) -> dict[str, Any]:
-    """What KEY=VALUE words say, their values in YAML."""
-    found = {}
-    for word in words:
-        key, sign, value = word.partition('=')
-        if not key.isidentifier() or not sign:
-            raise ArgumentError(f'{word}: KEY=VALUE is expected, such as num_feat=64')
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ArgumentError(f'{word}: {value} is no value') from error
-    return found
 
 
 def nearest(name: str, among: Iterable[str]) -> str:

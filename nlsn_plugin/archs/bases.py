@@ -99,7 +99,7 @@ def find_in_basicsr(name: str) -> tuple[type[nn.Module] | None, list[str]]:
 
 
 def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
-    """The same in mmengine's registry of the default scope, and those above it."""
+    """The class, if there is one, and the names in mmengine's registry of the default scope and those above it."""
     from mmengine.registry import MODELS
 
     with MODELS.switch_scope_and_registry(None) as registry:

@@ -19,8 +19,7 @@ from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.layers.convolution import Conv3x3
-from nlsn_plugin.ops import without_autocast
-from nlsn_plugin.ops.traceable import is_recorded
+from nlsn_plugin.ops.context import is_recorded, without_autocast
 
 BLOCKS_PER_ATTENTION = 8
 

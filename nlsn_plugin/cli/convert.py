@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
+from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import UserError
 
 TEXT = "weights between the authors' .pt, BasicSR's .pth, safetensors and mmengine's .pth"
@@ -56,7 +56,7 @@ def convert(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
     from nlsn_plugin.engine.names import readable
 
-    given = {**network_g(args.option_file), **checks.pairs(args.pairs)}
+    given = {**network_g(args.option_file), **pairs(args.pairs)}
     kind = given.pop('type', None)
     wish = conversion.Wish(args.to, args.half, args.embed, args.prefix, args.force)
     print(readable('\n'.join(conversion.convert(args.source, args.target, wish, kind, given, args.param_key))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.models.writing import check_file
+from nlsn_plugin.models.writing import check_writable
 
 
 def check_drawing(path: Path) -> None:
@@ -13,11 +13,11 @@ def check_drawing(path: Path) -> None:
 
     Raises:
         ArgumentError: its ending is that of no drawing.
-        SaveError: see `check_file`.
+        SaveError: see `check_writable`.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
-    endings = FigureCanvasBase.get_supported_filetypes()
+    endings = FigureCanvasBase.get_supported_filetypes().keys() - {'pgf'}  # which needs a TeX to be installed
     if path.suffix[1:].lower() not in endings:
         raise ArgumentError(f'{path}: the ending of a drawing is expected: .{", .".join(sorted(endings))}')
-    check_file(path)
+    check_writable(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin import checks
+from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import ArgumentError
 
 TEXT = 'a network as an ONNX file, or as a program of torch.export'
@@ -51,7 +52,7 @@ def export(args: argparse.Namespace) -> None:
     if args.opset is not None and not args.onnx:
         raise ArgumentError('--opset is of ONNX: leave it or --torch-export out')
     height, width = (checks.whole('--size', edge, least=1) for edge in args.size or (1, 1))
-    given = checks.pairs(args.pairs)
+    given = pairs(args.pairs)
     kind = given.pop('type', None)
     stored = read_stored(args.weights, args.param_key)
     conversion.check_target(args.weights, args.output, args.force)
@@ -66,5 +67,5 @@ def export(args: argparse.Namespace) -> None:
 
     say('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
     size = (height, width) if args.size else None
-    opset = args.opset or LEAST_OPSET
+    opset = LEAST_OPSET if args.opset is None else args.opset
     export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset, say=say)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_file
+from nlsn_plugin.models.writing import check_writable
 
 TEXT = 'a page of pictures before and after, with a slider over each'
 
@@ -39,7 +39,7 @@ def gallery(args: argparse.Namespace) -> None:
     pairs = before_after.find_pairs(args.folder, args.originals)
     if page.suffix.lower() not in ('.html', '.htm'):
         raise UserError(f'-o {page}: the name of a page ends in .html')
-    check_file(page, whole=True)
+    check_writable(page, whole=True)
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
     count = before_after.write(pairs, page, lambda line: print(readable(f'nlsn: {line}'), file=sys.stderr))

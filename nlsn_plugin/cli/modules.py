@@ -8,10 +8,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import build_base, completed
 from nlsn_plugin.archs.places import Place, explore, matching
 from nlsn_plugin.cli.parser import sentence
+from nlsn_plugin.engine.options.words import pairs
 
 TEXT = 'modules of a network after which WithNLSA can put an attention'
 USUAL = {'num_in_ch': 3, 'num_out_ch': 3}
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 
 def modules(args: argparse.Namespace) -> None:
-    arch = completed({'type': args.arch, **checks.pairs(args.pairs)}, USUAL)
+    arch = completed({'type': args.arch, **pairs(args.pairs)}, USUAL)
     net = build_base(arch)
     trial = explore(net, arch, args.probe)
     found = list(trial.places.values())

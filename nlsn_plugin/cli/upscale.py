@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from nlsn_plugin import checks
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.cli.streams import abandon
+from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import SaveError, UserError
 
 TEXT = 'enlarge pictures by 2, 3 or 4'
@@ -75,10 +75,14 @@ def upscale(args: argparse.Namespace) -> None:
     if args.output == '':
         raise UserError("-o is empty: a file, a folder or '-' is expected")
     inputs = find_inputs(args.inputs, args.output, args.suffix)
-    output = chosen_output(args, [found.path for found in inputs])
+    output = chosen_output(args, inputs)
     tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
+    if tile == 'none' and args.tile_overlap is not None:
+        raise UserError('--tile-overlap is for tiles, and --tile none makes none: leave one out')
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
-    arguments = checks.pairs(args.arguments)
+    arguments = pairs(args.arguments)
+    if args.n_hashes is not None and 'n_hashes' in arguments:
+        raise UserError(f'--n-hashes {args.n_hashes} and --set n_hashes={arguments["n_hashes"]}: leave one out')
     settings = Settings(
         args.scale, args.weights, arguments, args.n_hashes, args.self_ensemble, args.device, args.dtype, tile, overlap
     )
@@ -89,8 +93,8 @@ def upscale(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
-    """The `Output` of the command line.
+def chosen_output(args: argparse.Namespace, inputs: list[Any]) -> Any:
+    """The `Output` of the command line, for `inputs` of `find_inputs`.
 
     Raises:
         UserError: options that contradict one another, or do nothing.
@@ -106,8 +110,10 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
     place = args.output
     is_stdout = place == STANDARD
     is_folder = not is_stdout and (place is None or is_for_a_folder(place))
-    if place is None and Path(STANDARD) in inputs:
+    if place is None and any(found.is_standard for found in inputs):
         raise UserError('a picture of the standard input needs a place: add -o OUT')
+    if is_stdout and sys.__stdout__ is None:  # as some services start programs
+        raise UserError('-o -: standard output is closed')
     is_file = not is_stdout and not is_folder
     if is_file:
         of_name = SUFFIXES.get(Path(place).suffix.lower())
@@ -133,8 +139,9 @@ def chosen_output(args: argparse.Namespace, inputs: list[Path]) -> Any:
     if args.quality is not None:
         if not 1 <= args.quality <= 100:
             raise UserError(f'--quality {args.quality} is not allowed: 1 to 100 is expected')
-        if kind is not None and kind not in LOSSY:
-            raise UserError(f'--quality is for JPEG and WebP, not for {kind}: leave it out')
+        kinds = [kind] if kind else [SUFFIXES.get(found.path.suffix.lower()) for found in inputs]
+        if not {*LOSSY, None}.intersection(kinds):  # None is of a name that does not say it
+            raise UserError(f'--quality is for JPEG and WebP, not for {kinds[0]}: leave it out')
     megapixels = MOST_PIXELS / 1e6 if args.max_megapixels is None else args.max_megapixels
     if not (megapixels > 0 and math.isfinite(megapixels * 1e6)):
         raise UserError(f'--max-megapixels {megapixels:g} is not allowed: a number of more than 0 is expected')

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlsn_plugin.errors import ArgumentError, SaveError
+from nlsn_plugin.errors import SaveError
 from nlsn_plugin.models.building import PROBE, network_of, scale_of, upscaled
 from nlsn_plugin.models.checkpoint import Stored, Weights, read_stored
 from nlsn_plugin.models.description import OF_THE_RUN, Arguments, Description, describe
-from nlsn_plugin.models.formats import layout_of, write_layout
+from nlsn_plugin.models.formats import layout_of, refuse_what_does_nothing, write_layout
 from nlsn_plugin.models.recognition import RELEASED
-from nlsn_plugin.models.writing import check_file, write_whole
+from nlsn_plugin.models.writing import check_writable, write_whole
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def convert(
         UserError: the source does not load, the target is there or cannot be written, or the networks differ.
     """
     layout = layout_of(target, wish.layout)
-    refuse_what_does_nothing(layout, wish)
+    refuse_what_does_nothing(layout, wish.embed, wish.prefix)
     stored = read_stored(source, param_key)
     check_target(source, target, wish.force)
     description = describe(stored, source, given, kind)
@@ -83,18 +83,9 @@ def convert(
     ]
 
 
-def refuse_what_does_nothing(layout: str, wish: Wish) -> None:
-    if wish.embed and layout != 'safetensors':
-        raise ArgumentError(f'--embed is for safetensors: {layout} was asked for')
-    if wish.prefix and layout != 'mmengine':
-        raise ArgumentError(f'--prefix is for mmengine: {layout} was asked for')
-    if wish.prefix and not wish.prefix.endswith('.'):
-        raise ArgumentError(f'--prefix {wish.prefix}: a dot at its end is expected: --prefix {wish.prefix}.')
-
-
 def check_target(source: Path, target: Path, force: bool) -> None:
     """Refuse a place where nothing is to be written."""
-    check_file(target, whole=True)
+    check_writable(target, whole=True)
     if target.exists() and source.samefile(target):
         raise SaveError(f'{target} is the file that is read: name another')
     if target.exists() and not force:

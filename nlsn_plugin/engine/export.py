@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nlsn_plugin import __version__
-from nlsn_plugin.archs.bases import first_line
+from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.errors import ExportError, MissingToolboxError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.models.building import channels_of
@@ -133,9 +133,9 @@ def trace(net: nn.Module, size: Size | None = None) -> ExportedProgram:
     try:
         with torch.no_grad():
             program = torch.export.export(net, (image(net, shape),), dynamic_shapes=(dimensions,), strict=False)
-    except RuntimeError as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except FAILURES as error:
         taken = 'any height and width: try --size H W' if size is None else f'{size[0]}x{size[1]}'
         raise ExportError(f'{type(net).__name__} has no graph for {taken} ({first_line(error)})') from error
     for node in program.graph.nodes:

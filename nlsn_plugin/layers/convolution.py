@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from nlsn_plugin import ops
 from nlsn_plugin.ops import cpu_matmul, winograd
+from nlsn_plugin.ops.context import has_tangent, is_recorded, without_autocast
 from nlsn_plugin.ops.reference import HALF, wide
-from nlsn_plugin.ops.traceable import has_tangent, is_recorded
 
 
 class Conv2d(nn.Conv2d):
     """PyTorch's, but where that is slow in half precision.
 
-    On a GPU PyTorch adds the bias in a pass of its own; with a kernel of 1x1 and channels last the product of rows of
-    pixels with the weights adds it at once. On CPUs without arithmetic for half precision PyTorch takes some ten times
-    as long as in float32; there, if nothing is trained, this computes in float32 and rounds the result.
+    On a GPU PyTorch adds the bias in a pass of its own; where every pixel is taken by itself and channels are last, the
+    product of rows of pixels with the weights adds it at once. On CPUs without arithmetic for half precision PyTorch
+    takes some ten times as long as in float32; there, if nothing is trained, this computes in float32 and rounds the
+    result.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,19 +27,23 @@ class Conv2d(nn.Conv2d):
         is_cast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if is_cast and x.dtype == torch.float32 else x.dtype
         if x.device.type == 'cuda':
-            has_rows = self.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last)
-            if dtype in HALF and has_rows:
+            if dtype in HALF and self._is_pointwise() and x.is_contiguous(memory_format=torch.channels_last):
                 return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
             return super().forward(x)
         if self._is_trained(x) or (x.dtype != self.weight.dtype and not is_cast):  # the second is PyTorch's to refuse
             return super().forward(x)
         if dtype in HALF and not cpu_matmul.has_products_in(dtype):
-            with ops.without_autocast(x.device):
+            with without_autocast(x.device):
                 bias = None if self.bias is None else wide(self.bias)
                 return self._convolve(x, wide(self.weight), bias).to(dtype)
         if dtype in HALF or dtype != self.weight.dtype:
             return super().forward(x)
         return self._convolve(x, self.weight, self.bias)
+
+    def _is_pointwise(self) -> bool:
+        """Whether the result at a pixel is a product of its channels with the weights."""
+        alone = self.kernel_size == self.stride == (1, 1) and self.padding in ((0, 0), 'valid', 'same')
+        return alone and self.groups == 1
 
     def _is_trained(self, x: Tensor) -> bool:
         taken = (x, self.weight) if self.bias is None else (x, self.weight, self.bias)

@@ -15,6 +15,7 @@ from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers.residual import ResidualAttention, channels_behind
 from nlsn_plugin.ops import library, traceable
+from nlsn_plugin.ops.context import is_exporting
 from nlsn_plugin.ops.dense import in_windows
 
 PARTITIONS = ('lsh', 'random')
@@ -121,7 +122,7 @@ class NonLocalSparseAttention(ResidualAttention):
         if self.window is None:
             attended = self._attend_pixels(match.flatten(1, 2), value.flatten(1, 2), rotations).view(value.shape)
         else:
-            if traceable.is_exporting() and not all(isinstance(edge, int) for edge in x.shape[2:]):
+            if is_exporting() and not all(isinstance(edge, int) for edge in x.shape[2:]):
                 raise ArgumentError(f'window={self.window} cannot be exported for any height and width: fix the size')
             attended = in_windows(self._attend_in_each, self.window, match, value)
         return attended.permute(0, 3, 1, 2)
@@ -132,7 +133,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
         """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
-        if traceable.is_exporting():
+        if is_exporting():
             return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
         if self.partition == 'lsh':

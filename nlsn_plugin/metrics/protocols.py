@@ -5,7 +5,6 @@ All shave a border, take PSNR and SSIM by BasicSR's functions on Y of BT.601 and
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ from basicsr.metrics.metric_util import to_y_channel
 from basicsr.utils import bgr2ycbcr
 from basicsr.utils.matlab_functions import imresize
 
+from nlsn_plugin.checks import nearest
 from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.errors import DataError, UserError
 
@@ -63,9 +63,7 @@ def find_protocol(name: str, gray: Literal['rgb', 'raw'] | None = None) -> Proto
         UserError: there is none of this name.
     """
     if name not in PROTOCOLS:
-        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'there are {", ".join(PROTOCOLS)}'
-        raise UserError(f'--protocol {name}: there is none; {hint}')
+        raise UserError(f'there is no protocol {name}{nearest(name, PROTOCOLS)}')
     protocol = PROTOCOLS[name]
     if gray in (None, protocol.gray):
         return protocol

@@ -42,8 +42,9 @@ DAMAGES = (
     struct.error,
 )
 """What torch.load raises on a file that is damaged, or would run code."""
-GENERATORS = {True: ('generator_ema.module.', 'generator_ema.', 'generator.'), False: ('generator.',)}
-"""Before the names of a network inside of mmagic's models; with True, its moving average if there is one."""
+GENERATOR = 'generator.'
+GENERATOR_AVERAGES = ('generator_ema.module.', 'generator_ema.')
+"""Before the names of a network inside of mmagic's models, and of its moving average if there is one."""
 
 
 class Stored(NamedTuple):
@@ -79,7 +80,7 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
     Raises:
         CheckpointError: there is no such file, it is damaged, it would run code on loading, or the key is not in it.
     """
-    check_file(path)
+    check_readable(path)
     if is_safetensors(path):
         refuse_key(path, param_key)
         return read_safetensors(path)
@@ -209,7 +210,7 @@ def weights_of_mmengine(content: dict[str, Any], param_key: str | None) -> dict[
     others = content.get('ema_state_dict')
     if isinstance(others, dict) and not average:  # EMAHook saves its average as the state dict, and the weights here
         weights = {str(name).removeprefix('module.'): tensor for name, tensor in others.items() if name != 'steps'}
-    for prefix in GENERATORS[average]:
+    for prefix in (*(GENERATOR_AVERAGES if average else ()), GENERATOR):
         if any(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     firsts = {name.split('.')[0] for name in weights}
@@ -225,7 +226,7 @@ def load_safely(path: str | Path) -> Any:
     Raises:
         CheckpointError: there is no such file, it is damaged, or it would run code on loading.
     """
-    check_file(path)
+    check_readable(path)
     try:
         with Path(path).open('rb') as file:  # by a path torch.load would go by its ending
             return torch.load(file, map_location='cpu', weights_only=True)
@@ -252,7 +253,7 @@ def shortened(names: Iterable[object], most: int) -> str:
     return ', '.join(listed[:most]) + (f' and {len(listed) - most} more' if len(listed) > most else '')
 
 
-def check_file(path: str | Path) -> None:
+def check_readable(path: str | Path) -> None:
     """Refuse a file that is not there, is a folder, with a hint at what may have been meant, or cannot be read."""
     try:
         if Path(path).is_dir():

@@ -62,13 +62,17 @@ def save_network(
         prefix: before the names of the weights ('generator.' for mmagic's models). Of mmengine.
 
     Raises:
-        ArgumentError: the ending and the layout do not fit, or the metadata are none.
+        ArgumentError: the ending and the layout do not fit, the metadata are none, or something asked for would do
+            nothing.
         CheckpointError: the metadata contradict the weights.
         SaveError: the file cannot be written.
     """
     weights = net.state_dict() if isinstance(net, nn.Module) else net
     path = Path(path)
     layout = layout_of(path, layout)
+    refuse_what_does_nothing(layout, embed, prefix)
+    if embed and metadata is None:
+        raise ArgumentError(f'{path}: embed keeps the metadata as a tensor too, and there are none')
     if checked_metadata(path, metadata):
         metadata = describe(Stored(dict(weights), metadata, layout), path, {}).metadata
     write_whole(path, lambda file: write_layout(file, weights, metadata, layout, embed, prefix))
@@ -92,6 +96,20 @@ def layout_of(path: Path, layout: str | None = None) -> str:
     if (layout == 'safetensors') != (ending == '.safetensors'):
         raise ArgumentError(f'{path} is no name for {layout}: {LAYOUTS[layout]} is expected')
     return layout
+
+
+def refuse_what_does_nothing(layout: str, embed: bool, prefix: str) -> None:
+    """Refuse what a layout has no place for.
+
+    Raises:
+        ArgumentError: names it.
+    """
+    if embed and layout != 'safetensors':
+        raise ArgumentError(f'embed is for safetensors: {layout} was asked for')
+    if prefix and layout != 'mmengine':
+        raise ArgumentError(f'prefix={prefix} is for mmengine: {layout} was asked for')
+    if prefix and not prefix.endswith('.'):
+        raise ArgumentError(f'prefix={prefix} is not allowed: a dot at its end is expected: {prefix}.')
 
 
 def write_layout(

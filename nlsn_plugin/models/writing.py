@@ -47,7 +47,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
-def check_file(path: Path, whole: bool = False) -> None:
+def check_writable(path: Path, whole: bool = False) -> None:
     """Refuse, before the work, a file that could not be written after it.
 
     Args:
@@ -74,22 +74,22 @@ def check_file(path: Path, whole: bool = False) -> None:
 
 
 def check_json(path: Path) -> None:
-    """Refuse, before the work, a place for JSON: as `check_file`, and a file of another kind, which is not to be lost.
+    """Refuse, before the work, a place for JSON: what `check_writable` does, and names that end otherwise.
 
     Raises:
         ArgumentError: its name does not end in .json.
-        SaveError: see `check_file`.
+        SaveError: see `check_writable`.
     """
     if path.suffix.lower() != '.json':
         raise ArgumentError(f'{path}: a name that ends in .json is expected')
-    check_file(path)
+    check_writable(path)
 
 
 def check_folder(folder: Path) -> None:
     """Refuse, before the work, a folder that could not be made, or not be written to.
 
     Raises:
-        SaveError: see above.
+        SaveError: the nearest folder above it that there is cannot be written to.
     """
     try:
         try_to_write(next(place for place in (folder, *folder.absolute().parents) if place.exists()))

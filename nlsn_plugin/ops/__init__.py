@@ -17,10 +17,10 @@ from torch import Tensor
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError, BackendError
 from nlsn_plugin.ops import library, reference, streamed
+from nlsn_plugin.ops.context import is_differentiated_otherwise, without_autocast
 from nlsn_plugin.ops.library import draw_orders, draw_rotations
-from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes, without_autocast
+from nlsn_plugin.ops.lsh import MAX_BUCKETS, bucket_order, count_buckets, hash_codes
 from nlsn_plugin.ops.reference import NEIGHBOURS
-from nlsn_plugin.ops.traceable import is_differentiated_otherwise
 
 __all__ = [
     'BACKENDS',

@@ -16,7 +16,6 @@ from nlsn_plugin.ops.reference import HALF
 LARGEST_ERROR = 1e-4
 """Of a product of normal random numbers, relative to its largest entry. True bfloat16 errs by some 3e-3."""
 
-
 FULL_PRECISION = ('none', 'ieee', 'highest')
 """PyTorch's names for products that are not to round, the first two from 2.9 on."""
 
@@ -38,7 +37,7 @@ def use_onednn_matmul() -> float:
         raise BackendError(f'PyTorch {torch.__version__} cannot choose oneDNN for matrix products: 2.9 or newer can')
     before = settings.fp32_precision
     settings.fp32_precision = 'bf16'
-    error = product_error()
+    error = error_at('bf16')
     if not error <= LARGEST_ERROR:
         settings.fp32_precision = before
         raise BackendError(
@@ -49,14 +48,12 @@ def use_onednn_matmul() -> float:
 
 
 @contextlib.contextmanager
-def onednn_matmul(check: bool = True) -> Iterator[None]:
-    """`use_onednn_matmul` for a block, without its check if that was made before."""
+def onednn_matmul() -> Iterator[None]:
+    """`use_onednn_matmul` for a block."""
     settings = matmul_settings()
     before = settings.fp32_precision if settings else None
-    if check:
-        use_onednn_matmul()
+    use_onednn_matmul()
     try:
-        settings.fp32_precision = 'bf16'
         yield
     finally:
         settings.fp32_precision = before
@@ -78,19 +75,19 @@ def multiplies_exactly() -> bool:
     """
     settings = matmul_settings()
     precision = settings.fp32_precision if settings else torch.get_float32_matmul_precision()
-    return precision in FULL_PRECISION or is_exact_at(precision)
+    return precision in FULL_PRECISION or error_at(precision) <= LARGEST_ERROR
 
 
 @functools.cache
-def is_exact_at(precision: str) -> bool:
-    """`multiplies_exactly`, measured once for each setting; `precision` is the one that is set."""
+def error_at(precision: str) -> float:
+    """`product_error`, measured once for each setting; `precision` is the one that is set."""
     with torch.autocast('cpu', enabled=False):
-        return product_error() <= LARGEST_ERROR
+        return product_error()
 
 
 @functools.cache
 def has_products_in(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies half precision no slower than float32; PyTorch takes some ten times as long else."""
+    """Whether this CPU multiplies half precision no slower than float32. PyTorch takes ten times as long elsewhere."""
     query = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}.get(dtype)
     return query is None or bool(getattr(torch.ops.mkldnn, query, lambda: False)())
 

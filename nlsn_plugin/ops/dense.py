@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlsn_plugin.ops.lsh import without_autocast
+from nlsn_plugin.ops.context import without_autocast
 from nlsn_plugin.ops.reference import normalise
 
 LEAST_EDGE = 8
@@ -167,7 +167,7 @@ def into_windows(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def from_windows(x: Tensor, shape: torch.Size, height: int, width: int) -> Tensor:
-    """The reverse, to [N, H, W, D]."""
+    """Undo `into_windows`: to [N, H, W, D], which is `shape`."""
     images, rows, columns, channels = shape
     windows = x.reshape(images, rows // height, columns // width, height, width, channels)
     return windows.transpose(2, 3).reshape(shape)

@@ -192,7 +192,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def narrowed(x: Tensor, channels: int) -> Tensor:
-    """Without them."""
+    """The first channels, without the zeros of `widened`."""
     return x[..., :channels].contiguous()
 
 

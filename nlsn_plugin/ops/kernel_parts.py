@@ -43,7 +43,7 @@ def load_rows(x, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
 
 @triton.jit
 def store_rows(x, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """The reverse, of rows that exist."""
+    """Store BLOCK channels of those rows that exist in x, from `first` on."""
     tl.store(x + row_offsets(pixel, first, CHANNELS, BLOCK), rows.to(x.dtype.element_ty), mask=exists[:, None])
 
 
@@ -61,7 +61,7 @@ def load_sums(upper, lower, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, 
 
 @triton.jit
 def store_sums(upper, lower, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """The reverse, of rows that exist."""
+    """Store sums in float32 as `load_sums` reads them, of those rows that exist."""
     if upper.dtype.element_ty == tl.float32:
         store_rows(upper, rows, pixel, exists, CHANNELS, BLOCK, first)
     else:

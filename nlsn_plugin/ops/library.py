@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import lsh, reference
+from nlsn_plugin.ops.context import without_autocast
 
 COUNTS_FLOPS = not torch.__version__.startswith('2.4.')
 """Whether PyTorch's FlopCounterMode counts operators of others, as these."""
@@ -138,16 +139,8 @@ def operator(
     def attend(
         match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
     ) -> tuple[Tensor, Tensor, Tensor]:
-        with lsh.without_autocast(match.device):
+        with without_autocast(match.device):
             return forward(match, value, order, chunk_size, differentiable, neighbours)
-
-    @attend.register_fake
-    def _(
-        match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mass = match.new_empty(match.shape[:2], dtype=torch.promote_types(match.dtype, torch.float32))
-        shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
-        return value.new_empty(value.shape), mass, value.new_empty(shift)
 
     @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=(), schema=BACKWARD)
     def attend_backward(
@@ -160,21 +153,8 @@ def operator(
         chunk_size: int,
         neighbours: str = 'both',
     ) -> tuple[Tensor, Tensor]:
-        with lsh.without_autocast(match.device):
+        with without_autocast(match.device):
             return backward(grad, match, value, kept, mass, order, chunk_size, neighbours)
-
-    @attend_backward.register_fake
-    def _(
-        grad: Tensor,
-        match: Tensor,
-        value: Tensor,
-        kept: Tensor,
-        mass: Tensor,
-        order: Tensor,
-        chunk_size: int,
-        neighbours: str = 'both',
-    ) -> tuple[Tensor, Tensor]:
-        return match.new_empty(match.shape), value.new_empty(value.shape)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.set_materialize_grads(False)  # of mass and shift there are none: no zeros for them
@@ -191,38 +171,67 @@ def operator(
     def refuse(ctx: Any, *_: Tensor | None) -> None:
         raise BackendError(f"backend={name!r} can be differentiated once; 'reference' as often as is wanted")
 
+    attend.register_fake(fake_forward)
     attend.register_autograd(differentiate, setup_context=keep)
+    attend_backward.register_fake(fake_backward)
     attend_backward.register_autograd(refuse)
-
-    def multiply_adds(order: torch.Size, chunk_size: int, neighbours: str) -> int:
-        """One for each score and channel."""
-        images, rounds, length = order
-        span = 1 + sum(reference.NEIGHBOURS[neighbours])
-        return images * rounds * -(-length // chunk_size) * span * chunk_size**2
-
-    @register_flop_formula(getattr(torch.ops.nlsn_plugin, name))
-    def _(
-        match: torch.Size, value: torch.Size, order: torch.Size, k: int, _: bool, neighbours: str = 'both', **__: Any
-    ) -> int:
-        return 2 * multiply_adds(order, k, neighbours) * (match[-1] + value[-1])
-
-    @register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))
-    def _(
-        grad: Any,
-        match: torch.Size,
-        value: torch.Size,
-        kept: Any,
-        mass: Any,
-        order: torch.Size,
-        k: int,
-        neighbours: str = 'both',
-        **_: Any,
-    ) -> int:
-        # The scores anew, then both products' two.
-        return 2 * multiply_adds(order, k, neighbours) * (3 * match[-1] + 2 * value[-1])
+    register_flop_formula(getattr(torch.ops.nlsn_plugin, name))(flops_forward)
+    register_flop_formula(getattr(torch.ops.nlsn_plugin, f'{name}_backward'))(flops_backward)
 
     def run(match: Tensor, value: Tensor, order: Tensor, chunk_size: int, neighbours: str) -> Tensor:
         differentiable = torch.is_grad_enabled() and (match.requires_grad or value.requires_grad)
         return attend(match.contiguous(), value.contiguous(), order, chunk_size, differentiable, neighbours)[0]
 
     return run
+
+
+def fake_forward(
+    match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Results of the right shapes and types, for tensors without content."""
+    mass = match.new_empty(match.shape[:2], dtype=torch.promote_types(match.dtype, torch.float32))
+    shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
+    return value.new_empty(value.shape), mass, value.new_empty(shift)
+
+
+def fake_backward(
+    grad: Tensor,
+    match: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    mass: Tensor,
+    order: Tensor,
+    chunk_size: int,
+    neighbours: str = 'both',
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the right shapes and types, for tensors without content."""
+    return match.new_empty(match.shape), value.new_empty(value.shape)
+
+
+def flops_forward(
+    match: torch.Size, value: torch.Size, order: torch.Size, k: int, _: bool, neighbours: str = 'both', **__: Any
+) -> int:
+    """Scores, and the sums that they weigh."""
+    return 2 * count_scores(order, k, neighbours) * (match[-1] + value[-1])
+
+
+def flops_backward(
+    grad: torch.Size,
+    match: torch.Size,
+    value: torch.Size,
+    kept: torch.Size,
+    mass: torch.Size,
+    order: torch.Size,
+    k: int,
+    neighbours: str = 'both',
+    **_: Any,
+) -> int:
+    """The scores anew, then both products' two."""
+    return 2 * count_scores(order, k, neighbours) * (3 * match[-1] + 2 * value[-1])
+
+
+def count_scores(order: torch.Size, chunk_size: int, neighbours: str) -> int:
+    """Pairs of a query and a key, in all rounds."""
+    images, rounds, length = order
+    span = 1 + sum(reference.NEIGHBOURS[neighbours])
+    return images * rounds * -(-length // chunk_size) * span * chunk_size**2

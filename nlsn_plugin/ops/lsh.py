@@ -8,14 +8,12 @@ m buckets, k pixels per chunk (`chunk_size`).
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from nlsn_plugin.ops.context import without_autocast
 from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
-from nlsn_plugin.ops.traceable import is_exporting
 
 MAX_BUCKETS = 128
 
@@ -41,10 +39,10 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         rotations: i.i.d. normal, [c, r, m/2]; the m vertices are the columns and their negatives.
 
     Returns:
-        Codes in [0, m), uint8, [N, r, L]; on a tie the first index, for a feature that is not a number 0. Computed in
-        float32 under any autocast (in float64 on a GPU, which no setting turns into TF32, and on a CPU that is set to
-        round products), since a code that flips with
-        the precision moves its pixel to another bucket. No gradient flows through them.
+        Codes in [0, m), uint8, [N, r, L]; on a tie the first index, for a feature with NaN 0. Computed in float32
+        under any autocast (in float64 on a GPU, which no setting turns into TF32, and on a CPU that is set to round
+        products), since a code that flips with the precision moves its pixel to another bucket. No gradient flows
+        through them.
     """
     channels, rounds, half = rotations.shape
     images, length, _ = x.shape
@@ -74,7 +72,7 @@ def nearest_vertex(projected: Tensor) -> Tensor:
     # In place, and so in floating point: comparisons that give booleans take several times as long.
     is_vertex = projected.eq_(torch.where(opposite, farthest, nearest))
     rank = torch.arange(half, 0, -1, dtype=projected.dtype, device=projected.device)  # the first index ranks highest
-    highest = is_vertex.mul_(rank[:, None]).amax(dim=1)  # 0 where nothing is equal: not a number
+    highest = is_vertex.mul_(rank[:, None]).amax(dim=1)  # 0 where nothing is equal: NaN
     return torch.where(highest > 0, half - highest + half * opposite[:, 0], 0)
 
 
@@ -91,13 +89,3 @@ def bucket_order(codes: Tensor) -> Tensor:
     if codes.device.type == 'cpu':  # numpy sorts bytes by counting them, several times faster than torch
         return torch.from_numpy(np.argsort(codes.numpy(), axis=-1, kind='stable'))
     return codes.argsort(dim=-1, stable=True)
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Compute in the tensors' own precision, also on devices that know no autocast (meta)."""
-    if is_exporting():  # a graph for other runtimes, which know no autocast
-        return contextlib.nullcontext()
-    # A compiled graph is not for the meta device, and PyTorch 2.4 cannot ask inside of one.
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

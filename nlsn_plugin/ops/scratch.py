@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nlsn_plugin.ops.traceable import is_recorded
+from nlsn_plugin.ops.context import is_recorded
 
 ARENA = 30 * 2**20
 """Bytes that a thread keeps for its calls; what of them no call needed was never touched.

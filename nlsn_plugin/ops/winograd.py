@@ -61,7 +61,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The convolution that keeps the size, `F.conv2d(x, weight, bias, padding=1)`; without gradients.
 
-    A number that is none, or infinite, reaches all outputs of its tiles rather than its nine neighbours.
+    NaN or infinity reaches all outputs of its tiles rather than its nine neighbours.
 
     Args:
         x: [N, C, H, W]; half precision too, which is computed with in the precision of `weight`.
@@ -116,7 +116,6 @@ def transforms() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         for_output[:, i] = point ** np.arange(EDGE)
     for_input[-1] = np.poly(POINTS)[::-1]
     for_filter[-1, -1] = for_output[-1, -1] = 1
-
     return np.kron(for_input, for_input), np.kron(for_filter, for_filter), np.kron(for_output, for_output)
 
 

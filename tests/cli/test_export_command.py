@@ -72,6 +72,13 @@ def test_mistakes_are_told_before_any_work(
     assert not Path('net.onnx').exists()
 
 
+def test_an_opset_of_0_is_no_default(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('onnxscript')
+    line = error_of(['export', weights, '-o', 'net.onnx', '--onnx', '--opset', '0'], capsys)
+    assert line.startswith('nlsn: --opset 0 is not allowed: onnx ')
+    assert not Path('net.onnx').exists()
+
+
 def test_a_name_that_is_no_utf_8_is_printed_with_marks(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     copy, graph = os.fsdecode(b'caf\xe9.pth'), os.fsdecode(b'caf\xe9.pt2')
     try:

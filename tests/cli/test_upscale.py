@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import pkgutil
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, Upscale, error_of
@@ -141,6 +144,59 @@ def test_a_limit_of_pixels_that_can_be_raised(
     assert 'would have 18000x2 pixels, and WEBP holds 16383 along an edge' in capsys.readouterr().err
 
 
+def test_a_quality_is_taken_where_a_result_may_have_one(folder: Path, upscale: Upscale) -> None:
+    shutil.copy('in/c.jpg', 'nameless')
+    sizes = {}
+    for quality in ('5', '95'):
+        assert upscale('in/a.png', 'in/c.jpg', '-o', f'of_{quality}', '--quality', quality) == 0
+        assert upscale('nameless', '-o', f'of_{quality}', '--quality', quality) == 0
+        sizes[quality] = [Path(f'of_{quality}/{name}_x2.jpg').stat().st_size for name in ('c', 'nameless')]
+    assert max(sizes['5']) < min(sizes['95'])
+
+
+@pytest.mark.parametrize(
+    ('place', 'error'),
+    [
+        ('upscaler.larger_alpha', RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')),
+        ('batch.encode', cv2.error('error: (-4:Insufficient memory) Failed to allocate 9 bytes')),
+        ('batch.side_by_side', MemoryError()),
+    ],
+)
+def test_memory_that_runs_out_behind_the_network_fails_one_picture_alone(
+    folder: Path,
+    upscale: Upscale,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
+) -> None:
+    Image.new('RGBA', (30, 20), (9, 9, 9, 99)).save('in/alpha.png')
+    name, errors = f'nlsn_plugin.engine.upscaling.{place}', [error]
+    whole = pkgutil.resolve_name(name)
+
+    def fail_once(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return whole(*arguments)
+
+    monkeypatch.setattr(name, fail_once)
+    assert upscale('in/alpha.png', 'in/a.png', '-o', 'out', '--compare') == 1
+    said = capsys.readouterr()
+    assert said.err == 'nlsn: in/alpha.png: too little memory\n'
+    assert said.out.startswith('in/a.png -> out/a_x2.png: ')
+
+
+def test_what_fails_otherwise_is_a_defect_and_keeps_its_trace(
+    folder: Path, upscale: Upscale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError('no memory is missing')
+
+    monkeypatch.setattr('nlsn_plugin.engine.upscaling.batch.encode', fail)
+    with pytest.raises(RuntimeError, match='no memory is missing'):
+        upscale('in/a.png', '-o', 'out')
+
+
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
@@ -150,12 +206,15 @@ def test_a_limit_of_pixels_that_can_be_raised(
         (['in/a.png', '-o', 'out.png', '--format', 'jpeg'], '-o out.png and --format jpeg differ'),
         (['in/a.png', '-o', 'out', '--format', 'gif'], '--format gif: choose png, jpeg, webp, tiff, bmp'),
         (['in/a.png', '-o', 'out.png', '--quality', '9'], '--quality is for JPEG and WebP, not for PNG'),
+        (['in/a.png', '-o', 'out', '--quality', '9'], '--quality is for JPEG and WebP, not for PNG: leave it out'),
         (['in/a.png', '-o', 'out', '--quality', '0'], '--quality 0 is not allowed'),
         (['in/a.png', '-o', '-', '--json'], '--json needs a file or a folder for its output'),
         (['in/a.png', '-o', 'x.png', '--suffix', 'y'], '--suffix needs a folder for its output'),
         (['in/a.png', '-o', 'out', '--suffix', '../y'], '--suffix ../y is not allowed'),
         (['in/a.png', '-o', 'out', '--force', '--resume'], '--force overwrites what --resume leaves'),
         (['in/a.png', '-o', 'out', '--tile', 'some'], "--tile some: 'auto', 'none' or a number of pixels"),
+        (['in/a.png', '-o', 'out', '--tile', 'none', '--tile-overlap', '7'], '--tile-overlap is for tiles, and --tile'),
+        (['in/a.png', '-o', 'out', '--set', 'n_hashes=2', '--n-hashes', '8'], '--n-hashes 8 and --set n_hashes=2: '),
         (['in/a.png', '-o', 'out', '--set', 'chunk'], 'chunk: KEY=VALUE is expected'),
         (['in/a.png', '-o', 'out', '--max-megapixels', '0'], '--max-megapixels 0 is not allowed'),
         (['in/a.png', '-o', 'out', '--max-megapixels', 'inf'], '--max-megapixels inf is not allowed'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -102,6 +103,48 @@ def test_one_picture_by_two_names_is_taken_once_and_a_link_is_another(
     assert said.err == 'nlsn: there is no file in/loop.png\n'
     assert len(said.out.splitlines()) == 2
     assert names('out') == ['a_x2.png', 'link_x2.png']
+
+
+def test_a_file_that_is_called_like_the_standard_input(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy('in/a.png', '-')
+    standard = io.TextIOWrapper(io.BytesIO(Path('in/c.jpg').read_bytes()))
+    monkeypatch.setattr(sys, 'stdin', standard)
+    assert upscale('./-') == 0  # beside it, which the standard input has not
+    assert upscale('-', './-', '-', '-o', 'out', '--json') == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record['output'] for record in records] == ['out/stdin_x2.jpg', 'out/-_x2.png']
+    Path('-').unlink()
+    shutil.copytree('in', '-')
+    assert upscale('-', '-o', 'out', '--suffix', 'y') == 1
+    assert capsys.readouterr().err == 'nlsn: standard input is empty\n'  # and the folder is not taken for it
+    assert upscale('./-', '-o', 'of_the_folder') == 1
+    assert names('of_the_folder') == ['a_x2.png', 'b_x2.bmp', 'c_x2.jpg']
+
+
+def test_streams_that_are_closed_are_one_line(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, 'stdin', None)
+    assert upscale('-', 'in/a.png', '-o', 'out') == 1
+    said = capsys.readouterr()
+    assert said.err == 'nlsn: standard input is closed\n'
+    assert said.out.startswith('in/a.png -> out/a_x2.png: ')
+    with Path('for_writing').open('w') as file:
+        monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.FileIO(file.fileno(), 'r', closefd=False)))
+        assert upscale('-', '-o', 'out') == 1
+    assert capsys.readouterr().err == 'nlsn: standard input cannot be read: Bad file descriptor\n'
+    monkeypatch.setattr(sys, '__stdout__', None)
+    assert upscale('in/a.png', '-o', '-') == 1
+    assert capsys.readouterr().err == 'nlsn: -o -: standard output is closed\n'
+
+
+def test_folders_in_a_folder_are_no_pictures_whatever_their_names(folder: Path, upscale: Upscale) -> None:
+    Path('in/d.png').unlink()
+    shutil.copytree('in', 'in/frames.png')
+    assert upscale('in', '-o', 'out') == 0
+    assert names('out') == ['a_x2.png', 'b_x2.bmp', 'c_x2.jpg']
 
 
 def test_words_that_give_no_picture_fail_alone(

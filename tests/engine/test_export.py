@@ -174,6 +174,14 @@ def test_a_network_that_depends_on_the_size_otherwise_has_graphs_of_one_size() -
         torch.testing.assert_close(export.trace(net, (25, 14)).module()(x), net(x))
 
 
+def test_a_network_that_fails_on_a_size_is_one_line() -> None:
+    from basicsr.archs.rrdbnet_arch import RRDBNet
+
+    net = RRDBNet(3, 3, scale=2, num_feat=4, num_block=1, num_grow_ch=4).eval()
+    with pytest.raises(ExportError, match=r'^RRDBNet has no graph for 25x25 \(AssertionError\)$'):
+        export.trace(net, (25, 25))
+
+
 def test_windows_have_graphs_of_one_size() -> None:
     torch.manual_seed(0)
     layer = NonLocalSparseAttention(3, 1, 16, reduction=1, window=6).eval()

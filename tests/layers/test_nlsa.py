@@ -275,13 +275,12 @@ def test_an_image_smaller_than_a_chunk_draws_nothing_and_takes_empty_rotations(
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-class TestHalfPrecision:
-    def test_module(self, dtype: torch.dtype) -> None:
-        layer, x = layer_and_image()
-        exact = layer.eval()(x)
-        rounded = layer.to(dtype)(x.to(dtype))
-        assert rounded.dtype == dtype
-        assert (rounded.float() - exact).abs().mean() < 0.02
+def test_a_module_of_half_precision_is_near_that_of_float32(dtype: torch.dtype) -> None:
+    layer, x = layer_and_image()
+    exact = layer.eval()(x)
+    rounded = layer.to(dtype)(x.to(dtype))
+    assert rounded.dtype == dtype
+    assert (rounded.float() - exact).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(

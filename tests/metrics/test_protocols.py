@@ -91,7 +91,7 @@ def test_equal_images_and_other_borders(photographs: Path) -> None:
 
 
 def test_a_protocol_that_is_not_there() -> None:
-    with pytest.raises(UserError, match='--protocol matlap: there is none; did you mean matlab'):
+    with pytest.raises(UserError, match='there is no protocol matlap: did you mean matlab'):
         find_protocol('matlap')
 
 

@@ -188,6 +188,21 @@ def test_endings_that_do_not_fit_are_refused(name: str, layout: str | None, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ('name', 'wish', 'message'),
+    [
+        ('a.pth', {'metadata': metadata(), 'embed': True}, '^embed is for safetensors: basicsr was asked for'),
+        ('a.safetensors', {'embed': True}, 'embed keeps the metadata as a tensor too, and there are none'),
+        ('a.pth', {'prefix': 'generator.'}, r'^prefix=generator\. is for mmengine: basicsr was asked for'),
+        ('a.pth', {'prefix': 'generator', 'layout': 'mmengine'}, r'a dot at its end is expected: generator\.$'),
+    ],
+)
+def test_what_would_do_nothing_is_refused(name: str, wish: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        save_network(small(), tmp_path / name, **wish)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) -> None:
     path = tmp_path / 'a.safetensors'
     save_network(small(), path, metadata())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nlsn_plugin.errors import SaveError
-from nlsn_plugin.models.writing import check_file, check_folder, write_whole
+from nlsn_plugin.models.writing import check_folder, check_writable, write_whole
 
 NOT_FOR_FILES = Path('/proc')
 """Nobody can make a file in it, not even root."""
@@ -35,14 +35,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize('whole', [False, True])
 def test_files_that_cannot_be_written_are_named(folder: Path, path: str, said: str, whole: bool) -> None:
     with pytest.raises(SaveError) as error:
-        check_file(Path(path), whole)
+        check_writable(Path(path), whole)
     assert str(error.value) == said
 
 
 def test_what_can_be_written_is_left_as_it_is(folder: Path) -> None:
     for path in ('file', 'folder/new', 'new'):
-        check_file(Path(path))
-        check_file(Path(path), whole=True)
+        check_writable(Path(path))
+        check_writable(Path(path), whole=True)
     check_folder(Path('folder'))
     check_folder(Path('new/newer'))
     assert sorted(folder.iterdir()) == [folder / 'file', folder / 'folder']
@@ -52,8 +52,8 @@ def test_what_can_be_written_is_left_as_it_is(folder: Path) -> None:
 
 def test_devices_and_pipes_are_taken(folder: Path) -> None:
     os.mkfifo('pipe')
-    check_file(Path('pipe'))  # and does not wait for a reader
-    check_file(Path('/dev/null'))
+    check_writable(Path('pipe'))  # and does not wait for a reader
+    check_writable(Path('/dev/null'))
 
 
 @pytest.mark.parametrize(('path', 'said'), [('file', 'Not a directory'), ('file/new', 'Not a directory')])
@@ -66,7 +66,7 @@ def test_folders_that_cannot_be_made_are_named(folder: Path, path: str, said: st
 @pytest.mark.skipif(not NOT_FOR_FILES.is_dir(), reason='there is no such folder')
 def test_folders_that_take_no_files_are_found_by_trying() -> None:
     with pytest.raises(SaveError, match='/proc/a cannot be written: '):
-        check_file(NOT_FOR_FILES / 'a')
+        check_writable(NOT_FOR_FILES / 'a')
     with pytest.raises(SaveError, match='the folder /proc/a/b cannot be written to: '):
         check_folder(NOT_FOR_FILES / 'a' / 'b')
 

@@ -18,8 +18,10 @@ class TestWhereThereIsTheSetting:
     @pytest.fixture(autouse=True)
     def setting_as_before(self):
         before = matmul.fp32_precision
+        cpu_matmul.error_at.cache_clear()
         yield
         matmul.fp32_precision = before
+        cpu_matmul.error_at.cache_clear()
 
     def test_it_is_set_if_products_stay_exact(self) -> None:
         try:
@@ -58,12 +60,12 @@ class TestWhereThereIsTheSetting:
 def rounding_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that rounds as it is allowed to, such as one with AMX."""
     monkeypatch.setattr(cpu_matmul, 'product_error', lambda: 3e-3)
-    cpu_matmul.is_exact_at.cache_clear()
+    cpu_matmul.error_at.cache_clear()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('medium')
     yield
     torch.set_float32_matmul_precision(before)
-    cpu_matmul.is_exact_at.cache_clear()
+    cpu_matmul.error_at.cache_clear()
 
 
 @pytest.mark.usefixtures('rounding_products')

@@ -20,6 +20,7 @@ from nlsn_plugin.archs.bases import completed, innermost
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.options.misfits import misfit_of_class, misfits_of_network
 from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
+from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.metrics.protocols import in_colour
@@ -75,7 +76,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
         raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
     kind, weights = plain
     try:
-        arguments = checks.pairs(word for word in words if word not in plain)
+        arguments = pairs(word for word in words if word not in plain)
     except ArgumentError as error:
         raise UserError(f'{shown}: {error}') from error
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
@@ -103,7 +104,7 @@ def from_option_file(name: str) -> Recipe:
     check_scale(opt, path)
     complete_paths(opt, home(opt, path, Path.cwd()))
     if is_train:
-        weights, key = str(Path(opt['path']['models'], 'net_g_latest.pth')), 'params_ema'
+        weights, key = str(last_saved(Path(opt['path']['models']))), 'params_ema'
     else:
         weights, key = opt['path'].get('pretrain_network_g'), opt['path'].get('param_key_g')
     if weights is None:
@@ -113,6 +114,13 @@ def from_option_file(name: str) -> Recipe:
     arguments = by_metadata(kind, arguments, weights, key)
     label = opt['name'].removeprefix('test_').removesuffix(f'_x{scale}')
     return Recipe(label, kind, arguments, scale, weights, key)
+
+
+def last_saved(models: Path) -> Path:
+    """The network that a training saved last: a run that has not ended has none called the latest, or one of before."""
+    latest = models / 'net_g_latest.pth'
+    saved = [path for path in models.glob('net_g_*.pth') if path.stem.removeprefix('net_g_').isdigit()]
+    return max([latest, *saved], key=lambda path: (path.stat().st_mtime if path.exists() else -1, path == latest))
 
 
 def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: str | None) -> dict[str, Any]:

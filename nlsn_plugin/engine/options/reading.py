@@ -22,7 +22,7 @@ from nlsn_plugin.engine.options.documents import OVERRIDES, Document
 from nlsn_plugin.engine.options.misfits import misfits
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions
 from nlsn_plugin.errors import CheckpointError, OptionError, UserError
-from nlsn_plugin.models.checkpoint import check_file
+from nlsn_plugin.models.checkpoint import check_readable
 
 Options = dict[str, Any]
 EXPECTED = {
@@ -226,7 +226,7 @@ def check_paths(opt: Options, option_file: Path) -> None:
     weights = opt['path'].get('pretrain_network_g')
     if weights is not None:
         try:
-            check_file(weights)
+            check_readable(weights)
         except CheckpointError as error:
             raise CheckpointError(f'{option_file}: path: pretrain_network_g: {error}') from error
 

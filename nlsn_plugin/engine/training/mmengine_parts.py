@@ -26,7 +26,7 @@ from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import (
     DAMAGES,
     FITTING,
-    check_file,
+    check_readable,
     is_safetensors,
     load_weights,
     read_weights,
@@ -138,7 +138,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         CheckpointError: there is no such file, it is damaged, it is not allowed to be read, or holds no dict.
     """
     path = Path(filename).expanduser()
-    check_file(path)
+    check_readable(path)
     if is_safetensors(path):
         return read_weights(path)
     try:

@@ -18,7 +18,7 @@ from nlsn_plugin.engine.distributed import STARTED_BY, refuse_unstarted
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config
 from nlsn_plugin.engine.training.mmengine_parts import WholeStateHook, load_from_local
 from nlsn_plugin.errors import ArgumentError, DataError, OptionError, UserError
-from nlsn_plugin.models.checkpoint import check_file
+from nlsn_plugin.models.checkpoint import check_readable
 
 
 def train(
@@ -90,7 +90,7 @@ def check_checkpoint(path: Any) -> None:
         return
     if not isinstance(path, str):
         raise ArgumentError(f'load_from={path!r} is not allowed: the path of a file is expected')
-    check_file(Path(path).expanduser())
+    check_readable(Path(path).expanduser())
 
 
 def check_folder(path: str) -> None:

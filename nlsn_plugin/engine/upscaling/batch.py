@@ -15,6 +15,7 @@ from nlsn_plugin.data.encoding import LOSSY, encode
 from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.measuring import peak_of_process
 from nlsn_plugin.engine.names import readable
+from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.finding import STANDARD, Found
 from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan
 from nlsn_plugin.engine.upscaling.side_by_side import side_by_side
@@ -50,12 +51,15 @@ def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Rep
                 bar.update(min(share * pixels, most - bar.n))
 
             try:
-                made = compare(job, upscaler.scale, output) if job.is_there else enlarge(job, upscaler, output, advance)
+                with memory.named_if_it_runs_out(job.named):
+                    if job.is_there:
+                        made = compare(job, upscaler.scale, output)
+                    else:
+                        made = enlarge(job, upscaler, output, advance)
                 outcome = {'status': 'done', **made}
-            except (UserError, MemoryError) as error:
+            except UserError as error:
                 failed += 1
-                reason = str(error) if isinstance(error, UserError) else f'{job.named}: too little memory'
-                outcome = {'status': 'failed', 'error': reason}
+                outcome = {'status': 'failed', 'error': str(error)}
             report({**job.record, **outcome})
             bar.update(before + pixels - bar.n)
     return failed
@@ -67,12 +71,12 @@ def jobs_of(inputs: Sequence[Found], scale: int, output: Output, report: Report)
     jobs = []
     targets = Targets([found.path for found in inputs], scale, output)
     for found in inputs:
-        named = 'standard input' if str(found.path) == STANDARD else readable(str(found.path))
+        named = 'standard input' if found.is_standard else readable(str(found.path))
         record: Record = {'input': str(found.path), 'output': None}
         try:
             if found.problem:
                 raise DataError(found.problem)
-            job = plan(found.path, named, scale, output)
+            job = plan(found, named, scale, output)
             record['output'] = STANDARD if job.target is None else str(job.target)
             left = targets.missing(job)
         except UserError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import SUFFIXES, Picture
 from nlsn_plugin.data.pixels import larger_by_bicubic
 from nlsn_plugin.engine.pages import render
-from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, real
+from nlsn_plugin.engine.upscaling import memory
+from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, is_picture, real
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.models.writing import write_whole
 
@@ -101,11 +103,7 @@ def nearest_ending(originals: Sequence[Path], path: Path) -> Path:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.endswith(COMPARISON) and not path.name.startswith('.')
-    )
+    return sorted(path for path in folder.iterdir() if is_picture(path) and not path.name.endswith(COMPARISON))
 
 
 def pairs_of_benchmark(folder: Path) -> Iterator[Pair]:
@@ -148,8 +146,9 @@ def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object]) ->
     contents = []
     for pair in pairs:
         try:
-            contents.append(shown(pair))
-        except DataError as error:
+            with memory.named_if_it_runs_out(f'{pair.before} and {pair.after}'):
+                contents.append(shown(pair))
+        except UserError as error:
             report(str(error))
     if contents:
         page = render('before_after.html', pairs=contents)
@@ -163,7 +162,7 @@ def shown(pair: Pair) -> dict[str, object]:
     Raises:
         DataError: a picture that cannot be read, or two that are not of one size times a whole number.
     """
-    before, after = (pictures.read(path, str(path)) for path in (pair.before, pair.after))
+    before, after = (pictures.read(path, str(path), sys.maxsize) for path in (pair.before, pair.after))  # as if ours
     height, width = after.colour.shape[:2]
     old_height, old_width = before.colour.shape[:2]
     scale = max(1, width // old_width)

@@ -26,10 +26,17 @@ log = logging.getLogger('nlsn_plugin')
 
 @dataclass(frozen=True)
 class Found:
-    """A picture that is meant, or what is wrong with a word that gives none."""
+    """A picture that is meant, or what is wrong with a word that gives none.
+
+    Attributes:
+        path: its file.
+        problem: what is wrong; empty if nothing is.
+        is_standard: whether it comes from the standard input, and from no file that is called STANDARD.
+    """
 
     path: Path
     problem: str = ''
+    is_standard: bool = False
 
 
 def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | None = None) -> list[Found]:
@@ -46,7 +53,7 @@ def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | No
         ArgumentError: a word is empty.
     """
     found: list[Found] = []
-    seen = set()
+    seen: set[Path | str] = set()
     for word in words:
         if not word:
             raise ArgumentError("an INPUT is empty: a file, a folder, a pattern or '-' is expected")
@@ -59,10 +66,11 @@ def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | No
             found.append(Found(Path(word), f'{word} cannot be read: {error.strerror}'))
             continue
         for path in paths:
-            one = real(path.parent) / path.name  # a link is another picture, by its name
+            is_standard = word == STANDARD
+            one = STANDARD if is_standard else real(path.parent) / path.name  # a link is another picture, by its name
             if one not in seen:
                 seen.add(one)
-                found.append(Found(path))
+                found.append(Found(path, is_standard=is_standard))
     return found
 
 
@@ -79,13 +87,15 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
         OSError: the folder cannot be read, or no name can be so long.
     """
     path = Path(word)
+    if word == STANDARD:
+        return [path]
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if SUFFIXES.get(p.suffix.lower()) and not p.name.startswith('.'))
+        found = sorted(p for p in path.iterdir() if is_picture(p))
         if not found:
             raise DataError(f'{path} holds no pictures ({", ".join(SUFFIXES)})')
         beside = place is None or real(Path(place)) == real(path)
         return without_results(path, found, suffix) if beside else found
-    if word == STANDARD or path.exists() or not glob.has_magic(word):
+    if path.exists() or not glob.has_magic(word):
         return [path]
     fitting = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
     if not fitting:
@@ -94,6 +104,11 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
     if not files:
         raise DataError(f'{word} fits nothing but folders: name these, or the pictures in them')
     return files
+
+
+def is_picture(path: Path) -> bool:
+    """Whether something in a folder is a picture by its name, and no folder itself; hidden ones are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and not path.is_dir()
 
 
 def without_results(folder: Path, files: list[Path], suffix: str | None) -> list[Path]:

@@ -18,6 +18,7 @@ from nlsn_plugin.data.damage import named_in_errors
 from nlsn_plugin.data.pictures import Picture, of_pillow
 from nlsn_plugin.data.pixels import largest
 from nlsn_plugin.data.turning import orientation_of, upright_image
+from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.upscaler import OVERLAP, Settings, Upscaler, check
 from nlsn_plugin.errors import ArgumentError
 
@@ -30,6 +31,7 @@ def upscaler_for(settings: Settings, arguments: str, changed: int) -> Upscaler:
     return Upscaler(replace(settings, arguments=json.loads(arguments)))
 
 
+@memory.named_if_it_runs_out('the image')
 def upscale(
     image: Img,
     scale: int | None = None,

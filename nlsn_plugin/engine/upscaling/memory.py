@@ -1,11 +1,16 @@
-"""How much memory enlarging a picture takes, by a model that was measured."""
+"""How much memory enlarging a picture takes, by a model that was measured; and what is said where it runs out."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import cv2
 import torch
 from torch import nn
 
 from nlsn_plugin.archs import NLSN
+from nlsn_plugin.errors import UserError
 
 AT_LEAST = 120_000_000
 """Bytes that any inference takes: strips of the upsampler, buffers of matrix products."""
@@ -54,3 +59,30 @@ def tile_that_fits(net: nn.Module, height: int, width: int, dtype: torch.dtype, 
     while edge > SMALLEST_TILE and needed(net, edge, edge, dtype) > room:
         edge -= TILE_UNIT
     return edge
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, and nothing else, was the trouble."""
+    words = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or 'not enough memory' in words
+        or 'DefaultCPUAllocator' in words
+        or 'out of memory' in words
+        or 'Insufficient memory' in words  # OpenCV's
+    )
+
+
+@contextlib.contextmanager
+def named_if_it_runs_out(named: str) -> Iterator[None]:
+    """Whatever NumPy, PyTorch and OpenCV raise for want of memory becomes one line that names the picture.
+
+    Raises:
+        UserError: in the place of these.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if isinstance(error, UserError) or not is_out_of_memory(error):
+            raise
+        raise UserError(f'{named}: too little memory') from error

@@ -11,7 +11,7 @@ from typing import Any
 from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import QUALITY, check_size
 from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES, Header
-from nlsn_plugin.engine.upscaling.finding import COMPARISON, STANDARD, real
+from nlsn_plugin.engine.upscaling.finding import COMPARISON, STANDARD, Found, real
 from nlsn_plugin.errors import DataError, SaveError, UserError
 from nlsn_plugin.models.writing import try_to_write
 
@@ -70,19 +70,18 @@ class Job:
     record: Record = field(default_factory=dict)
 
 
-def plan(path: Path, named: str, scale: int, output: Output) -> Job:
-    """What is to be done with a file.
+def plan(found: Found, named: str, scale: int, output: Output) -> Job:
+    """What is to be done with a file, or with what stands on the standard input.
 
     Raises:
         DataError: it is none, or no picture, or too large a one.
     """
+    path = found.path
     source: Path | bytes = path
-    if str(path) == STANDARD:
-        source = sys.stdin.buffer.read()
-        if not source:
-            raise DataError('standard input is empty')
+    if found.is_standard:
+        source = standard_input()
     else:
-        check_file(path)
+        check_is_file(path)
     header = pictures.look(source, named, output.most_pixels)
     kind = output.format or header.format
     check_size(header.width * scale, header.height * scale, kind, f'{named}, enlarged,')
@@ -91,13 +90,30 @@ def plan(path: Path, named: str, scale: int, output: Output) -> Job:
     if output.is_file:
         return Job(source, named, header, Path(str(output.place)), kind)
     folder = path.parent if output.place is None else Path(output.place)
-    stem, ending = ('stdin', '') if str(path) == STANDARD else (path.stem, path.suffix)
+    stem, ending = ('stdin', '') if found.is_standard else (path.stem, path.suffix)
     if SUFFIXES.get(ending.lower()) != kind:
         ending = FORMATS[kind][0]
     return Job(source, named, header, folder / (stem + output.suffix + ending), kind)
 
 
-def check_file(path: Path) -> None:
+def standard_input() -> bytes:
+    """All that stands on it.
+
+    Raises:
+        DataError: it is closed, empty, or cannot be read.
+    """
+    if sys.stdin is None:  # as some services start programs
+        raise DataError('standard input is closed')
+    try:
+        content = sys.stdin.buffer.read()
+    except OSError as error:
+        raise DataError(f'standard input cannot be read: {error.strerror}') from error
+    if not content:
+        raise DataError('standard input is empty')
+    return content
+
+
+def check_is_file(path: Path) -> None:
     """Refuse what is no file.
 
     Raises:

@@ -24,9 +24,9 @@ from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.devices import device_of
 from nlsn_plugin.errors import ArgumentError, UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
-from nlsn_plugin.models.building import channels_of
+from nlsn_plugin.models.building import channels_of, network_of
 from nlsn_plugin.models.checkpoint import read_stored
-from nlsn_plugin.models.formats import load_network
+from nlsn_plugin.models.description import Description, assumption, describe
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
 
 SCALES = (2, 3, 4)
@@ -102,11 +102,7 @@ class Upscaler:
         if self.device == 'cpu' and self.dtype == torch.float16:
             log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
         weights = settings.weights or weights_in_the_box(settings.scale or 2)
-        arguments = dict(settings.arguments or {})
-        metadata = read_stored(weights, 'params_ema').metadata
-        if settings.n_hashes is not None and metadata is None:
-            arguments['n_hashes'] = settings.n_hashes  # rather than what load_network would take, and say it took
-        net = load_network(weights, **arguments)
+        net, description = network_in(weights, settings)
         self.scale = int(net.upscale)  # type: ignore[arg-type]
         if settings.scale not in (None, self.scale):
             raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')
@@ -118,10 +114,9 @@ class Upscaler:
                 attention.n_hashes = settings.n_hashes
         self.channels = channels_of(net)
         self.net = net.to(self.device)
-        if metadata is None or metadata['type'] == 'NLSN':
-            self.window = 1
-        else:
-            self.window = window_of({'type': metadata['type'], **metadata['arguments']})
+        self.window = 1
+        if description.type != 'NLSN':
+            self.window = window_of({'type': description.type, **description.arguments})
 
     def enlarge(self, picture: Picture, named: str, advance: Advance = lambda share: None) -> Result:
         """Enlarge a picture; `advance` is told of each share of the work, 1 in all.
@@ -186,7 +181,7 @@ class Upscaler:
             UserError: something else went wrong, or tiles cannot be made smaller.
         """
         subject = f'{named} of {width}x{height} pixels'
-        if not is_out_of_memory(error):
+        if not memory.is_out_of_memory(error):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f'{subject}: the network fails on it: {reason}') from error
         edge = tile or max(height, width)
@@ -255,6 +250,22 @@ class Upscaler:
         return quantised(pixels, like.dtype)
 
 
+def network_in(weights: str | Path, settings: Settings) -> tuple[nn.Module, Description]:
+    """The network in a file of weights, and what it is; what nothing says of it is taken as released, and logged.
+
+    Raises:
+        UserError: see `load_network`.
+    """
+    stored = read_stored(weights, 'params_ema')
+    arguments = dict(settings.arguments or {})
+    if settings.n_hashes is not None and stored.metadata is None:
+        arguments['n_hashes'] = settings.n_hashes  # or it would be said to be taken as released
+    description = describe(stored, weights, arguments)
+    if description.assumed:
+        log.warning('%s', assumption(description, weights))
+    return network_of(description, stored.weights, weights), description
+
+
 def check(settings: Settings) -> None:
     """Refuse settings out of range.
 
@@ -288,17 +299,6 @@ def weights_in_the_box(scale: int) -> Path:
     if not path.is_file():
         raise UserError(f'this installation holds no weights for x{scale}: name a file of weights')
     return path
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, and nothing else, was the trouble."""
-    words = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        or 'not enough memory' in words
-        or 'DefaultCPUAllocator' in words
-        or 'out of memory' in words
-    )
 
 
 def described(tile: int | None) -> str:

@@ -19,6 +19,8 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from nlsn_plugin.cli import main
+from nlsn_plugin.data.pictures import Picture
+from nlsn_plugin.engine.upscaling import before_after
 from nlsn_plugin.engine.upscaling.before_after import find_pairs
 from nlsn_plugin.errors import UserError
 
@@ -203,6 +205,40 @@ def test_pairs_that_cannot_be_shown_are_named_and_left_out(
     (tmp_path / 'before_after.html').unlink()
     assert 'broken_x2.png is truncated or damaged: ' in error_of(['gallery', str(tmp_path)], capsys)
     assert not (tmp_path / 'before_after.html').exists()
+
+
+def test_results_of_any_size_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ('before', 'after'):
+        (tmp_path / name).mkdir()
+        Image.new('1', (10_001, 10_000)).save(tmp_path / name / 'p.png')
+    main(['gallery', str(tmp_path)])
+    assert capsys.readouterr().out.startswith('1 pair: ')
+
+
+def test_a_pair_that_memory_does_not_suffice_for_is_left_out(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarge, errors = before_after.larger_by_bicubic, [RuntimeError('DefaultCPUAllocator: not enough memory')]
+
+    def fail_once(picture: Picture, scale: int) -> Picture:
+        if errors:
+            raise errors.pop()
+        return enlarge(picture, scale)
+
+    monkeypatch.setattr(before_after, 'larger_by_bicubic', fail_once)
+    page = tmp_path / 'page.html'
+    line = error_of(['gallery', str(pairs), '-o', str(page)], capsys)
+    assert line == f'nlsn: {pairs}/a & b <c>.jpg and {pairs}/a & b <c>_x2.png: too little memory'
+    assert page.read_text(encoding='utf-8').count('<h2>') == 1
+
+
+def test_folders_are_no_pictures_whatever_their_names(pairs: Path, tmp_path: Path) -> None:
+    for name in ('cat.jpg', 'cat_x2.png'):
+        shutil.copy(pairs / name, tmp_path / name)
+    (tmp_path / 'cat.png').mkdir()
+    (tmp_path / 'cat_x2.webp').mkdir()
+    (pair,) = find_pairs(tmp_path)
+    assert (pair.before.name, pair.after.name) == ('cat.jpg', 'cat_x2.png')
 
 
 def test_names_that_are_no_utf_8_are_shown_with_marks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import nlsn_plugin
-from nlsn_plugin.errors import ArgumentError, DataError
+from nlsn_plugin.errors import ArgumentError, DataError, UserError
 
 
 def repeated(image: np.ndarray, scale: int) -> np.ndarray:
@@ -132,6 +133,17 @@ def test_weights_that_changed_are_loaded_again(repeating: dict[int, Path], tmp_p
     assert nlsn_plugin.upscale(image, weights=path).shape == (8, 8)
     path.write_bytes(repeating[4].read_bytes())
     assert nlsn_plugin.upscale(image, weights=path).shape == (16, 16)
+
+
+def test_memory_that_runs_out_behind_the_network_is_one_line(
+    repeating: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')
+
+    monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.larger_alpha', fail)
+    with pytest.raises(UserError, match='^the image: too little memory$'):
+        nlsn_plugin.upscale(np.zeros((4, 4, 4)), weights=repeating[2])
 
 
 def test_colours_that_nobody_sees_make_no_halo(repeating: dict[int, Path]) -> None:

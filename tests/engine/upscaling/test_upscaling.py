@@ -21,7 +21,8 @@ from nlsn_plugin.engine.measuring import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
-from nlsn_plugin.models.formats import save_network
+from nlsn_plugin.models import checkpoint
+from nlsn_plugin.models.formats import load_network, save_network
 
 SMALL = {'num_feat': 16, 'num_block': 2, 'n_hashes': 1, 'chunk_size': 64, 'attention_at': [1]}
 
@@ -57,6 +58,19 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         Upscaler(Settings(**{'weights': repeating[2], **settings}))
+
+
+def test_weights_are_read_once_and_rounds_that_are_given_are_not_assumed(
+    attending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / 'weights.pt'
+    save_network(load_network(attending), path)
+    read, times = checkpoint.load_container, []
+    monkeypatch.setattr(checkpoint, 'load_container', lambda path: times.append(path) or read(path))
+    upscaler = Upscaler(Settings(weights=path, n_hashes=3, arguments={'chunk_size': 64}))
+    assert times == [path]
+    assert upscaler.net.body[1].n_hashes == 3
+    assert 'does not say res_scale, attention: taken as released' in caplog.text
 
 
 @pytest.mark.parametrize('device', ['cpu:0', torch.device('cpu')])
