@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# All that needs a GPU: the figures for docs/benchmarks, the tiles that suit it best, the kernels' tests.
+# All that needs a GPU: the figures of docs/performance.md, the tiles that suit it best, the kernels' tests.
 #
 #     tools/gpu_report.sh [FOLDER [STEP...]]
 #
-# FOLDER: for the figures, docs/benchmarks unless it is given. STEP: float32, bfloat16, network, tiles, tests; all in
+# FOLDER: for the figures, results/gpu unless it is given. STEP: float32, bfloat16, network, tiles, tests; all in
 # this order, unless some are given. A step has its time, and its figures are written as it ends; one that fails leaves
 # the others their turn, and is named at the end. DRY_RUN=1 prints the commands.
 set -uo pipefail
-out=$(realpath -m "${1:-$(dirname "$0")/../docs/benchmarks}")
+out=$(realpath -m "${1:-$(dirname "$0")/../results/gpu}")
 steps=("${@:2}")
 [[ ${#steps[@]} -gt 0 ]] || steps=(float32 bfloat16 network tiles tests)
 cd "$(dirname "$0")/.." || exit 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 from dataclasses import replace
 from functools import partial
@@ -40,8 +41,8 @@ def add_attention_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='with --network: measure torch.compile too')
     parser.add_argument('--tune', action='store_true', help='try tiles of the fused kernels on this GPU instead')
     parser.add_argument('--form', nargs='+', choices=FORMS, help='what to compare (default: all)')
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--dtype', default='float32', choices=DTYPES)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='(default: cpu; with --tune always cuda)')
+    parser.add_argument('--dtype', choices=DTYPES, help='of the layer (default: float32)')
     parser.add_argument('--threads', type=int, help='of the CPU (default: as PyTorch decides)')
     parser.add_argument('--budget', type=float, default=5.0, help='seconds for each case and pass (default: 5)')
     parser.add_argument('--plot', type=Path, help='draw time and memory over n here (with --suite n)')
@@ -79,6 +80,11 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         raise UserError(
             f'{given[0]} is for the layer alone: leave it or {"--network" if args.network else "--tune"} out'
         )
+    if args.network and args.dtype:
+        raise UserError('--network is measured in float32 and in bfloat16: leave --dtype out')
+    if args.tune and args.device == 'cpu':
+        raise UserError('--tune is for a GPU: leave --device cpu out')
+    device, dtype = args.device or 'cpu', args.dtype or 'float32'
     if args.compile and not args.network:
         raise UserError('--compile is for the whole network: add --network H W')
     if args.plot and 'n' not in (args.suite or []):
@@ -86,19 +92,21 @@ def benchmark_attention(args: argparse.Namespace) -> None:
     if args.plot:
         check_drawing(args.plot)
     check_shared(args)
-    if args.threads:
+    for edge in args.network or ():
+        checks.whole('--network', edge, least=1)
+    if args.threads is not None:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     keep = partial(write, args)
     if args.tune:
         case = replace(SUITES['layer'][1], n_hashes=2)  # the first round and the last: more are more to compile
-        results = tiles.run(case, args.dtype, args.budget)
+        results = tiles.run(case, dtype, args.budget)
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
         if args.network:
-            results = network.run(tuple(args.network), args.device, args.budget, args.compile, keep=keep)
+            results = network.run(tuple(args.network), device, args.budget, args.compile, keep=keep)
         else:
             suites, forms = args.suite or ['layer'], args.form or list(benchmark.FORMS)
-            results = benchmark.run(suites, forms, args.device, args.dtype, args.budget, keep=keep)
+            results = benchmark.run(suites, forms, device, dtype, args.budget, keep=keep)
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
         print('', *benchmark.left_out(results['records']), sep='\n', end='')
     conclude(args, results)
@@ -124,8 +132,14 @@ def benchmark_loading(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     from nlsn_plugin.engine.benchmarks import loading
 
-    if min(args.crop_size) < args.gt_size:
-        raise UserError(f'--crop-size {min(args.crop_size)} is less than --gt-size {args.gt_size}')
+    checks.whole('--gt-size', args.gt_size, least=1)
+    for edge in args.crop_size:
+        if edge < args.gt_size:
+            raise UserError(f'--crop-size {edge} is less than --gt-size {args.gt_size}')
+        if edge % (2 * args.scale):
+            raise UserError(
+                f'--crop-size {edge} is no multiple of {2 * args.scale}, twice the scale: half of it is the step'
+            )
     check_shared(args)
     results = loading.run(args.input, args.scale, args.gt_size, args.crop_size, args.budget)
     show(results, ('what', 'milliseconds', 'spread', 'megabytes', 'runs'))
@@ -134,8 +148,8 @@ def benchmark_loading(args: argparse.Namespace) -> None:
 
 def check_shared(args: argparse.Namespace) -> None:
     """Refuse what all of them share: no time, and a place for --json that could not be written after it."""
-    if args.budget <= 0:
-        raise UserError(f'--budget {args.budget:g}: more than 0 seconds are expected')
+    if not 0 < args.budget < math.inf:
+        raise UserError(f'--budget {args.budget:g}: more than 0 seconds are expected, and an end')
     if args.json:
         check_json(args.json)
 

@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
         '-opt',
         dest='option_files',
         nargs='+',
+        action='extend',
         help='option files, or names of shipped ones: their networks, of those for training as last saved',
     )
     networks.add_argument(
@@ -40,9 +41,11 @@ def add(commands: Any) -> None:
         'param_key=... says what to take from the file (default: params_ema, else params)',
     )
     networks.add_argument(
-        '--scale', type=int, nargs='+', choices=[2, 3, 4], help='of --net, or of bicubic (default: 2)'
+        '--scale', type=int, nargs='+', action='extend', choices=[2, 3, 4], help='of --net, or of bicubic (default: 2)'
     )
-    networks.add_argument('--n-hashes', type=int, nargs='+', help="rounds of hashing (default: the networks' own)")
+    networks.add_argument(
+        '--n-hashes', type=int, nargs='+', action='extend', help="rounds of hashing (default: the networks' own)"
+    )
     networks.add_argument('--seeds', type=int, help='seeds of hashing: their mean and spread (default: 1)')
     networks.add_argument('--tile', type=int, help='enlarge in tiles of so many LR pixels')
     networks.add_argument('--tile-overlap', type=int, help='LR pixels that tiles share (default: 16)')
@@ -50,7 +53,11 @@ def add(commands: Any) -> None:
     networks.add_argument('--device', choices=['cpu', 'cuda'], help='(default: cuda if there is a GPU)')
     images = parser.add_argument_group('images')
     images.add_argument(
-        '--sets', nargs='+', metavar='SET', help='names below --data, other folders, or NAME=FOLDER (default: the five)'
+        '--sets',
+        nargs='+',
+        action='extend',
+        metavar='SET',
+        help='names below --data, other folders, or NAME=FOLDER (default: the five)',
     )
     images.add_argument('--data', type=Path, help='folder of the sets (default: datasets/benchmark)')
     images.add_argument('--lr', help="'bicubic' to make LR images, or their folder with {set} and {scale} in its name")

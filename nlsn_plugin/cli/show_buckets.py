@@ -68,7 +68,10 @@ def show_buckets(args: argparse.Namespace) -> None:
     image = image[: image.shape[0] // window * window, : image.shape[1] // window * window]  # whole windows
     column, row = args.at
     if not (0 <= row < image.shape[0] and 0 <= column < image.shape[1]):
-        raise UserError(f'--at {column} {row}: {args.image} has {image.shape[1]}x{image.shape[0]} pixels, from 0 on')
+        part = f' in whole windows of {window}' if window > 1 else ''
+        raise UserError(
+            f'--at {column} {row}: {args.image} has {image.shape[1]}x{image.shape[0]} pixels{part}, from 0 on'
+        )
     contestant = Contestant(recipe, args.device)
     contestant.hash_by(args.n_hashes, None)
     x = img2tensor(image.astype(np.float32) / 255)[None].to(args.device)

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 LIKE_SIGPIPE = 128 + 13
@@ -17,7 +18,10 @@ LIKE_SIGPIPE = 128 + 13
 @contextlib.contextmanager
 def while_output_is_taken() -> Iterator[None]:
     """End the program when its output goes to a full disk, or, without a word, into a pipe whose reader has seen
-    enough."""
+    enough. Where they are closed, as some services start programs, what is said goes nowhere."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open('w'))  # noqa: SIM115  # for as long as the program runs
     try:
         try:
             yield

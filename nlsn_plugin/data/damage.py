@@ -18,7 +18,9 @@ DAMAGE = (
     *(OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, cv2.error),
     TiffFileError,
 )
-"""What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame."""
+"""What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame, or memory ran out."""
+OUT_OF_MEMORY = cv2.Error.StsNoMem
+"""The code of OpenCV's error then."""
 
 for reader in ('PIL', 'tifffile'):
     logging.getLogger(reader).addHandler(logging.NullHandler())  # what they log of damage is raised too
@@ -38,5 +40,7 @@ def named_in_errors(named: str) -> Iterator[None]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f'{named} cannot be read: {error.strerror}') from error
+        if isinstance(error, MemoryError) or getattr(error, 'code', None) == OUT_OF_MEMORY:
+            raise DataError(f'{named} cannot be read: too little memory') from error
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise DataError(f'{named} is truncated or damaged: {reason}') from error

@@ -149,7 +149,8 @@ def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
     try:
         Image.fromarray(stacked(picture)).save(stream, kind, **settings)
     except DAMAGE as error:
-        raise DataError(f'it cannot be written as {kind}: {error}') from error
+        reason = 'too little memory' if isinstance(error, MemoryError) else error
+        raise DataError(f'it cannot be written as {kind}: {reason}') from error
     return stream.getvalue()
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from basicsr.utils.matlab_functions import imresize
 from PIL import Image
 
+from nlsn_plugin.compat import substituted
+from nlsn_plugin.data.damage import named_in_errors
 from nlsn_plugin.errors import DataError, UserError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
@@ -102,11 +104,9 @@ def decode_whole(content: bytes, named: str) -> np.ndarray:
         DataError: says `named`.
     """
     image = decode(content, named)
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            opened.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f'{named} is truncated or damaged: {error}') from error
+    # without Pillow's limit: OpenCV has decoded as many pixels
+    with named_in_errors(named), substituted(Image, MAX_IMAGE_PIXELS=None), Image.open(io.BytesIO(content)) as opened:
+        opened.load()
     return image
 
 
@@ -122,7 +122,8 @@ def read_image(path: Path, keep_gray: bool = False) -> np.ndarray:
 
 def decode(content: bytes, named: str) -> np.ndarray:
     """uint8 [H, W, 3], BGR, or [H, W]."""
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    with named_in_errors(named):
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if image is None:
         raise DataError(f'{named} does not read as an image: replace or remove it')
     if image.dtype != np.uint8:

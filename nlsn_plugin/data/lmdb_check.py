@@ -8,8 +8,8 @@ from pathlib import Path
 
 import lmdb
 
-from nlsn_plugin.data.images import decode_whole
-from nlsn_plugin.data.paired import check_lmdb, stored
+from nlsn_plugin.data.images import contents, decode_whole
+from nlsn_plugin.data.paired import check_lmdb, keys, stored
 from nlsn_plugin.data.parallel import in_parallel, processes
 from nlsn_plugin.errors import DataError, UserError
 
@@ -57,20 +57,21 @@ def check(paths: Sequence[Path], workers: int | None = None) -> list[str]:
 
 def lmdbs(paths: Sequence[Path]) -> list[Path]:
     """The LMDBs themselves, and those in folders; what is hidden is not finished."""
-    found = []
+    found: list[Path] = []
     for path in paths:
-        inside = sorted(found for found in path.glob('*.lmdb') if not found.name.startswith('.'))
+        inside = sorted(one for one in path.glob('*.lmdb') if not one.name.startswith('.'))
         if not path.exists():
             raise UserError(f'there is no {path}')
         found += inside or [path]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def listed(path: Path) -> tuple[dict[str, Shape], list[str]]:
     """The keys of meta_info.txt with the shapes of their images, and what is wrong with it."""
     shapes: dict[str, Shape] = {}
     faults = []
-    for number, line in enumerate((path / 'meta_info.txt').read_text().splitlines(), start=1):
+    text = contents(path / 'meta_info.txt').decode('ascii', 'backslashreplace')  # keys are ASCII, and damage is shown
+    for number, line in enumerate(text.splitlines(), start=1):
         match = LISTED.fullmatch(line)
         if not match:
             faults.append(f'{path / "meta_info.txt"}, line {number}: {line!r} is not like `baboon.png (120,125,3) 1`')
@@ -81,11 +82,13 @@ def listed(path: Path) -> tuple[dict[str, Shape], list[str]]:
     return shapes, faults
 
 
-def unlisted(path: Path, shapes: dict[str, Shape]) -> Iterator[str]:
-    """Closed again at once: a worker could not open what its parent has open."""
-    with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        keys = [bytes(key).decode('ascii', 'replace') for key in transaction.cursor().iternext(values=False)]
-    return (f'{path} has the key {key}, which its meta_info.txt does not list' for key in keys if key not in shapes)
+def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
+    """What is wrong with the keys that are there, whatever meta_info.txt lists."""
+    try:
+        there = [key.decode('ascii', 'backslashreplace') for key in keys(str(path))]
+    except lmdb.Error as error:
+        return [f'{path / "data.mdb"} is damaged, its keys do not read: {error}']
+    return [f'{path} has the key {key}, which its meta_info.txt does not list' for key in there if key not in shapes]
 
 
 def check_image(image: tuple[Path, str, Shape]) -> None:

@@ -51,6 +51,7 @@ class SafePairedImageDataset(PairedImageDataset):
                 raise DataError(f'there is no {root} ({key})')
             if opt['io_backend']['type'] == 'lmdb':
                 check_lmdb(root)
+                opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
         try:
             super().__init__(opt)
         except (AssertionError, ValueError, FileNotFoundError) as error:
@@ -117,13 +118,23 @@ READING = threading.Lock()
 
 def stored(path: str, key: str) -> bytes | None:
     """What an LMDB, which stays open, has under a key."""
-    place = os.path.realpath(path)
-    with READING:
-        if place not in OPEN:
-            OPEN[place] = lmdb.open(path, readonly=True, lock=False, readahead=False)
-        with OPEN[place].begin() as transaction:
-            value = transaction.get(key.encode('ascii'))
+    with READING, environment(path).begin() as transaction:
+        value = transaction.get(key.encode('ascii'))
     return None if value is None else bytes(value)
+
+
+def keys(path: str) -> list[bytes]:
+    """Those of an LMDB, which stays open."""
+    with READING, environment(path).begin() as transaction:
+        return [bytes(key) for key in transaction.cursor().iternext(values=False)]
+
+
+def environment(path: str) -> lmdb.Environment:
+    """An LMDB, opened if it is not, while READING is held."""
+    place = os.path.realpath(path)
+    if place not in OPEN:
+        OPEN[place] = lmdb.open(path, readonly=True, lock=False, readahead=False)
+    return OPEN[place]
 
 
 def close_before_fork() -> None:

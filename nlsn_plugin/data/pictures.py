@@ -117,7 +117,8 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
 @contextlib.contextmanager
 def opened(source: Path | bytes, named: str) -> Iterator[BinaryIO]:
     """The bytes of a picture; whatever is said of damage to them names the file."""
-    with named_in_errors(named), warnings.catch_warnings():
+    # the limit is ours, of TIFFs too
+    with named_in_errors(named), warnings.catch_warnings(), substituted(Image, MAX_IMAGE_PIXELS=None):
         warnings.simplefilter('ignore')  # of damage that goes on to raise, or does not matter
         with io.BytesIO(source) if isinstance(source, bytes) else source.open('rb') as file:
             yield file
@@ -141,25 +142,28 @@ def first(pages: tifffile.TiffFile, named: str, most_pixels: int) -> tifffile.Ti
 @contextlib.contextmanager
 def pillow_image(file: BinaryIO, named: str, most_pixels: int) -> Iterator[Image.Image]:
     """Pillow's image, of a format and a size that are allowed."""
-    with substituted(Image, MAX_IMAGE_PIXELS=None):  # the limit is ours
-        try:
-            image = Image.open(file, formats=[kind for kind in FORMATS if kind != 'TIFF'])
-        except UnidentifiedImageError as error:
-            raise DataError(f'{named} is no picture: PNG, JPEG, WebP, TIFF or BMP is expected') from error
-        with image:
-            check_pixels(*image.size, named, most_pixels)
-            if image.format == 'PNG':
-                add_chunks(image, file)
-            yield image
+    try:
+        image = Image.open(file, formats=[kind for kind in FORMATS if kind != 'TIFF'])
+    except UnidentifiedImageError as error:
+        raise DataError(f'{named} is no picture: PNG, JPEG, WebP, TIFF or BMP is expected') from error
+    with image:
+        check_pixels(*image.size, named, most_pixels)
+        if image.format == 'PNG':
+            add_chunks(image, file)
+        yield image
 
 
 def add_chunks(image: Image.Image, file: BinaryIO) -> None:
     """What Pillow does not tell of a PNG before it is decoded, or at all, by the names that it would have there."""
     place = file.tell()
-    for key, name, before in (('exif', b'eXIf', b'IEND'), ('cicp', b'cICP', b'IDAT')):  # EXIF may be behind the pixels
-        found = None if key in image.info else png.find(file, name, before)
-        if found:
-            image.info[key] = found
+    colours = png.find(file, b'cICP')
+    if colours:
+        image.info.setdefault('cicp', colours)
+    with contextlib.suppress(*DAMAGE):  # which decoding finds too
+        behind = png.behind_pixels(file)
+        if behind is not None:
+            with Image.open(io.BytesIO(behind), formats=['PNG']) as told:
+                image.info.update({key: value for key, value in told.info.items() if key not in image.info})
     file.seek(place)
 
 

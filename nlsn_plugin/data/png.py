@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import cv2
@@ -15,6 +15,8 @@ END_OF_HEADER = 8 + 25
 BITS, KIND = 24, 25
 """Where the header has the bits of a sample, and what channels there are."""
 GRAY_AND_ALPHA = 4
+PIXELS, SAYING = b'IDAT', (b'eXIf', b'iTXt', b'tEXt', b'zTXt')
+"""Chunks; those of EXIF and of texts, XMP among them, may also stand behind the pixels."""
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -48,17 +50,36 @@ def deep(file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
     return colour, found[..., 3] if found.shape[2] == 4 else None
 
 
-def find(file: BinaryIO, wanted: bytes, before: bytes = b'IEND') -> bytes | None:
-    """The content of the first chunk of a name that stands before another."""
-    file.seek(END_OF_HEADER)
+def chunks_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and length of each chunk from the header on to the end, while the file stands at its content."""
+    place = file.seek(END_OF_HEADER)
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack('>I4s', head)
-        if name == before:
-            return None
+        if name == b'IEND':
+            return
+        yield name, length
+        place = file.seek(place + 8 + length + 4)
+
+
+def find(file: BinaryIO, wanted: bytes) -> bytes | None:
+    """The content of the first chunk of a name that stands before the pixels."""
+    for name, length in chunks_of(file):
+        if name == PIXELS:
+            break
         if name == wanted:
             return file.read(length)
-        file.seek(length + 4, 1)
     return None
+
+
+def behind_pixels(file: BinaryIO) -> bytes | None:
+    """A PNG, without pixels, that begins with what is said behind them, as ExifTool writes it; None if nothing is."""
+    said, is_behind = [], False
+    for name, length in chunks_of(file):
+        is_behind = is_behind or name == PIXELS
+        if is_behind and name in SAYING:
+            said.append(chunk(name, file.read(length)))
+    file.seek(0)
+    return with_chunks(file.read(END_OF_HEADER) + chunk(PIXELS, b''), said) if said else None
 
 
 def transparent(file: BinaryIO) -> tuple[int, ...] | None:
@@ -69,7 +90,7 @@ def transparent(file: BinaryIO) -> tuple[int, ...] | None:
     """
     file.seek(KIND)
     channels = {0: 1, 2: 3}.get(file.read(1)[0])
-    found = None if channels is None else find(file, b'tRNS', before=b'IDAT')
+    found = None if channels is None else find(file, b'tRNS')
     return None if found is None else struct.unpack_from(f'>{channels}H', found)
 
 

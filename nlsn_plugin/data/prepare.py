@@ -242,7 +242,7 @@ def produce(
     if not wanted:
         return
     largest = sum(3 * pixels for pixels, _ in sizes)
-    with Workshop(wanted, kind, largest) as workshop:
+    with Workshop(wanted, kind, [source.hr.name for source in sources], largest) as workshop:
         if workshop.done:
             print(f'{len(workshop.done)} of {len(sources)} images were made before, going on')
         left = [number for number, source in enumerate(sources) if source.hr.name not in workshop.done]

@@ -109,14 +109,17 @@ class Workshop:
     Args:
         targets: what is to be made, each with its settings.
         kind: Folder or Lmdb.
+        images: names of those that they are made of.
         largest: bytes of the pixels that go to one of them, at most.
 
     Raises:
         UserError: another process is making the same, or the place cannot be written to.
     """
 
-    def __init__(self, targets: Mapping[Path, Settings], kind: type[Store], largest: int) -> None:
-        self.targets = targets
+    def __init__(
+        self, targets: Mapping[Path, Settings], kind: type[Store], images: Sequence[str], largest: int
+    ) -> None:
+        self.targets, self.images = targets, images
         first = next(iter(targets))
         self.path = first.parent / f'.preparing_{first.name}'
         with contextlib.ExitStack() as opened, named(self.path.parent):
@@ -140,7 +143,7 @@ class Workshop:
 
         The last of what was planned may be in place, or not wanted, now.
         """
-        plan = [[str(target), settings] for target, settings in self.targets.items()]
+        plan = [[*self.images], *([str(target), settings] for target, settings in self.targets.items())]
         kept, part = self.path / 'plan.json', self.path / 'plan.part'
         before: list[Any] = next(whole_lines(kept), [])
         done = []

@@ -14,7 +14,7 @@ import pytest
 from conftest import GOLDEN, ROOT, error_of, run
 
 from nlsn_plugin.cli import main
-from nlsn_plugin.engine.evaluation.contestants import from_option_file
+from nlsn_plugin.engine.evaluation.contestants import from_option_file, last_saved
 
 WEIGHTS = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 NETWORK = ['--net', 'NLSN', str(WEIGHTS), 'num_feat=16', 'num_block=8']
@@ -69,6 +69,17 @@ def test_an_option_file_for_training_gives_what_came_of_it(
     assert recipe.arguments['num_feat'] == 8
 
 
+def test_what_a_training_saved_last_is_taken(tmp_path: Path) -> None:
+    assert last_saved(tmp_path).name == 'net_g_latest.pth'
+    for time, label in enumerate(['latest', '8', '12', 'best', 'ema_14']):  # a run that had ended, and went on
+        path = tmp_path / f'net_g_{label}.pth'
+        path.touch()
+        os.utime(path, (time, time))
+    assert last_saved(tmp_path).name == 'net_g_12.pth'
+    os.utime(tmp_path / 'net_g_latest.pth', (2, 2))  # as old as that of 12: it ended again
+    assert last_saved(tmp_path).name == 'net_g_latest.pth'
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -86,11 +97,12 @@ def test_an_option_file_for_training_gives_what_came_of_it(
             ['--protocol', 'vdsr', '--lr', 'noisy'],
             '--protocol vdsr makes bicubic of the HR images, not of those of --lr',
         ),
-        (['--protocol', 'vdrs'], '--protocol vdrs: there is none; did you mean vdsr?'),
+        (['--protocol', 'vdrs'], 'there is no protocol vdrs: did you mean vdsr?'),
         (['--compare-with-paper', 'RCAM', '--sets', 'Set5'], 'Table 1 has no RCAM: did you mean RCAN?'),
         (['--sets', 'Set55'], 'there is no set Set55: did you mean Set5?'),
         (['-opt', 'train_NLSN_x2'], 'experiments/NLSN_x2/models/net_g_latest.pth'),
         (['-opt', 'test_NLSN_x2', '--scale', '3'], '--scale is said by the option files'),
+        (['-opt', 'train_NLSN_x2', '-opt', 'train_NLSN_x2'], 'two networks are called NLSN at x2'),
     ],
     ids=lambda value: ' '.join(value).replace(str(WEIGHTS), 'WEIGHTS') if isinstance(value, list) else '',
 )

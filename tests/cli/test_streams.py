@@ -43,3 +43,10 @@ def test_output_to_a_full_disk_is_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.stderr == 'nlsn: nothing more can be written: No space left on device\n'
     assert done.returncode == 1
+
+
+def test_what_is_said_into_closed_streams_goes_nowhere(photographs: Path, tmp_path: Path) -> None:
+    command = [sys.executable, '-m', 'nlsn_plugin', 'upscale', str(photographs / 'coffee.png'), '-o', 'a.png']
+    words = ['sh', '-c', 'exec "$@" >&- 2>&-', 'sh', *command]
+    assert subprocess.run(words, cwd=tmp_path, timeout=120, check=False).returncode == 0
+    assert (tmp_path / 'a.png').stat().st_size > 0

@@ -157,7 +157,7 @@ def test_a_quality_is_taken_where_a_result_may_have_one(folder: Path, upscale: U
 @pytest.mark.parametrize(
     ('place', 'error'),
     [
-        ('upscaler.larger_alpha', RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')),
+        ('upscaler.larger_alpha', RuntimeError('DefaultCPUAllocator: not enough memory')),
         ('batch.encode', cv2.error('error: (-4:Insufficient memory) Failed to allocate 9 bytes')),
         ('batch.side_by_side', MemoryError()),
     ],

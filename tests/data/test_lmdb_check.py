@@ -84,6 +84,43 @@ def test_truncated_and_absent(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert 'there is no' in error_of(['prepare', '--check', str(folder / 'none.lmdb')], capsys)
 
 
+def test_bytes_that_are_no_text_are_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x2 = folder / 'train_LR_bicubic_X2_sub.lmdb'
+    listed = (x2 / 'meta_info.txt').read_bytes().replace(b'camera_s001', b'camera_\xff').replace(b'(24', b'\xfe', 1)
+    (x2 / 'meta_info.txt').write_bytes(listed)
+    with pytest.raises(SystemExit):
+        main(['prepare', '--check', str(x2)])
+    said = capsys.readouterr().err
+    assert f'{x2} has no key camera_\\xff, which its meta_info.txt lists' in said
+    assert f'{x2} has the key camera_s001, which its meta_info.txt does not list' in said
+    assert "line 1: 'astronaut_s001.png \\\\xfe,24,3) 1' is not like" in said
+
+
+def test_damaged_pages_are_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hr = folder / 'train_HR_sub.lmdb'
+    with lmdb.open(str(hr), readonly=True, lock=False) as environment:
+        size = environment.stat()['psize']
+    content = bytearray((hr / 'data.mdb').read_bytes())
+    for place in range(2 * size, len(content), size):
+        if content[place + 10] & 2:  # a leaf, where keys are
+            content[place : place + size] = bytes(size)
+    (hr / 'data.mdb').write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(['prepare', '--check', str(hr)])
+    said = capsys.readouterr().err
+    assert f'{hr / "data.mdb"} is damaged, its keys do not read: ' in said
+    assert f'{hr}, key camera_s001, cannot be read: ' in said
+
+
+def test_what_is_named_twice_or_checked_twice_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hr = folder / 'train_HR_sub.lmdb'
+    for _ in range(2):
+        main(['prepare', '--check', str(hr), str(folder), f'{folder}/../{folder.name}/{hr.name}', '--workers', '1'])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 4
+        assert all(line.endswith(': 24 images, all whole') for line in lines)
+
+
 def test_options_that_would_do_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ['prepare', '--check', str(tmp_path), '--crop-size', '48']
     assert error_of(words, capsys) == 'nlsn: --crop-size is for making data: leave it or --check out'

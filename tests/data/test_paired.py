@@ -16,6 +16,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from conftest import python
 from torch.utils.data import DataLoader
 
+from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
 from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import DataError
@@ -150,6 +151,15 @@ def test_an_empty_file_is_named(folders: Path) -> None:
     index = next(i for i, pair in enumerate(dataset.paths) if 'coffee' in pair['gt_path'])
     with pytest.raises(DataError, match=r'coffee\.png is not an image, or a damaged one \(0 bytes\)'):
         dataset[index]
+
+
+def test_lmdbs_may_be_named_as_folders_are(stores: Path) -> None:
+    options = training(stores)
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        options[key] += '/'
+    assert len(build_dataset(options)) == len(build_dataset(training(stores)))
+    dataset = SuperResolutionDataset(options['dataroot_gt'], options['dataroot_lq'], scale=2, gt_size=32)
+    assert dataset[0]['inputs'].shape == (3, 16, 16)
 
 
 def test_folders_that_hold_no_pairs_are_named(folders: Path) -> None:

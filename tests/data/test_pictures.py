@@ -190,6 +190,23 @@ def test_a_truncated_file_is_one_line(kind: str) -> None:
     assert '\n' not in str(found.value)
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+def test_a_whole_file_is_not_said_to_be_damaged_where_memory_runs_out(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        if kind == 'PNG':
+            raise MemoryError
+        failed = cv2.error('Failed to allocate 294000000 bytes')
+        failed.code = cv2.Error.StsNoMem
+        raise failed
+
+    content, _ = encode(Picture(pixels(4, 4, 3)), kind)
+    monkeypatch.setattr(pictures, 'of_pixels', failing)
+    with pytest.raises(DataError, match=r'^x cannot be read: too little memory$'):
+        read(content, 'x')
+
+
 def test_hidden_colours_are_painted_over_with_the_nearest_seen() -> None:
     alpha = np.zeros((5, 9), np.uint8)
     alpha[:, :2], alpha[:, 7:] = 255, 1
@@ -262,6 +279,32 @@ def test_a_png_is_not_decoded_for_its_header() -> None:
         assert look(bytes(again), 'x').width == 4  # the pixels are damaged, which only reading finds
         with pytest.raises(DataError, match='damaged'):
             read(bytes(again), 'x')
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+RAW_EXIF = (
+    b'\nexif\n      26\n' + b'MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'.hex().encode() + b'\n'
+)
+
+
+@pytest.mark.parametrize(
+    'told',
+    [
+        chunk(b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + XMP),
+        chunk(b'iTXt', b'XML:com.adobe.xmp\0\x01\0\0\0' + zlib.compress(XMP)),
+        chunk(b'tEXt', b'Raw profile type exif\0' + RAW_EXIF),
+        chunk(b'zTXt', b'Raw profile type exif\0\0' + zlib.compress(RAW_EXIF)),
+    ],
+    ids=['XMP', 'packed XMP', 'EXIF', 'packed EXIF'],
+)
+@pytest.mark.parametrize('bits', [8, 16])
+def test_texts_of_a_png_may_say_how_it_is_turned_wherever_they_stand(told: bytes, bits: int) -> None:
+    samples, other = pixels(4, 6, 3, dtype=np.uint16) >> (16 - bits), chunk(b'iTXt', b'Title\0\0\0\0\0six')
+    for content in (png_of(samples, bits, other, told), png_of(samples, bits, late=other + told)):
+        assert (look(content, 'x').width, look(content, 'x').height) == (4, 6)
+        found = read(content, 'x')
+        np.testing.assert_array_equal(found.colour, np.rot90(samples, -1))
+        assert found.notes == ['its texts were left out: Title']
 
 
 def test_transparency_that_has_no_place_in_a_png_is_not_taken() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import lmdb
 import numpy as np
 import pytest
 from conftest import error_of
+from PIL import Image
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
@@ -216,6 +218,23 @@ def test_images_of_several_folders_come_together_and_names_become_keys(photograp
     shutil.copy(photographs / 'coffee.png', other)
     with pytest.raises(UserError, match=r'several images named coffee, .* and .*: names must differ'):
         prepare_training_data([photographs, other], tmp_path, 'more', [2], crop_size=48, step=24)
+
+
+def test_images_may_have_more_pixels_than_pillow_opens(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    hr, _ = prepare_test_data(photographs, tmp_path / 'Set', [2], workers=1)
+    assert len(list(hr.glob('*.png'))) == 4
+
+
+def test_an_image_of_more_pixels_than_opencv_decodes_is_named(photographs: Path, tmp_path: Path) -> None:
+    content = bytearray((photographs / 'coffee.png').read_bytes())
+    content[16:24] = 2 * (40_000).to_bytes(4, 'big')
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
+    (tmp_path / 'huge.png').write_bytes(content)
+    with pytest.raises(UserError, match=r'huge\.png is truncated or damaged: .*MAX_IMAGE_PIXELS'):
+        prepare_test_data(tmp_path, tmp_path / 'Set', [2], workers=1)
 
 
 class TestStopped:

@@ -274,6 +274,18 @@ def test_bombs_are_refused_before_memory_is_taken() -> None:
     assert process_memory('VmHWM') - before < 20e6
 
 
+@pytest.mark.parametrize('compression', ['tiff_lzw', None])
+def test_pillows_limit_of_pixels_is_not_ours(compression: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(pixels(20, 30)).quantize(5).save(stream, 'TIFF', compression=compression)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert look(stream.getvalue(), 'x').width == 30
+    assert read(stream.getvalue(), 'x').colour.shape == (20, 30, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(DataError, match='says that it has 30x20 pixels'):
+        read(stream.getvalue(), 'x', most_pixels=599)
+
+
 def patched(content: bytes, values: dict[int, int]) -> bytes:
     """With other numbers in tags, at their places."""
     found = bytearray(content)

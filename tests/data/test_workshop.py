@@ -22,9 +22,11 @@ class Stop(BaseException):
 def prepare(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Make test data for scales, up to the n-th call of a function if a stop is asked for."""
 
-    def made(scales: list[int], owner: object = None, name: str = '', calls: int = 0) -> Path:
+    def made(
+        scales: list[int], owner: object = None, name: str = '', calls: int = 0, source: Path = photographs
+    ) -> Path:
         if owner is None:
-            prepare_test_data(photographs, tmp_path / 'out', scales, workers=1)
+            prepare_test_data(source, tmp_path / 'out', scales, workers=1)
             return tmp_path / 'out'
         function, called = getattr(owner, name), []
 
@@ -37,7 +39,7 @@ def prepare(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, stopping)
             with pytest.raises(Stop):
-                prepare_test_data(photographs, tmp_path / 'out', scales, workers=1)
+                prepare_test_data(source, tmp_path / 'out', scales, workers=1)
         return tmp_path / 'out'
 
     return made
@@ -88,6 +90,18 @@ def test_what_was_made_for_fewer_scales_is_not_taken_for_all(
     assert re.findall(r'(\d) of 4 images were made before', capsys.readouterr().out) == ['1', '2']
     assert images(prepare([2, 3])) == whole
     assert 'were made before' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['aaa.png', 'astronaut.bmp'])
+def test_what_was_made_of_an_image_that_is_renamed_then_is_dropped(
+    name: str, prepare: Prepare, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = Path(shutil.copytree(photographs, tmp_path / 'renamed'))
+    prepare([2], Workshop, 'put', 2, source=renamed)
+    (renamed / 'astronaut.png').rename(renamed / name)  # the first, as before
+    made = images(prepare([2], source=renamed))
+    assert 'were made before' not in capsys.readouterr().out
+    assert sorted(path for path in made if 'HR' in path) == sorted(f'HR/{path.stem}.png' for path in renamed.iterdir())
 
 
 def test_a_stop_while_another_plan_is_dropped(prepare: Prepare, whole: Images, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from nlsn_plugin.data.images import crop_to_multiple, list_images, read_image
 from nlsn_plugin.data.paired import SafePairedImageDataset
 from nlsn_plugin.data.prepare import STORAGE, prepare_training_data
 from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
+from nlsn_plugin.errors import UserError
 
 SAMPLES = 20
 """In one turn."""
@@ -34,7 +36,14 @@ def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budge
 
     Returns:
         The machine, and records: what, milliseconds of a sample (median), spread, megabytes on disk.
+
+    Raises:
+        UserError: there are no images, or one is smaller than a patch.
     """
+    for path in list_images([source]):
+        height, width = crop_to_multiple(read_image(path), scale).shape[:2]
+        if min(height, width) < gt_size:
+            raise UserError(f'{path} has {width}x{height} pixels at scale {scale}: a patch has {gt_size}x{gt_size}')
     with tempfile.TemporaryDirectory() as scratch:
         folders = {}
         for crop_size in (WHOLE, *crop_sizes):

@@ -17,6 +17,7 @@ from nlsn_plugin.engine.benchmarks import onednn
 from nlsn_plugin.engine.measuring import Job, Step, check_device, describe_machine, interleaved, peak_memories
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops import tf32
+from nlsn_plugin.ops.cpu_matmul import has_products_in
 
 LARGEST_DIFFERENCE = 1e-5
 """Between the forms in float32, relative to the largest entry of what a module makes."""
@@ -29,6 +30,8 @@ FORMS: dict[str, dict[str, Any]] = {
 """Arguments of the network: two backends, and the same network without attention."""
 
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
+
+SLOW = 'this CPU has no arithmetic in half precision: PyTorch takes some ten times as long as in float32'
 
 
 def run(
@@ -61,10 +64,12 @@ def run(
         }
         for name, seconds in times.items()
     ]
+    for name in every_form() - times.keys():
+        records.append({'case': case, 'pass': 'forward', 'form': name, 'skipped': SLOW})
     results = {'machine': describe_machine(device), 'records': records}
     keep(results)
     if memory:
-        plain = {f'{form}, {dtype}' for form in FORMS for dtype in DTYPES}  # not compiled, in PyTorch's usual products
+        plain = times.keys() & every_form()  # not compiled, in PyTorch's usual products
         eager = [record for record in records if record['form'] in plain]
         names = [record['form'].rsplit(', ', 1) for record in eager]
         jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
@@ -88,12 +93,19 @@ def measure(size: tuple[int, int], device: str, budget: float, compiled: bool) -
     steps: dict[str, Step] = {}
     for form, network in networks.items():
         steps |= {f'{form}, {dtype}': partial(upscale, network, x, DTYPES[dtype]) for dtype in DTYPES}
+    if device == 'cpu' and not has_products_in(torch.bfloat16):
+        del steps['reference, bfloat16']
     if has_onednn:
         steps['auto-onednn, float32'] = onednn.with_onednn(steps['auto, float32'])
     if compiled:
         graph = torch.compile(networks['auto'], fullgraph=True)
         steps |= {f'auto, torch.compile, {dtype}': partial(upscale, graph, x, DTYPES[dtype]) for dtype in DTYPES}
     return interleaved(steps, device, budget)
+
+
+def every_form() -> set[str]:
+    """Each of FORMS in each of DTYPES."""
+    return {f'{form}, {dtype}' for form in FORMS for dtype in DTYPES}
 
 
 def largest_difference(reference: NLSN, other: NLSN, x: Tensor) -> float:

@@ -21,10 +21,10 @@ def why_not(device: str, dtype: str) -> str | None:
 
 
 def with_onednn(step: Step) -> Step:
-    """A step with those products, once `why_not` has nothing against it."""
+    """A step with those products, if `why_not` has nothing against it."""
 
     def run() -> Any:
-        with onednn_matmul(check=False):
+        with onednn_matmul():
             return step()
 
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -20,9 +20,8 @@ from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
 from nlsn_plugin.engine.training.batches import endless
 from nlsn_plugin.engine.training.loop import order_of
+from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.nlsn_model import NLSNModel
-
-MODELS = {'BasicSR': SRModel, 'nlsn_plugin': NLSNModel}
 
 
 def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
@@ -34,12 +33,17 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
 
     Returns:
         The machine, and records: what, form, milliseconds (median), spread, runs, speedup over BasicSR.
+
+    Raises:
+        UserError: BasicSR cannot train by these options.
     """
     get_root_logger().setLevel(logging.WARNING)
+    opt = {**opt, 'path': {**opt['path'], 'pretrain_network_g': None}}  # time does not depend on the weights
+    device = 'cuda' if opt['num_gpu'] else 'cpu'
     loops = {'BasicSR': updates_of_basicsr, 'nlsn_plugin': our_updates}
     updates = {name: loop(deepcopy(opt)) for name, loop in loops.items()}
     steps: dict[str, Step] = {name: partial(next, loop) for name, loop in updates.items()}
-    records = rows(f'update, {opt["name"]}', interleaved(steps, 'cpu', budget))
+    records = rows(f'update, {opt["name"]}', interleaved(steps, device, budget))
     for loop in updates.values():
         loop.close()
     paper = {**deepcopy(opt), 'network_g': {'type': 'NLSN', 'upscale': opt['scale']}}
@@ -47,10 +51,22 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
         (f'moving average, {opt["name"]}', opt),
         (f"moving average, the paper's x{opt['scale']}", paper),
     ):
-        models = {name: model(deepcopy(options)) for name, model in MODELS.items()}
+        models = {name: make(deepcopy(options)) for name, make in MODELS.items()}
         decay = opt['train']['ema_decay']
-        records += rows(title, interleaved({n: partial(m.model_ema, decay) for n, m in models.items()}, 'cpu', budget))
-    return {'machine': describe_machine('cpu'), 'records': records}
+        averages: dict[str, Step] = {name: partial(model.model_ema, decay) for name, model in models.items()}
+        records += rows(title, interleaved(averages, device, budget))
+    return {'machine': describe_machine(device), 'records': records}
+
+
+def model_of_basicsr(opt: dict[str, Any]) -> SRModel:
+    """BasicSR's own, which knows fewer optimisers and schedulers."""
+    try:
+        return SRModel(opt)
+    except NotImplementedError as error:
+        raise UserError(f"BasicSR's own model, to compare with, cannot take these options: {error}") from error
+
+
+MODELS: dict[str, Callable[[dict[str, Any]], SRModel]] = {'BasicSR': model_of_basicsr, 'nlsn_plugin': NLSNModel}
 
 
 def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -81,9 +97,10 @@ def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
     """BasicSR's train.py, less its log lines, validations and saves."""
     options = opt['datasets']['train']
     dataset = build_dataset_of_basicsr(options)
+    order_of(opt, dataset, 0)  # refuses an epoch without a batch, which BasicSR would look for one for ever
     sampler = EnlargedSampler(dataset, 1, 0, options['dataset_enlarge_ratio'])
     loader = build_dataloader(dataset, options, opt['num_gpu'], False, sampler, opt['manual_seed'])
-    prefetcher, model = CPUPrefetcher(loader), SRModel(opt)
+    prefetcher, model = CPUPrefetcher(loader), model_of_basicsr(opt)
     iteration = epoch = 0
     while True:
         sampler.set_epoch(epoch)

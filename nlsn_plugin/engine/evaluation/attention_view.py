@@ -129,7 +129,7 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
         axis.imshow(np.where(same[..., None], rgb, rgb // 5))
         axis.plot(column, row, marker='o', markersize=7, markerfacecolor='none', color='red')
         axis.set_title(f'bucket of round {number + 1}: {same.sum()} pixels', fontsize=10)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=110)
 
 

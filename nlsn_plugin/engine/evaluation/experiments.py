@@ -271,7 +271,8 @@ def draw(results: Results, path: Path) -> None:
     for kind in ('NLSA', 'NLA'):
         rows = [row for row in results['rows'] if row['label'].split(',')[0].split()[0] == kind]
         axes.semilogx([row['x'] for row in rows], [row['psnr'][name] for row in rows], marker='.', label=kind)
-    axes.set(xlabel=results['axis'], ylabel=f'PSNR on {readable(name)}, dB', title=results['title'])
+    axes.set(xlabel=results['axis'], title=results['title'])
+    axes.set_ylabel(f'PSNR on {readable(name)}, dB', parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -39,14 +39,15 @@ def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int)
     """
     shown = [image for image in results['images'] if image['file']]
     shown.sort(key=of_set)
-    comparisons = []
+    comparisons: list[Mapping[str, Any]] = []
     for _, group in groupby(shown, of_set):
         by_image: dict[str, list[Record]] = {}
         for image in group:
             by_image.setdefault(image['hr'], []).append(image)
         found = [(*where_they_differ(images, folder), images) for images in by_image.values()]
         found.sort(key=lambda entry: -entry[2])
-        comparisons += [draw(images, top, left, folder) for top, left, _, images in found[:per_set]]
+        for top, left, _, images in found[:per_set]:
+            comparisons.append(draw(images, top, left, folder, len(comparisons)))
     page = render('gallery.html', tables=tables, comparisons=comparisons, brightest=BRIGHTEST, detail=DETAIL)
     path = folder / 'index.html'
     with named(path):
@@ -78,33 +79,38 @@ def where_they_differ(images: Sequence[Record], folder: Path) -> tuple[int, int,
     return largest_detail(inner)
 
 
-def draw(images: Sequence[Record], top: int, left: int, folder: Path) -> Mapping[str, Any]:
-    """Write the whole truth, the details and their error maps; return what the page says of them."""
+def draw(images: Sequence[Record], top: int, left: int, folder: Path, number: int) -> Mapping[str, Any]:
+    """Write the whole truth, the details and their error maps; return what the page says of them.
+
+    number: of the comparison. Files have numbers since labels, and names of images, may differ in letters that names of
+    files lack, or be those of the truth.
+    """
     found = pixels(images, folder)
     truth = found['']
     height, width = truth.shape[:2]
     area = slice(top, top + DETAIL), slice(left, left + DETAIL)
     first = images[0]
     title = f'{first["set"]}, {first["image"]}, x{first["scale"]}'
-    stem = f'visuals/{plain(first["set"])}_x{first["scale"]}_{plain(first["image"])}'
+    stem = f'visuals/{number}_{plain(first["set"])}_x{first["scale"]}_{plain(first["image"])}'
 
     def put(suffix: str, image: np.ndarray) -> str:
-        name = f'{stem}_{suffix}.png'
-        write_image(folder / name, image)
-        return name
+        file = f'{stem}_{suffix}.png'
+        write_image(folder / file, image)
+        return file
 
     details = [
-        {'label': 'HR', 'detail': put('HR', truth[area]), 'error': None, 'figures': 'PSNR / SSIM', 'best': False}
+        {'label': 'HR', 'detail': put('0_HR', truth[area]), 'error': None, 'figures': 'PSNR / SSIM', 'best': False}
     ]
     finest = max(infinite_if_equal(image['psnr_y']) for image in images)
-    for image in images:
+    for place, image in enumerate(images, start=1):
         label = image['network']
+        name = f'{place}_{plain(label)}'
         psnr = infinite_if_equal(image['psnr_y'])
         details.append(
             {
                 'label': label,
-                'detail': put(plain(label), found[label][area]),
-                'error': put(f'{plain(label)}_error', error_map(found[label], truth)[area]),
+                'detail': put(name, found[label][area]),
+                'error': put(f'{name}_error', error_map(found[label], truth)[area]),
                 'figures': f'{psnr:.2f} / {image["ssim_y"]:.4f}',
                 'best': psnr == finest and len(images) > 1,
             }

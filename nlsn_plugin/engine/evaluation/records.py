@@ -12,6 +12,7 @@ import numpy as np
 
 from nlsn_plugin.data.images import encode
 from nlsn_plugin.data.workshop import named, whole_lines
+from nlsn_plugin.models.writing import write_whole
 
 Record = dict[str, Any]
 
@@ -32,7 +33,9 @@ class Records:
             lines = (line for line in whole_lines(path) if isinstance(line, dict))
             self.found: dict[str, Record] = {line['key']: line for line in lines if isinstance(line.get('key'), str)}
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(''.join(json.dumps(record) + '\n' for record in self.found.values()))
+            kept = ''.join(json.dumps(record) + '\n' for record in self.found.values())
+            if not path.exists() or path.read_text() != kept:
+                write_whole(path, lambda temporary: temporary.write_text(kept))
 
     def add(self, key: str, record: Record) -> None:
         self.found[key] = {'key': key, **record}

@@ -76,6 +76,8 @@ def notes(results: Results) -> Iterator[str]:
     given = [f'{part["name"]} x{part["scale"]}' for part in results['sets'] if part['lr'] != BICUBIC]
     if given:
         yield f'LR images are given for {", ".join(given)}.'
+        if results['protocol']['bicubic'] == 'y':
+            yield "There the networks' figures are of those; bicubic's on Y are of LR images made from the HR images."
     if len(given) < len(results['sets']):
         yield f'LR images are made by MATLAB-style bicubic{" for the others" if given else ""}.'
     if protocol['self_ensemble']:

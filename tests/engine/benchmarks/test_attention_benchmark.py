@@ -232,10 +232,21 @@ def test_the_sweep_over_n_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_the_network_is_measured_in_all_its_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
     monkeypatch.setattr(network, 'NLSN', small)
+    monkeypatch.setattr(network, 'has_products_in', lambda dtype: True)
     records = network.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)['records']
     forms = [f'{form}, {dtype}' for form in ('reference', 'auto', 'no attention') for dtype in ('float32', 'bfloat16')]
     forms += ['auto-onednn, float32'] if onednn.why_not('cpu', 'float32') is None else []
     assert [record['form'] for record in records] == forms
+
+
+def test_what_a_cpu_without_half_precision_takes_minutes_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = functools.partial(NLSN, num_feat=8, num_block=8, chunk_size=16)
+    monkeypatch.setattr(network, 'NLSN', small)
+    monkeypatch.setattr(network, 'has_products_in', lambda dtype: False)
+    records = network.run((20, 24), 'cpu', 0.1, compiled=False, memory=False)['records']
+    assert {record['form'] for record in records if 'skipped' in record} == {'reference, bfloat16'}
+    assert benchmark.left_out(records) == [f'not measured, reference, bfloat16: {network.SLOW}']
+    assert len(list(benchmark.rows(records))) == len(records) - 1
 
 
 def test_a_network_that_computes_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,9 +286,16 @@ def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None
         (['--compile'], '--compile is for the whole network: add --network H W'),
         (['--network', '8', '8', '--form', 'nla'], '--form is for the layer alone: leave it or --network out'),
         (['--network', '8', '8', '--tune'], '--network and --tune are two measurements: leave one out'),
+        (['--network', '0', '8'], '--network=0 is not allowed: a whole number of at least 1 is expected'),
+        (
+            ['--network', '8', '8', '--dtype', 'float16'],
+            '--network is measured in float32 and in bfloat16: leave --dtype out',
+        ),
+        (['--tune', '--device', 'cpu'], '--tune is for a GPU: leave --device cpu out'),
+        (['--threads', '0'], '--threads=0 is not allowed: a whole number of at least 1 is expected'),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(
+def test_options_that_would_do_nothing_or_cannot_be_are_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(['benchmark-attention', *words], capsys) == f'nlsn: {message}'

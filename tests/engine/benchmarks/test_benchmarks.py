@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import error_of, run, write_options
+
+from nlsn_plugin import NLSN
 
 
 def test_updates_and_the_moving_average_beside_basicsr(place: Path) -> None:
-    options = write_options(place / 'a.yml', 'train_NLSN_x2', lambda options: options['train'].update(ema_decay=0.9))
+    def begin_with_weights(options: dict[str, Any]) -> None:
+        options['train'].update(ema_decay=0.9)
+        options['path']['pretrain_network_g'] = str(place / 'a.pth')
+        torch.save(
+            NLSN(**{name: value for name, value in options['network_g'].items() if name != 'type'}).state_dict(),
+            place / 'a.pth',
+        )
+
+    options = write_options(place / 'a.yml', 'train_NLSN_x2', begin_with_weights)
     words = ['benchmark-training', '-opt', options, '--budget', 0.1, '--json', 'a.json']
     said = run('-m', 'nlsn_plugin', *words, cwd=place).stdout
     records = json.loads((place / 'a.json').read_text())['records']
@@ -42,6 +54,24 @@ def test_every_way_to_store_images_is_read(photographs: Path, tmp_path: Path) ->
 def test_what_cannot_be_measured(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.chdir(place)
     options = write_options(place / 'a.yml', 'train_NLSN_x2')
-    assert 'there is no moving average to measure' in error_of(['benchmark-training', '-opt', str(options)], capsys)
-    words = ['benchmark-loading', '--input', str(place), '--crop-size', '48']
-    assert '--crop-size 48 is less than --gt-size 96' in error_of(words, capsys)
+    words = ['benchmark-training', '-opt', str(options)]
+    assert 'there is no moving average to measure' in error_of(words, capsys)
+    words += ['--budget', '0.1', '--force_yml', 'train:ema_decay=0.9']
+    said = error_of([*words, 'train:optim_g:type=AdamW'], capsys)
+    assert "BasicSR's own model, to compare with, cannot take these options: optimizer AdamW" in said
+    assert 'is more than the' in error_of([*words, 'datasets:train:batch_size_per_gpu=100000'], capsys)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--crop-size', '192', '48'], '--crop-size 48 is less than --gt-size 96'),
+        (['--gt-size', '0'], '--gt-size=0 is not allowed: a whole number of at least 1 is expected'),
+        (['--crop-size', '100', '--scale', '4'], '--crop-size 100 is no multiple of 8, twice the scale'),
+        (['--gt-size', '100', '--crop-size', '100'], 'camera.png has 102x96 pixels at scale 2: a patch has 100x100'),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_before_the_work(
+    words: list[str], message: str, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(['benchmark-loading', '--input', str(photographs), *words], capsys)

@@ -67,6 +67,16 @@ def test_the_command_draws(
     assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)
 
 
+def test_a_name_that_looks_like_mathematics_is_drawn(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photographs / 'coffee.png', '$\\frac$.png')
+    weights = str(GOLDEN / 'nlsn_x2_small_official_state_dict.pt')
+    main(['show-buckets', '$\\frac$.png', '--at', '20', '30', '--net', 'NLSN', weights, 'num_feat=16', 'num_block=8'])
+    assert Path('buckets_$\\frac$.png').stat().st_size > 0
+
+
 def test_a_name_that_is_no_utf_8_is_drawn_with_marks(
     tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

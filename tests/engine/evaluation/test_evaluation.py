@@ -84,11 +84,11 @@ def test_figures_are_those_of_bicubic_and_of_the_network(weights: Path, two: Pat
     for name, values in psnrs.items():
         assert by_name[name]['psnr_y']['mean'] == pytest.approx(np.mean(values), abs=1e-3)
         assert by_name[name]['images'] == 2
-    file = next(
-        image['file'] for image in results['images'] if (image['network'], image['image']) == ('NLSN', 'camera')
+    (file,) = (
+        image['file'] for image in results['images'] if (image['network'], image['image']) == ('NLSN', path.stem)
     )
-    assert np.abs(cv2.imread(str(tmp_path / file)).astype(int) - output).max() <= 255  # written and read
-    assert cv2.imread(str(tmp_path / file)).shape == (48, 48, 3)
+    written = cv2.imread(str(tmp_path / file)).astype(int)
+    assert np.abs(written - output).max() <= 1  # a value half-way may be rounded either way
 
 
 def test_given_lr_images_are_taken_and_sets_are_cropped_to_the_scale(photographs: Path, tmp_path: Path) -> None:
@@ -334,28 +334,20 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     assert '<b>R' not in page
 
 
+def test_a_protocol_that_makes_its_own_bicubic_says_so_beside_given_lr_images(two: Path, tmp_path: Path) -> None:
+    sets = {2: [open_set('Set5', two, 2, workers=1)]}
+    results = scoring.run([], sets, Settings(PROTOCOLS['vdsr']), tmp_path)
+    said = "bicubic's on Y are of LR images made from the HR images"
+    assert not any(said in note for note in reports.notes(results))
+    results['sets'][0]['lr'] = 'datasets/benchmark/Set5/LR_bicubic/X2'
+    assert any(said in note for note in reports.notes(results))
+
+
 def test_misprints_are_marked_beside_a_run(two: Path, tmp_path: Path) -> None:
     sets = {2: [open_set('B100', two, 2, workers=1)]}
     table = reports.beside_paper(scoring.run([], sets, Settings(), tmp_path), 'LapSRN')
     assert table.rows[0] == ['x2', 'LapSRN (paper)', '31.08* / 0.8950']
     assert 'probably 31.80' in table.notes[0]
-
-
-def test_the_detail_is_where_networks_differ(tmp_path: Path) -> None:
-    folder = tmp_path / 'images'
-    folder.mkdir()
-    plain = np.full((120, 130, 3), 100, np.uint8)
-    other = plain.copy()
-    other[50:106, 60:116] = 140
-    records = []
-    for name, image in (('truth', plain), ('bicubic', plain + 50), ('one', plain), ('two', other)):
-        cv2.imwrite(str(folder / f'{name}.png'), image)
-        file = f'images/{name}.png'
-        records.append({'hr': str(folder / 'truth.png'), 'scale': 2, 'network': name, 'file': file})
-    assert gallery.where_they_differ(records[1:], tmp_path)[:2] == (50, 60)
-    assert gallery.where_they_differ(records[1:2], tmp_path)[2] > 0
-    assert gallery.error_map(plain, plain).max() <= 4
-    assert gallery.error_map(plain, plain + 100).max() > 200
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def test_memory_that_runs_out_behind_the_network_is_one_line(
     repeating: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')
+        raise RuntimeError('DefaultCPUAllocator: not enough memory')
 
     monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.larger_alpha', fail)
-    with pytest.raises(UserError, match='^the image: too little memory$'):
+    with pytest.raises(UserError, match=r'^the image: too little memory$'):
         nlsn_plugin.upscale(np.zeros((4, 4, 4)), weights=repeating[2])
 
 
