@@ -107,7 +107,9 @@ def check(page: tifffile.TiffPage, named: str) -> None:
 
 
 def not_read(page: tifffile.TiffPage, named: str) -> DataError:
-    layout = ' in separate planes' if page.planarconfig == SEPARATE and page.samplesperpixel > 1 else ''
+    channels = page.samplesperpixel
+    layout = f' with {channels} channels' if channels > COLOURS.get(page.photometric, channels) else ''
+    layout += ' in separate planes' if page.planarconfig == SEPARATE and channels > 1 else ''
     return DataError(
         f'{named} is a TIFF of {bits_of(page)}-bit {name(page.photometric)}{layout} in compression '
         f'{name(page.compression)}, which is not read: save it without compression, or as PNG'
@@ -129,7 +131,8 @@ def is_for_libtiff(page: tifffile.TiffPage) -> bool:
     """Whether OpenCV, or Pillow, reads it, and as it is."""
     is_in_planes = page.planarconfig == SEPARATE and page.samplesperpixel > 1
     if bits_of(page) == 16:
-        return page.compression in OF_OPENCV and page.photometric in (0, 1, 2) and not is_in_planes
+        is_known = page.photometric in (0, 1, 2) and page.samplesperpixel in (1, 3, 4)
+        return page.compression in OF_OPENCV and is_known and not is_in_planes
     if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's, and Pillow fails on it or guesses
         return False
     return page.compression in OF_PILLOW

@@ -230,6 +230,8 @@ def test_kinds_that_are_not_read_are_named(array: np.ndarray, settings: dict[str
         ({259: 34712}, '8-bit RGB in compression JPEG2000'),
         ({259: 5, 284: 2}, '16-bit RGB in separate planes in compression LZW'),
         ({262: 6, 284: 2}, '8-bit YCBCR in separate planes in compression NONE'),
+        ({259: 5, 262: 1, 277: 2}, '16-bit MINISBLACK with 2 channels in compression LZW'),
+        ({259: 5, 277: 5}, '16-bit RGB with 5 channels in compression LZW'),
     ],
 )
 def test_compressions_that_are_not_read_are_named(tags: dict[int, int], said: str) -> None:
