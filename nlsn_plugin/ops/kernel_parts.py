@@ -147,7 +147,10 @@ def load_pixels(order, start, end, BLOCK_N: tl.constexpr):
     The compiler loads the rows of the next steps early, and also where no step follows: then those of pixel 0, since a
     GPU may refuse an address that it is not to read from either.
     """
-    return tl.load(order + tl.minimum(start + tl.arange(0, BLOCK_N), end - 1), mask=start < end + BLOCK_N, other=0)
+    slot = start + tl.arange(0, BLOCK_N)
+    # The same for all slots, but one of each: the interpreter of Triton 3.9 takes no other mask.
+    follows = start + tl.zeros([BLOCK_N], tl.int32) < end + BLOCK_N
+    return tl.load(order + tl.minimum(slot, end - 1), mask=follows, other=0)
 
 
 @triton.jit
