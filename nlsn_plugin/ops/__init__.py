@@ -34,7 +34,6 @@ __all__ = [
     'draw_rotations',
     'hash_codes',
     'named',
-    'without_autocast',
 ]
 
 BACKENDS = ('auto', 'reference', 'streamed', 'fused')
