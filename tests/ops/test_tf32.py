@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import python
+from conftest import run
 
 from nlsn_plugin.ops import tf32
 
@@ -51,7 +52,7 @@ BY_PLACE = {
 
 @pytest.mark.skipif(not tf32.RENAMED, reason='this PyTorch has the old name alone')
 @pytest.mark.parametrize('name', [*BY_WORD, *BY_PLACE])
-def test_whatever_was_set_is_off_or_on_within_and_then_as_before(name: str) -> None:
+def test_whatever_was_set_is_off_or_on_within_and_then_as_before(name: str, tmp_path: Path) -> None:
     code = f"""
 import torch
 from nlsn_plugin.ops import tf32
@@ -69,5 +70,4 @@ for on in (False, True):
 if {name in BY_WORD}:
     assert torch.get_float32_matmul_precision() == {name!r}
 """
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    run('-c', code, cwd=tmp_path)
