@@ -19,11 +19,14 @@ DAMAGE = (
     TiffFileError,
 )
 """What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame, or memory ran out."""
-OUT_OF_MEMORY = cv2.Error.StsNoMem
-"""The code of OpenCV's error then."""
 
 for reader in ('PIL', 'tifffile'):
     logging.getLogger(reader).addHandler(logging.NullHandler())  # what they log of damage is raised too
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or OpenCV had too little memory."""
+    return isinstance(error, MemoryError) or getattr(error, 'code', None) == cv2.Error.StsNoMem
 
 
 @contextlib.contextmanager
@@ -40,7 +43,7 @@ def named_in_errors(named: str) -> Iterator[None]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f'{named} cannot be read: {error.strerror}') from error
-        if isinstance(error, MemoryError) or getattr(error, 'code', None) == OUT_OF_MEMORY:
+        if ran_out_of_memory(error):
             raise DataError(f'{named} cannot be read: too little memory') from error
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise DataError(f'{named} is truncated or damaged: {reason}') from error

@@ -18,6 +18,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
+from nlsn_plugin.data.damage import named_in_errors
 from nlsn_plugin.data.images import contents
 from nlsn_plugin.errors import DataError
 
@@ -94,7 +95,8 @@ class SafePairedImageDataset(PairedImageDataset):
         """An image in [0, 1], BGR, float32, [H, W, 3]."""
         is_lmdb = self.io_backend_opt['type'] == 'lmdb'
         content = self.value(root, path) if is_lmdb else contents(Path(path))
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
+        with named_in_errors(self.named(root, path)):
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
         if image is None:
             raise DataError(f'{self.named(root, path)} is not an image, or a damaged one ({len(content)} bytes)')
         return image.astype(np.float32) / 255.0

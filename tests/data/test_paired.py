@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,15 @@ def test_a_value_that_is_no_image_is_named(stores: Path, value: bytes) -> None:
     key = first_key(stores / HR)
     change(stores / HR, key.encode(), value)
     with pytest.raises(DataError, match=rf'{HR}, key {key}, is not an image, or a damaged one \({len(value)} bytes\)'):
+        build_dataset(training(stores))[0]
+
+
+def test_a_value_that_says_it_has_billions_of_pixels_is_named(stores: Path) -> None:
+    key = first_key(stores / HR)
+    whole = cv2.imencode('.png', np.zeros((96, 96, 3), np.uint8))[1].tobytes()
+    chunk = b'IHDR' + struct.pack('>II', 65_000, 65_000) + whole[24:29]
+    change(stores / HR, key.encode(), whole[:12] + chunk + struct.pack('>I', zlib.crc32(chunk)) + whole[33:])
+    with pytest.raises(DataError, match=rf'{HR}, key {key}, is truncated or damaged: '):
         build_dataset(training(stores))[0]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nlsn_plugin.archs import NLSN
+from nlsn_plugin.data.damage import ran_out_of_memory
 from nlsn_plugin.errors import UserError
 
 AT_LEAST = 120_000_000
@@ -65,11 +66,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory, and nothing else, was the trouble."""
     words = str(error)
     return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        ran_out_of_memory(error)
+        or isinstance(error, torch.cuda.OutOfMemoryError)
         or 'not enough memory' in words
         or 'DefaultCPUAllocator' in words
         or 'out of memory' in words
-        or 'Insufficient memory' in words  # OpenCV's
     )
 
 
