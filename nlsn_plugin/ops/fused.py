@@ -38,7 +38,7 @@ from nlsn_plugin.ops.kernels import (
     query_kernel,
 )
 from nlsn_plugin.ops.reference import HALF
-from nlsn_plugin.ops.tiles import Tiles, default_tiles, kernel_settings, machine_of, padded, too_large
+from nlsn_plugin.ops.tiles import OPTIONS, Tiles, default_tiles, kernel_settings, machine_of, padded, too_large
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 512
@@ -136,7 +136,7 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
     with torch.cuda.device_of(match):
         hash_kernel[triton.cdiv(pixels, 64), images, rounds](
             match, rotations, codes, pixels, rounds, half, pitch, channels,
-            BLOCK_M=64, BLOCK_K=min(64, padded(channels)), BLOCK_HALF=padded(half),
+            BLOCK_M=64, BLOCK_K=min(64, padded(channels)), BLOCK_HALF=padded(half), **OPTIONS,
         )  # fmt: skip
     return codes
 
@@ -202,7 +202,7 @@ def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
     if bound.numel():
         with torch.cuda.device_of(match):
             length_kernel[(triton.cdiv(bound.numel(), 32),)](
-                match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32
+                match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32, **OPTIONS
             )
     return bound, scale
 
@@ -214,7 +214,7 @@ def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor
         with torch.cuda.device_of(grad):
             mean_kernel[(triton.cdiv(mass.numel(), 32),)](
                 grad, value, kept, bound, mass, mean, total_bound, mass.numel(), value.shape[-1],
-                SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, value.shape[-1]),
+                SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, value.shape[-1]), **OPTIONS,
             )  # fmt: skip
     return mean, total_bound
 
@@ -248,6 +248,6 @@ def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:
         with torch.cuda.device_of(order):
             circle_kernel[triton.cdiv(slots, 1024), images, rounds](
                 order.contiguous(), found[0], along[0], found[1], along[-1], found[-1], pixels, chunk_size, rounds,
-                KEYS=not both, BOTH=both, BLOCK=1024,
+                KEYS=not both, BOTH=both, BLOCK=1024, **OPTIONS,
             )  # fmt: skip
     return found

@@ -52,6 +52,9 @@ HOPPER = Machine((9, 0), 227 * 1024)
 
 KERNELS = ('forward', 'query', 'key')
 
+OPTIONS = {'enable_fp_fusion': True}
+"""Of every kernel: multiply and add in one, rounded once. Triton 3.9 says that its next will not unless told to."""
+
 ANY = 1024
 """Feature and value channels together: as many as these kernels take."""
 
@@ -185,6 +188,7 @@ def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: s
         'BLOCK_C': min(tiles.block_c, C),
         'num_warps': tiles.num_warps,
         'num_stages': tiles.num_stages,
+        **OPTIONS,
     }
 
 
