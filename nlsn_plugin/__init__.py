@@ -9,14 +9,12 @@ from typing import Any
 
 from nlsn_plugin.archs import NLSN, WithNLSA
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.garbage import uncollected
 from nlsn_plugin.layers import LocalWindowAttention, NonLocalAttention, NonLocalSparseAttention
 from nlsn_plugin.registry import register_all
 
 __version__ = '0.1.0'
 
-with uncollected():
-    toolbox_problems = register_all()
+toolbox_problems = register_all()
 """Why a toolbox could not be registered into, by its name; empty when all is well."""
 
 __all__ = [

@@ -27,7 +27,6 @@ from nlsn_plugin.cli.parser import Parser
 from nlsn_plugin.cli.streams import while_output_is_taken
 from nlsn_plugin.engine.training.interruption import ignore_signals
 from nlsn_plugin.errors import InterruptedRunError, UserError
-from nlsn_plugin.garbage import keep_what_is_imported
 
 COMMANDS = (
     runs,
@@ -49,7 +48,6 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
-    keep_what_is_imported()
     words = sys.argv[1:] if arguments is None else list(arguments)
     with while_output_is_taken():
         run(parsed(words))
