@@ -135,3 +135,12 @@ def test_a_users_mistake_is_one_line_on_stderr_and_status_1(tmp_path: Path) -> N
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     text = run('-m', 'nlsn_plugin', '--help', cwd=tmp_path).stdout
     assert all(command in text for command in ('train', 'test', 'prepare', 'install-basicsr'))
+
+
+def test_the_run_that_makes_the_sample_data_draws_as_those_that_find_them(tmp_path: Path) -> None:
+    weights = []
+    for name in ('makes', 'finds'):
+        run(TRAIN, '-opt', 'quickstart_NLSN_x2', '--force_yml', f'name={name}', 'train:total_iter=1', cwd=tmp_path)
+        path = tmp_path / 'experiments' / name / 'models' / 'net_g_latest.pth'
+        weights.append(torch.load(path, weights_only=True)['params'])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

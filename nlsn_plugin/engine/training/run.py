@@ -17,6 +17,7 @@ from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale
 from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.comparison import compare_with_bicubic
 from nlsn_plugin.engine.training.log import start_log
+from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.models.writing import check_folder
 
@@ -72,7 +73,8 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began
     sample_data = opt['sample_data']
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
-        prepare_sample_data(Path(sample_data), opt['scale'])
+        with seeded(opt['manual_seed']):  # or the first run would draw other numbers than those that find the data
+            prepare_sample_data(Path(sample_data), opt['scale'])
     if opt['dist']:
         torch.distributed.barrier()
     check_scale(opt, option_file)
