@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,18 +32,23 @@ def run_warm(words: list[str], cwd: Path, timeout: float) -> subprocess.Complete
         assert server.stdout
         server.stdin.write(json.dumps([words, str(cwd), str(out), str(error)]) + '\n')
         server.stdin.flush()
-        watch = threading.Timer(timeout, server.kill)
+        watch = threading.Timer(timeout, os.killpg, (server.pid, signal.SIGKILL))
         watch.start()
-        status = server.stdout.readline()
-        watch.cancel()
-        assert status, f'{words}: not ended within {timeout} s, or the process that forks has itself ended'
+        try:
+            status = server.stdout.readline()
+        finally:
+            watch.cancel()
+        if not status:
+            start.cache_clear()  # for the tests that follow
+            raise AssertionError(f'{words}: not ended within {timeout} s, or the process that forks has itself ended')
         return subprocess.CompletedProcess(words, int(status), out.read_text(), error.read_text())
 
 
 @functools.cache
 def start() -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """The process that forks, and its environment."""
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """The process that forks, in a group with what it forks, and its environment."""
+    words, pipe = [sys.executable, __file__], subprocess.PIPE
+    server = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
     atexit.register(server.communicate)  # which closes its input, and so ends it
     return server, decisive()
 
