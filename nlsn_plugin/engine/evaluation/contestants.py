@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import completed, innermost
+from nlsn_plugin.engine.options.classes import misfits_of_class
 from nlsn_plugin.engine.options.documents import Document, find_option_file
-from nlsn_plugin.engine.options.misfits import misfit_of_class, misfits_of_network
+from nlsn_plugin.engine.options.misfits import misfits_of_network
 from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import ArgumentError, UserError
@@ -82,7 +83,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
     arguments = by_metadata(kind, arguments, weights, key)
     options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})
-    mistakes = list(misfit_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network((), options))
+    mistakes = list(misfits_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network((), options))
     if mistakes:
         keys, text = mistakes[0]
         raise UserError(': '.join([shown, *keys, text]))

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import importlib.util
 import inspect
-import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from pydantic import BaseModel as Section
 
+from nlsn_plugin import checks
 from nlsn_plugin.archs import bases
-from nlsn_plugin.checks import misfits as misfits_of_arguments
-from nlsn_plugin.checks import nearest
+from nlsn_plugin.archs.bases import FAILURES, first_line
+from nlsn_plugin.engine.options.classes import (
+    Misfits,
+    Options,
+    misfits_of_class,
+    misfits_of_values,
+    without_type,
+)
 from nlsn_plugin.engine.options.documents import Keys
-from nlsn_plugin.engine.options.schema import Train, Validation
+from nlsn_plugin.engine.options.schedules import OWN_SCHEDULERS, misfits_of_schedule
+from nlsn_plugin.engine.options.schema import Path, TestOptions, Train, TrainingOptions, TrainingValidation, Validation
 from nlsn_plugin.errors import UserError
 
-Options = dict[str, Any]
+PAIRED = ('PairedImageDataset', 'SafePairedImageDataset')
 
 
-def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
-    """Where each mistake stands, and what it is."""
-    yield from misfit_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
-    network = list(misfit_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
+def misfits(opt: Options, is_train: bool) -> Misfits:
+    """All of an option file's, whose types are right."""
+    yield from misfits_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
+    network = list(misfits_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
     yield from network or misfits_of_network(('network_g',), opt['network_g'])
-    yield from ignored_by_model(opt)
+    yield from ignored(opt, is_train)
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        arguments = {key: value for key, value in metric.items() if key != 'better'}
-        place: Keys = ('val', 'metrics', name)
-        yield from misfit_of_class(place, metric['type'], arguments, METRIC_REGISTRY, given=2)
-        yield from misspelt_numbers(place, arguments)
-        if not isinstance(metric.get('crop_border', 0), (int, str)):
-            yield (*place, 'crop_border'), f'is {metric["crop_border"]}: a whole number is expected'
+        yield from misfits_of_metric(('val', 'metrics', name), metric)
     yield from misfits_of_datasets(opt['datasets'])
+    if not network:
+        yield from misfits_of_channels(opt)
+    val = opt.get('val')
+    if val and not val['metrics'] and not val['save_img']:
+        yield ('val',), 'has no metrics and writes no images: there is nothing to do'
     if not is_train:
         return
     train, data = opt['train'], opt['datasets']['train']
@@ -42,6 +53,8 @@ def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
         if train.get(key):
             yield from misfits_of_loss(('train', key), train[key])
     yield from misfits_of_schedule(train)
+    if opt['model_type'] in MODEL_REGISTRY:
+        yield from misfits_of_model(opt)
     if data.get('gt_size', 0) % opt['scale']:
         fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
         text = f'{data["gt_size"]} is not divisible by scale {opt["scale"]}: {fitting} is'
@@ -51,20 +64,26 @@ def misfits(opt: Options, is_train: bool) -> Iterator[tuple[Keys, str]]:
         yield ('train', 'accumulate'), text
     if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
         yield ('datasets', 'train', 'prefetch_mode'), 'cuda needs pin_memory: true'
-    val = opt.get('val')
     if val and len(opt['datasets']) == 1:
         yield ('val',), 'there is nothing to validate on: datasets has no val'
-    if val and not val['metrics'] and not val['save_img']:
-        yield ('val',), 'has no metrics and writes no images: there is nothing to do'
+    wandb = opt['logger']['wandb']
+    if wandb and wandb['project']:
+        if not opt['logger']['use_tb_logger']:
+            yield ('logger', 'wandb', 'project'), 'needs use_tb_logger: true'
+        if not importlib.util.find_spec('wandb'):
+            yield ('logger', 'wandb', 'project'), 'wandb is not installed: type `pip install wandb`'
     if opt['compare_with_bicubic']:
         if not (val and val['metrics']):
             yield ('compare_with_bicubic',), 'needs val with metrics'
-        if not any(phase.startswith('val') for phase in opt['datasets']):
+        measured = [dataset for phase, dataset in opt['datasets'].items() if phase.startswith('val')]
+        if not measured:
             yield ('compare_with_bicubic',), 'needs a data set val'
+        if any(dataset.get('color') for dataset in measured):
+            yield ('compare_with_bicubic',), 'needs images in colour: a data set val has color'
 
 
-def misfits_of_datasets(datasets: Options) -> Iterator[tuple[Keys, str]]:
-    """Names that stand twice, of which BasicSR would take the last alone; a mean without a deviation."""
+def misfits_of_datasets(datasets: Options) -> Misfits:
+    """Names that stand twice, of which BasicSR would take the last alone; means and deviations that do not fit."""
     phases: dict[str, str] = {}
     for phase, dataset in datasets.items():
         if dataset['name'] in phases:
@@ -74,68 +93,115 @@ def misfits_of_datasets(datasets: Options) -> Iterator[tuple[Keys, str]]:
         for key, other in (('mean', 'std'), ('std', 'mean')):
             if dataset.get(key) is not None and dataset.get(other) is None:
                 yield ('datasets', phase, key), f'needs {other}'
+            if len(dataset.get(key) or [0]) not in (1, 3):
+                yield ('datasets', phase, key), f'has {len(dataset[key])} values: one for each channel is expected'
+        if 0 in (dataset.get('std') or ()):
+            yield ('datasets', phase, 'std'), 'has a 0, by which images would be divided'
 
 
-def misfits_of_loss(keys: Keys, options: Options) -> Iterator[tuple[Keys, str]]:
-    """A loss that is not there, or refuses its arguments; one between pixels is made, others may read large files."""
+def misfits_of_model(opt: Options) -> Misfits:
+    """What the model needs and is not there, or is there and BasicSR's models do not know."""
+    model, train = MODEL_REGISTRY.get(opt['model_type']), opt['train']
+    if model.get_optimizer is BaseModel.get_optimizer and train['optim_g']['type'] != 'Adam':
+        yield ('train', 'optim_g', 'type'), f'{opt["model_type"]} knows Adam alone; NLSNModel takes all of torch.optim'
+    if model.setup_schedulers is BaseModel.setup_schedulers and train['scheduler']['type'] not in OWN_SCHEDULERS:
+        known = ', '.join(OWN_SCHEDULERS)
+        yield ('train', 'scheduler', 'type'), f"{opt['model_type']} knows {known} alone; NLSNModel takes PyTorch's too"
+    if any('GAN' in cls.__name__ for cls in model.__mro__):
+        for section, key in ((opt, 'network_d'), (train, 'optim_d'), (train, 'gan_opt')):
+            if not section.get(key):
+                yield (() if section is opt else ('train',)), f'lacks the key {key}, which {opt["model_type"]} needs'
+        if network := opt.get('network_d'):
+            mistakes = list(misfits_of_class(('network_d',), network['type'], network, ARCH_REGISTRY))
+            yield from mistakes or misfits_of_network(('network_d',), network)
+
+
+def misfits_of_channels(opt: Options) -> Misfits:
+    """Images of more or fewer channels than the network takes, where its arguments say how many."""
+    network = bases.innermost(opt['network_g'])
+    parameters = inspect.signature(bases.base_class(network['type'])).parameters
+    if 'num_in_ch' not in parameters:
+        return
+    taken = network.get('num_in_ch', parameters['num_in_ch'].default)
+    for phase, dataset in opt['datasets'].items():
+        channels = 1 if dataset.get('color') == 'y' else 3
+        if dataset['type'] in PAIRED and taken != channels:
+            place: Keys = ('datasets', phase, 'color') if channels == 1 else ('datasets', phase)
+            yield place, f'images of {channels} channels, and network_g takes {taken} (num_in_ch)'
+
+
+CHECKS_OF_METRICS: dict[str, Callable[[str, Any], object]] = {
+    'crop_border': functools.partial(checks.whole, least=0),
+    'test_y_channel': checks.boolean,
+    'input_order': functools.partial(checks.one_of, allowed=('HWC', 'CHW')),
+}
+
+
+def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
+    """A metric that is not there, or values that it would stumble over at the first validation."""
+    arguments = {key: value for key, value in options.items() if key != 'better'}
+    yield from misfits_of_class(keys, options['type'], arguments, METRIC_REGISTRY, given=2)
+    yield from misfits_of_values(keys, arguments, CHECKS_OF_METRICS)
+
+
+def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
+    """A loss that is not there, or refuses its arguments; one between pixels is tried, others may read large files."""
     mistakes = [
-        *misfit_of_class(keys, options['type'], options, LOSS_REGISTRY),
-        *misspelt_numbers(keys, options),
+        *misfits_of_class(keys, options['type'], options, LOSS_REGISTRY),
+        *misfits_of_values(keys, options, {'loss_weight': checks.real}),
     ]
     yield from mistakes
     if mistakes or keys[-1] != 'pixel_opt':
         return
+    image = torch.zeros(1, 3, 2, 2)
     try:
-        LOSS_REGISTRY.get(options['type'])(**{key: value for key, value in options.items() if key != 'type'})
-    except (TypeError, ValueError) as error:
-        yield keys, f'{options["type"]}: {error}'
+        loss = LOSS_REGISTRY.get(options['type'])(**without_type(options))(image, image)
+    except FAILURES as error:
+        yield keys, f'{options["type"]}: {first_line(error)}'
+    else:
+        if loss.dim():
+            yield (
+                keys,
+                f'{options["type"]} gives {list(loss.shape)} for images of {list(image.shape)}: one number is expected',
+            )
 
 
-def misspelt_numbers(keys: Keys, arguments: Options) -> Iterator[tuple[Keys, str]]:
-    """Numbers that YAML takes for text."""
-    for key, value in arguments.items():
-        with contextlib.suppress(TypeError, ValueError):
-            if isinstance(value, str) and math.isfinite(float(value)):
-                yield (*keys, key), f'{value!r} is text (in YAML write 0.0001, or !!float 1e-4)'
+READERS = {'NLSNModel': 'NLSNModel', 'GAN': 'GAN models', 'training': 'training', 'testing': 'testing'}
+"""What the schema says in brackets of a key that not all read."""
 
 
-def ignored_by_model(opt: Options) -> Iterator[tuple[Keys, str]]:
-    """What was set and the model would pass over in silence."""
+def ignored(opt: Options, is_train: bool) -> Misfits:
+    """What was set and nobody would read."""
     if opt['model_type'] not in MODEL_REGISTRY:
         return
-    classes = {cls.__name__ for cls in MODEL_REGISTRY.get(opt['model_type']).__mro__}
-    for section, model in (('train', Train), ('val', Validation)):
-        for key, field in model.model_fields.items():
-            needed = next((name for name in ('NLSNModel', 'GAN') if f'({name}' in (field.description or '')), None)
-            value = (opt.get(section) or {}).get(key, field.default)
-            if needed and value != field.default and not any(needed in name for name in classes):
-                reader = 'NLSNModel' if needed == 'NLSNModel' else 'GAN models'
-                yield (section, key), f'is read by {reader} alone, not by {opt["model_type"]}'
+    reading = [cls.__name__ for cls in MODEL_REGISTRY.get(opt['model_type']).__mro__]
+    reading.append('training' if is_train else 'testing')
+    sections: list[tuple[Keys, Options, type[Section]]] = [
+        ((), opt, TrainingOptions if is_train else TestOptions),
+        (('path',), opt['path'], Path),
+        (('train',), opt.get('train') or {}, Train),
+        (('val',), opt.get('val') or {}, TrainingValidation if is_train else Validation),
+    ]
+    for keys, options, section in sections:
+        for key, field in section.model_fields.items():
+            reader = re.search(r'\((NLSNModel|GAN|training|testing)\b', field.description or '')
+            is_set = options.get(key, field.default) != field.default
+            if reader and is_set and not any(reader[1] in name for name in reading):
+                text = f'is read by {READERS[reader[1]]} alone, not by {opt["model_type"]}'
+                if reader[1] in ('training', 'testing'):
+                    text = f'is read in {reader[1]} alone'
+                yield (*keys, key), text
+    val = opt.get('val') or {}
+    if val.get('tile') is None and val.get('tile_overlap') not in (
+        None,
+        Validation.model_fields['tile_overlap'].default,
+    ):
+        yield ('val', 'tile_overlap'), 'needs tile'
 
 
-def misfit_of_class(
-    keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0
-) -> Iterator[tuple[Keys, str]]:
-    """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
-    if name not in registry:
-        place = keys if arguments is None else (*keys, 'type')
-        yield place, f'no {name}{nearest(name, registry.keys())}'
-    elif arguments is not None:
-        named = {key: value for key, value in arguments.items() if key != 'type'}
-        yield from misfit_of_call(keys, registry.get(name), named, given)
-
-
-def misfit_of_call(keys: Keys, cls: Any, arguments: Options, given: int) -> Iterator[tuple[Keys, str]]:
-    for key, text in misfits_of_arguments(cls, arguments, given):
-        yield (keys if key is None else (*keys, key)), text
-
-
-def misfits_of_network(keys: Keys, options: Options) -> Iterator[tuple[Keys, str]]:
-    """Values that the plugin's own networks refuse; found by building one, at no cost where the meta device will do."""
-    network = ARCH_REGISTRY.get(options['type'])
-    if not network.__module__.startswith('nlsn_plugin.'):
-        return
-    arguments = {key: value for key, value in options.items() if key != 'type'}
+def misfits_of_network(keys: Keys, options: Options) -> Misfits:
+    """Values that a network refuses; found by building one, at no cost where the meta device will do."""
+    network, arguments = ARCH_REGISTRY.get(options['type']), without_type(options)
     if isinstance(arguments.get('arch'), dict):
         mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
         if mistakes:
@@ -143,55 +209,13 @@ def misfits_of_network(keys: Keys, options: Options) -> Iterator[tuple[Keys, str
             return
     for device in ('meta', 'cpu'):
         try:
-            with torch.device(device):
+            with torch.device(device), torch.random.fork_rng(devices=[]):
                 network(**arguments)
         except UserError as error:
             said = str(error)
+        except FAILURES as error:
+            said = f'{options["type"]} cannot be built: {first_line(error)}'
         else:
             return
     name, _, text = said.partition(': ')
     yield ((*keys, name), text) if name in arguments else (keys, said)
-
-
-def misfits_of_schedule(train: Options) -> Iterator[tuple[Keys, str]]:
-    """An optimiser or a scheduler that is not there, or refuses its arguments; found by making one of a number."""
-    from basicsr.models import lr_scheduler
-
-    keys: Keys = ('train', 'optim_g')
-    optimisers = {name for name, cls in vars(torch.optim).items() if inspect.isclass(cls) and name != 'Optimizer'}
-    arguments = dict(train['optim_g'])
-    name = arguments.pop('type')
-    if name not in optimisers:
-        yield (*keys, 'type'), f'no {name}{nearest(name, optimisers)}'
-        return
-    cls = getattr(torch.optim, name)
-    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
-        yield from mistakes
-        return
-    number = torch.zeros(1, requires_grad=True)
-    try:
-        optimiser = cls([number], **arguments)
-        number.grad = torch.zeros(1)
-        optimiser.step()  # some want more than gradients
-    except (TypeError, ValueError, RuntimeError) as error:
-        yield keys, f'{name}: {str(error).splitlines()[0]}'
-        return
-    keys, arguments = ('train', 'scheduler'), dict(train['scheduler'])
-    name = arguments.pop('type')
-    own = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, **vars(lr_scheduler)}
-    known = {key for key, cls in vars(torch.optim.lr_scheduler).items() if inspect.isclass(cls) and key.endswith('LR')}
-    known |= {'MultiStepRestartLR', 'CosineAnnealingRestartLR'}
-    if name not in known:
-        yield (*keys, 'type'), f'no {name}{nearest(name, known)}'
-        return
-    cls = own.get(name) or getattr(torch.optim.lr_scheduler, name)
-    if mistakes := list(misfit_of_call(keys, cls, arguments, given=1)):
-        yield from mistakes
-        return
-    try:
-        cls(optimiser, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        yield keys, f'{name}: {error}'
-    total, periods = train['total_iter'], arguments.get('periods')
-    if periods is not None and sum(periods) < total:
-        yield keys, f'periods {periods} end before total_iter {total}'

@@ -41,6 +41,17 @@ def folder_name(name: str) -> str:
     return name
 
 
+def template(name: str) -> str:
+    """A name in which {} is that of the other image."""
+    try:
+        is_one = 'stem' in name.format('stem')
+    except (ArithmeticError, AttributeError, LookupError, ValueError):
+        is_one = False
+    if not is_one:
+        raise ValueError("a name with {} in it is expected, such as '{}x2'")
+    return name
+
+
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
@@ -62,7 +73,7 @@ class Typed(BaseModel):
     type: Text = Field(description='name of the class')
 
 
-class Backend(Typed):
+class Backend(Section):
     type: Literal['disk', 'lmdb'] = Field(description='how the images lie')
 
 
@@ -72,7 +83,9 @@ class PairedDataset(Section):
     dataroot_gt: Text = Field(description='folder or LMDB of high-resolution images')
     dataroot_lq: Text = Field(description='folder or LMDB of low-resolution images')
     io_backend: Backend = Field(description='type: disk or lmdb')
-    filename_tmpl: Text = Field('{}', description='name of the low-resolution image, {} being that of the other')
+    filename_tmpl: Annotated[Text, AfterValidator(template)] = Field(
+        '{}', description='name of the low-resolution image, {} being that of the other'
+    )
     meta_info_file: Text | None = Field(None, description='file that lists the images')
     mean: list[Number] | None = Field(None, description='taken off each channel')
     std: list[Number] | None = Field(None, description='each channel is divided by it')
@@ -158,13 +171,17 @@ class Path(Section):
     pretrain_network_g: Text | None = Field(None, description='weights to begin with')
     param_key_g: Text | None = Field('params', description='which of them: params, params_ema, or null for a flat file')
     strict_load_g: Flag = Field(True, description='refuse weights that do not fit everywhere')
-    resume_state: Text | None = Field(None, description='state to go on from')
-    ignore_resume_networks: list[Text] | None = Field(None, description='networks not taken from the run resumed')
-    experiments_root: Text | None = Field(None, description="instead of the working directory's experiments/")
+    resume_state: Text | None = Field(None, description='state to go on from (training)')
+    ignore_resume_networks: list[Text] | None = Field(
+        None, description='networks not taken from the run resumed (training)'
+    )
+    experiments_root: Text | None = Field(
+        None, description="instead of the working directory's experiments/ (training)"
+    )
     results_root: Text | None = Field(None, description="instead of the working directory's results/ (testing)")
-    pretrain_network_d: Text | None = Field(None, description='weights of the discriminator')
-    param_key_d: Text | None = Field('params', description='which of them')
-    strict_load_d: Flag = Field(True, description='refuse weights of the discriminator that do not fit')
+    pretrain_network_d: Text | None = Field(None, description='weights of the discriminator (GAN models)')
+    param_key_d: Text | None = Field('params', description='which of them (GAN models)')
+    strict_load_d: Flag = Field(True, description='refuse weights of the discriminator that do not fit (GAN models)')
 
 
 class Train(Section):
@@ -258,7 +275,9 @@ class Common(Section):
     path: Path = Field(description='weights and states')
     dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
     sample_data: Text | None = Field(None, description='folder for the sample data, made on first use')
-    compare_with_bicubic: Flag = Field(False, description='at the end compare with bicubic on the validation set')
+    compare_with_bicubic: Flag = Field(
+        False, description='at the end compare with bicubic on the validation set (training)'
+    )
 
 
 class TrainingOptions(Common):

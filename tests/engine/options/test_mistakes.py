@@ -45,8 +45,59 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
             "train: pixel_opt: loss_weight: '1e-2' is text (in YAML write 0.0001",
         ),
         ({'train:pixel_opt:reduction': 'avg'}, 'train: pixel_opt: L1Loss: Unsupported reduction mode: avg'),
-        ({'val:metrics:psnr:crop_border': 2.5}, 'val: metrics: psnr: crop_border: is 2.5: a whole number is expected'),
+        (
+            {'train:pixel_opt:reduction': 'none'},
+            'L1Loss gives [1, 3, 2, 2] for images of [1, 3, 2, 2]: one number is expected',
+        ),
+        ({'train:pixel_opt:loss_weight': 'half'}, "train: pixel_opt: loss_weight: 'half' is not allowed: a number"),
+        ({'train:pixel_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}}, 'train: pixel_opt: GANLoss: '),
+        ({'val:metrics:psnr:crop_border': 2.5}, 'crop_border: 2.5 is not allowed: a whole number of at least 0'),
+        ({'val:metrics:psnr:crop_border': -2}, 'crop_border: -2 is not allowed: a whole number of at least 0'),
         ({'val:metrics:psnr:crop_border': '2'}, "val: metrics: psnr: crop_border: '2' is text"),
+        ({'val:metrics:psnr:test_y_channel': 'no'}, "test_y_channel: 'no' is not allowed: true or false is expected"),
+        ({'val:metrics:psnr:input_order': 'XYZ'}, "input_order: 'XYZ' is not allowed: choose one of 'HWC', 'CHW'"),
+        ({'train:optim_g:lr': '1e-4'}, "train: optim_g: lr: '1e-4' is text (in YAML write 0.0001"),
+        ({'train:optim_g:betas': [0.9, '9e-1']}, "train: optim_g: betas: '9e-1' is text"),
+        ({'train:optim_g:betas': [0.9]}, 'train: optim_g: Adam: '),
+        ({'train:optim_g:lr': ...}, 'train: optim_g: lacks the key lr'),
+        ({'train:scheduler:gamma': '5e-1'}, "train: scheduler: gamma: '5e-1' is text"),
+        ({'train:scheduler:gamma': None}, 'train: scheduler: gamma: None is not allowed: a number is expected'),
+        ({'train:scheduler:milestones': ['2e5', '4e5']}, "train: scheduler: milestones: '2e5' is text"),
+        ({'train:scheduler:milestones': [0.5]}, 'milestones: 0.5 is not allowed: a whole number of at least 0'),
+        ({'train:scheduler:milestones': ['a']}, "milestones: 'a' is not allowed: a whole number of at least 0"),
+        (
+            {'train:scheduler': {'type': 'CosineAnnealingRestartLR', 'periods': 250000}},
+            'train: scheduler: CosineAnnealingRestartLR: ',
+        ),
+        (
+            {'train:scheduler': {'type': 'OneCycleLR', 'max_lr': 0.1, 'total_steps': 9}},
+            'train: scheduler: total_steps: 9 end before total_iter 1000000',
+        ),
+        ({'train:scheduler': {'type': 'StepLR', 'step_size': 0}}, 'step_size: 0 is not allowed: a whole number of at'),
+        ({'train:scheduler': {'type': 'LambdaLR', 'lr_lambda': 1}}, 'train: scheduler: LambdaLR: '),
+        (
+            {'model_type': 'SRModel', 'train:optim_g:type': 'AdamW'},
+            'train: optim_g: type: SRModel knows Adam alone; NLSNModel takes all of torch.optim',
+        ),
+        (
+            {'model_type': 'SRModel', 'train:scheduler': {'type': 'StepLR', 'step_size': 2}},
+            'train: scheduler: type: SRModel knows MultiStepLR, MultiStepRestartLR, CosineAnnealingRestartLR alone',
+        ),
+        ({'network_d': {'type': 'Nothing'}}, 'network_d: is read by GAN models alone, not by NLSNModel'),
+        ({'path:pretrain_network_d': 'a.pth'}, 'path: pretrain_network_d: is read by GAN models alone'),
+        ({'path:results_root': 'a'}, 'path: results_root: is read in testing alone'),
+        ({'val:suffix': 'a'}, 'val: suffix: is read in testing alone'),
+        ({'val:tile_overlap': 8}, 'val: tile_overlap: needs tile'),
+        ({'datasets:train:io_backend:foo': 1}, 'datasets: train: io_backend: foo is unknown'),
+        ({'datasets:train:filename_tmpl': '{name}x2'}, "filename_tmpl is '{name}x2': a name with {} in it is expected"),
+        ({'datasets:train:filename_tmpl': 'x2'}, "filename_tmpl is 'x2': a name with {} in it is expected"),
+        ({'datasets:val:color': 'y'}, 'datasets: val: color: images of 1 channels, and network_g takes 3 (num_in_ch)'),
+        (
+            {'datasets:val:mean': [0.5] * 4, 'datasets:val:std': [1.0]},
+            'datasets: val: mean: has 4 values: one for each',
+        ),
+        ({'datasets:val:mean': [0.5], 'datasets:val:std': [0.0]}, 'datasets: val: std: has a 0, by which images would'),
+        ({'logger:wandb': {'project': 'a'}}, 'logger: wandb: project: '),
         ({'train:optim_g': {'type': 'LBFGS', 'lr': 1.0}}, 'train: optim_g: LBFGS: '),
         ({'train:optim_g': {'type': 'SparseAdam', 'lr': 1.0}}, 'train: optim_g: SparseAdam: '),
         (
@@ -70,6 +121,14 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'logger:print_frq': 1}, 'logger: print_frq is unknown: did you mean print_freq?'),
         ({'model_type': 'NLSNModl'}, 'model_type: no NLSNModl: did you mean NLSNModel?'),
         ({'network_g:type': 'NLSNN'}, 'network_g: type: no NLSNN: did you mean NLSN?'),
+        (
+            {'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 5}},
+            'network_g: EDSR cannot be built: ',
+        ),
+        (
+            {'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2, 'num_feat': '64'}},
+            'network_g: EDSR cannot be built: ',
+        ),
         ({'network_g:n_hash': 4}, 'network_g: n_hash: NLSN takes no n_hash: did you mean n_hashes?'),
         ({'network_g:upscale': '2'}, "upscale='2' is not allowed: a whole number"),
         ({'train:pixel_opt:type': 'L3Loss'}, 'train: pixel_opt: type: no L3Loss: did you mean L1Loss?'),
@@ -112,8 +171,22 @@ def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
     if isinstance(change, dict) and ... not in change.values():
         number = int(re.search(r'a\.yml, line (\d+): ', error)[1])
         line = Path(path).read_text().splitlines()[number - 1]
-        assert any(key in line for keys in change for key in keys.split(':')[-2:])
+        named = [
+            *(key for keys in change for key in keys.split(':')[-2:]),
+            *(key for value in change.values() for key in (value if isinstance(value, dict) else ())),
+        ]
+        assert any(key in line for key in named)
     assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+
+
+def test_what_a_model_of_two_networks_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / 'a.yml', {'model_type': 'SRGANModel', 'network_d': {'type': 'VGGStyleDiscriminators'}})
+    with pytest.raises(SystemExit):
+        main(['train', '-opt', path])
+    said = capsys.readouterr().err
+    assert 'network_d: type: no VGGStyleDiscriminators: did you mean VGGStyleDiscriminator?' in said
+    assert 'train: lacks the key optim_d, which SRGANModel needs' in said
+    assert 'train: lacks the key gan_opt, which SRGANModel needs' in said
 
 
 def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,58 @@
+"""Classes that an option file names, and the arguments that it gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nlsn_plugin import checks
+from nlsn_plugin.engine.options.documents import Keys
+from nlsn_plugin.errors import ArgumentError
+
+Options = dict[str, Any]
+Misfits = Iterator[tuple[Keys, str]]
+"""Where each mistake stands, and what it is."""
+
+
+def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0) -> Misfits:
+    """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
+    if name not in registry:
+        place = keys if arguments is None else (*keys, 'type')
+        yield place, f'no {name}{checks.nearest(name, registry.keys())}'
+    elif arguments is not None:
+        yield from misfits_of_call(keys, registry.get(name), without_type(arguments), given)
+
+
+def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int) -> Misfits:
+    """Arguments that a class or function does not take, or needs and has not."""
+    for key, text in checks.misfits(called, arguments, given):
+        yield (keys if key is None else (*keys, key)), text
+
+
+def misfits_of_values(
+    keys: Keys, arguments: Options, allowed: Mapping[str, Callable[[str, Any], object]] | None = None
+) -> Misfits:
+    """Numbers that YAML takes for text, and values that `allowed` refuses: checks by the argument's name."""
+    for key, value in arguments.items():
+        misspelt = [part for part in (value if isinstance(value, list) else [value]) if is_misspelt(part)]
+        if misspelt:
+            yield (*keys, key), f'{misspelt[0]!r} is text (in YAML write 0.0001, or !!float 1e-4)'
+        elif allowed and key in allowed:
+            try:
+                allowed[key](key, value)
+            except ArgumentError as error:
+                yield (*keys, key), str(error).removeprefix(f'{key}=')
+
+
+def is_misspelt(value: Any) -> bool:
+    """Whether YAML takes a number for text, as it does 1e-4."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def without_type(options: Options) -> Options:
+    """The arguments alone."""
+    return {key: value for key, value in options.items() if key != 'type'}
