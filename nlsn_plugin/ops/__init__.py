@@ -98,7 +98,7 @@ def attend_in_order(
         return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
     if order is None:
         return attend_densely(match, value)
-    if backend != 'reference' and not torch.compiler.is_compiling() and is_differentiated_otherwise(match, value):
+    if backend != 'reference' and is_differentiated_otherwise(match, value):
         if backend != 'auto':
             raise BackendError(
                 f'backend={backend!r} can be differentiated by autograd alone, not forward nor by torch.func: '

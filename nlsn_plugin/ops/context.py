@@ -41,7 +41,9 @@ def has_tangent(*tensors: Tensor) -> bool:
 
 def is_differentiated_otherwise(*tensors: Tensor) -> bool:
     """Whether some of these are followed by another than autograd on its way back: forward, or by torch.func."""
-    return has_tangent(*tensors) or any(map(is_tracked_by_transform, tensors))
+    if torch.compiler.is_compiling():  # Dynamo has no tensors to ask, and takes operators' gradients for torch.func's
+        return forward_ad._current_level >= 0
+    return any(map(is_tracked_by_transform, tensors)) or has_tangent(*tensors)  # in vmap tangents cannot be asked for
 
 
 def is_tracked_by_transform(x: Tensor) -> bool:

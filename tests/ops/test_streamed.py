@@ -199,21 +199,26 @@ def test_the_weights_of_long_features_sum_to_one() -> None:
     assert errors(attend_and_differentiate(inputs, 16, 'streamed', torch.float32), exact)[2] < 1e-6
 
 
-@pytest.mark.parametrize('in_torch_func', [False, True])
-def test_derivatives_that_are_carried_forward_are_those_of_the_reference_or_refused(in_torch_func: bool) -> None:
+@pytest.mark.parametrize('how', ['dual numbers', 'torch.func', 'torch.func, mapped', 'compiled'])
+def test_derivatives_that_are_carried_forward_are_those_of_the_reference_or_refused(how: str) -> None:
     match, value, rotations = draw(1, 4000, 2, 144)  # more than 'reference' is taken for unasked
     tangents = torch.randn_like(match), torch.randn_like(value)
 
     def derivative(backend: str) -> Tensor:
         def attend(match: Tensor, value: Tensor) -> Tensor:
-            return ops.attend(match, value, rotations, 144, backend)
+            form = functools.partial(ops.attend, rotations=rotations, chunk_size=144, backend=backend)
+            return torch.func.vmap(form)(match[None], value[None])[0] if 'mapped' in how else form(match, value)
 
-        if in_torch_func:
+        def along(match: Tensor, value: Tensor) -> Tensor:
             return torch.func.jvp(attend, (match, value), tangents)[1]
-        with forward_ad.dual_level():
-            out = attend(*(forward_ad.make_dual(x, along) for x, along in zip((match, value), tangents)))
-            return forward_ad.unpack_dual(out).tangent
 
+        if how == 'dual numbers':
+            with forward_ad.dual_level():
+                out = attend(*(forward_ad.make_dual(x, along) for x, along in zip((match, value), tangents)))
+                return forward_ad.unpack_dual(out).tangent
+        return (torch.compile(along, backend='eager') if 'compiled' in how else along)(match, value)
+
+    torch.compiler.reset()
     assert derivative('auto').equal(derivative('reference'))
     with pytest.raises(BackendError, match="backend='streamed' can be differentiated by autograd alone"):
         derivative('streamed')
