@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
+from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.data.benchmark_sets import BenchmarkSet, open_set
 from nlsn_plugin.data.parallel import processes
 from nlsn_plugin.data.prepare import prepare_training_data
@@ -25,6 +26,7 @@ from nlsn_plugin.engine.names import readable
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.training.interruption import run_interruptibly
 from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.models.writing import write_whole
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
 Options = dict[str, Any]
@@ -47,7 +49,9 @@ class Budget:
 
 
 SMOKE = Budget('smoke', 150 / 1_000_000, 4)
-"""Minutes on a CPU: shows that all of it runs, not who is better."""
+"""Shows that all of it runs, not who is better."""
+ELSEWHERE = ('dataroot_gt', 'dataroot_lq', 'num_worker_per_gpu')
+"""What an experiment's data set may have otherwise when it is looked at again: another folder, another machine."""
 
 
 def find_budget(text: str) -> Budget:
@@ -104,14 +108,15 @@ def train(network: str, laboratory: Laboratory) -> Path:
         Its option file, with the budget's schedule and the laboratory's data.
 
     Raises:
-        UserError: the training failed; it has said why.
+        UserError: it was begun by other options; or the training failed, and has said why.
         InterruptedRunError: a signal ended it, or came too late for it, but not for what comes after.
     """
     path = laboratory.output.resolve() / 'options' / f'{network}.yml'
     options = scheduled(Document(find_option_file(f'paper/{network}.yml')).options, laboratory)
+    experiment = laboratory.output.resolve() / 'experiments' / options['name']
+    refuse_others(experiment, experiment / path.name, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(options, sort_keys=False))
-    experiment = laboratory.output.resolve() / 'experiments' / options['name']
     if (experiment / 'models' / 'net_g_latest.pth').exists():
         return path
     print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
@@ -124,6 +129,32 @@ def train(network: str, laboratory: Laboratory) -> Path:
     if status:
         raise UserError(f'training {network} by {path} failed')
     return path
+
+
+def refuse_others(experiment: Path, copy: Path, options: Options) -> None:
+    """Refuse an experiment that was begun by other options than those of now: its figures would not be theirs.
+
+    Args:
+        experiment: its folder.
+        copy: of its option file, which training has put there.
+        options: of now.
+    """
+    if not copy.exists():
+        return
+    before, now = (deciding(each) for each in (Document(copy).options, options))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(
+            f'{experiment} was begun by an option file that has changed since ({", ".join(changed)}): name another '
+            '--output, or move this experiment away to train it anew'
+        )
+
+
+def deciding(options: Options) -> Options:
+    """Of an experiment's options those that its weights depend on."""
+    dataset = {key: value for key, value in options['datasets']['train'].items() if key not in ELSEWHERE}
+    others = {key: value for key, value in options.items() if key not in ('path', 'logger')}
+    return {**others, 'datasets': dataset}
 
 
 def scheduled(options: Options, laboratory: Laboratory) -> Options:
@@ -205,18 +236,27 @@ def note_data(laboratory: Laboratory) -> None:
     """Keep what experiments were trained on; refuse to mix them with others.
 
     Raises:
-        UserError: the output holds experiments on other data.
+        UserError: the output holds experiments on other data, or what was kept of them is damaged.
     """
     kept = laboratory.output / 'plan.json'
     plan: Options = {'budget': asdict(laboratory.budget)}
     if laboratory.data:
         plan['images'] = json.loads((laboratory.lmdbs(2)[0] / RECORD).read_text())['images']
-    if kept.exists() and json.loads(kept.read_text()) != plan:
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, lambda path: path.write_text(json.dumps(plan, indent=1) + '\n'))
+        return
+    try:
+        before = json.loads(kept.read_text())
+    except ValueError as error:
+        raise UserError(
+            f'{kept} is damaged ({first_line(error)}): remove it, and what is trained there is taken for experiments '
+            'on the data and of the budget of now'
+        ) from error
+    if before != plan:
         raise UserError(
             f'{laboratory.output} holds experiments on other data or of another budget: name another --output'
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(plan, indent=1) + '\n')
 
 
 def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -18,7 +19,8 @@ from conftest import error_of, run
 from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
 from nlsn_plugin.engine.evaluation import experiments
 from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
-from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.engine.options.documents import keep_copy
+from nlsn_plugin.errors import InterruptedRunError, SaveError, UserError
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
@@ -91,6 +93,60 @@ def test_what_became_of_a_training_is_said(
     with pytest.raises(error, match=said) if error else contextlib.nullcontext() as raised:
         experiments.train('baseline', laboratory)
     assert error is None or raised.type is error
+
+
+@pytest.fixture
+def laboratory(tmp_path: Path) -> experiments.Laboratory:
+    return experiments.Laboratory(tmp_path / 'results', None, {}, find_budget('smoke'), 'cpu')
+
+
+def test_what_was_trained_by_an_option_file_that_has_changed_is_refused(
+    laboratory: experiments.Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_at_once(words: list[str]) -> tuple[int, bool]:
+        option_file = Path(words[words.index('-opt') + 1])
+        folder = laboratory.output / 'experiments' / 'ablation_baseline_x2'
+        (folder / 'models').mkdir(parents=True)
+        (folder / 'models' / 'net_g_latest.pth').touch()
+        keep_copy(option_file, folder)
+        return 0, False
+
+    monkeypatch.setattr(experiments, 'run_interruptibly', ends_at_once)
+    experiments.train('baseline', laboratory)
+    monkeypatch.setattr(experiments, 'run_interruptibly', None)  # it is trained, and not trained again
+    monkeypatch.setattr(experiments, 'processes', lambda: 1)
+    path = experiments.train('baseline', laboratory)
+    copy = laboratory.output / 'experiments' / 'ablation_baseline_x2' / 'baseline.yml'
+    copy.write_text(copy.read_text().replace('num_block: 16', 'num_block: 8'))
+    with pytest.raises(
+        UserError, match=r'ablation_baseline_x2 was begun by an option file that has changed .*network_g'
+    ):
+        experiments.train('baseline', laboratory)
+    assert path.is_file()
+
+
+def test_the_plan_is_written_whole_and_a_damaged_one_is_named(
+    laboratory: experiments.Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = laboratory.output / 'plan.json'
+    with monkeypatch.context() as full:
+        full.setattr(Path, 'write_text', lambda path, text: path.touch() or raise_full())
+        with pytest.raises(SaveError):
+            experiments.note_data(laboratory)
+    assert not plan.exists()
+    experiments.note_data(laboratory)
+    before = plan.stat().st_mtime_ns, plan.stat().st_ino
+    experiments.note_data(laboratory)
+    assert (plan.stat().st_mtime_ns, plan.stat().st_ino) == before
+    for damage in (b'', b'{"budget": ', b'\xff'):
+        plan.write_bytes(damage)
+        with pytest.raises(UserError, match=r'plan\.json is damaged \(.*\): remove it') as raised:
+            experiments.note_data(laboratory)
+        assert '\n' not in str(raised.value)
+
+
+def raise_full() -> None:
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_budgets() -> None:
