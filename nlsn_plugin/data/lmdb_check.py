@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lmdb
@@ -83,11 +86,16 @@ def listed(path: Path) -> tuple[dict[str, Shape], list[str]]:
 
 
 def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
-    """What is wrong with the keys that are there, whatever meta_info.txt lists."""
+    """What is wrong with the keys that are there, whatever meta_info.txt lists.
+
+    They are read by a process of its own, which liblmdb may end.
+    """
     try:
-        there = [key.decode('ascii', 'backslashreplace') for key in keys(str(path))]
-    except lmdb.Error as error:
+        with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as reader:
+            found = reader.submit(keys, str(path)).result()
+    except (lmdb.Error, BrokenProcessPool) as error:
         return [f'{path / "data.mdb"} is damaged, its keys do not read: {error}']
+    there = [key.decode('ascii', 'backslashreplace') for key in found]
     return [f'{path} has the key {key}, which its meta_info.txt does not list' for key in there if key not in shapes]
 
 
@@ -95,14 +103,11 @@ def check_image(image: tuple[Path, str, Shape]) -> None:
     """Decode a value whole.
 
     Raises:
-        DataError: it is missing, does not decode, or has another shape than is listed.
+        DataError: it is missing, cannot be read, does not decode, or has another shape than is listed.
     """
     path, key, shape = image
     where = f'{path}, key {key},'
-    try:
-        value = stored(str(path), key)
-    except lmdb.Error as error:
-        raise DataError(f'{where} cannot be read: {error}') from error
+    value = stored(str(path), key)
     if value is None:
         raise DataError(f'{path} has no key {key}, which its meta_info.txt lists')
     decoded = decode_whole(value, where)

@@ -119,14 +119,21 @@ READING = threading.Lock()
 
 
 def stored(path: str, key: str) -> bytes | None:
-    """What an LMDB, which stays open, has under a key."""
-    with READING, environment(path).begin() as transaction:
-        value = transaction.get(key.encode('ascii'))
+    """What an LMDB, which stays open, has under a key.
+
+    Raises:
+        DataError: it is damaged there.
+    """
+    try:
+        with READING, environment(path).begin() as transaction:
+            value = transaction.get(key.encode('ascii'))
+    except lmdb.Error as error:
+        raise DataError(f'{path}, key {key}, cannot be read: {error}') from error
     return None if value is None else bytes(value)
 
 
 def keys(path: str) -> list[bytes]:
-    """Those of an LMDB, which stays open."""
+    """Those of an LMDB, which stays open. Over damage, liblmdb may end the process."""
     with READING, environment(path).begin() as transaction:
         return [bytes(key) for key in transaction.cursor().iternext(values=False)]
 
@@ -135,7 +142,7 @@ def environment(path: str) -> lmdb.Environment:
     """An LMDB, opened if it is not, while READING is held."""
     place = os.path.realpath(path)
     if place not in OPEN:
-        OPEN[place] = lmdb.open(path, readonly=True, lock=False, readahead=False)
+        OPEN[place] = lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False)
     return OPEN[place]
 
 
@@ -162,7 +169,7 @@ def check_lmdb(path: Path) -> None:
         with READING:
             if os.path.realpath(path) in OPEN:  # and was looked at before
                 return
-            with lmdb.open(str(path), readonly=True, lock=False, readahead=False) as environment:
+            with lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False) as environment:
                 expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     except lmdb.Error as error:
         raise DataError(f'{path / "data.mdb"} is damaged: {error}') from error

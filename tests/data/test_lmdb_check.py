@@ -96,20 +96,22 @@ def test_bytes_that_are_no_text_are_faults(folder: Path, capsys: pytest.CaptureF
     assert "line 1: 'astronaut_s001.png \\\\xfe,24,3) 1' is not like" in said
 
 
-def test_damaged_pages_are_faults(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hr = folder / 'train_HR_sub.lmdb'
-    with lmdb.open(str(hr), readonly=True, lock=False) as environment:
+@pytest.mark.parametrize('key', [b'', b'camera_s001'])
+def test_damaged_pages_are_faults(key: bytes, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x2 = folder / 'train_LR_bicubic_X2_sub.lmdb'
+    with lmdb.open(str(x2), readonly=True, lock=False) as environment:
         size = environment.stat()['psize']
-    content = bytearray((hr / 'data.mdb').read_bytes())
+    content = bytearray((x2 / 'data.mdb').read_bytes())
     for place in range(2 * size, len(content), size):
-        if content[place + 10] & 2:  # a leaf, where keys are
+        if content[place + 10] & 2 and key in content[place : place + size]:  # a leaf, where keys are
             content[place : place + size] = bytes(size)
-    (hr / 'data.mdb').write_bytes(content)
+    (x2 / 'data.mdb').write_bytes(content)
     with pytest.raises(SystemExit):
-        main(['prepare', '--check', str(hr)])
+        main(['prepare', '--check', str(folder)])
     said = capsys.readouterr().err
-    assert f'{hr / "data.mdb"} is damaged, its keys do not read: ' in said
-    assert f'{hr}, key camera_s001, cannot be read: ' in said
+    assert f'{x2 / "data.mdb"} is damaged, its keys do not read: ' in said
+    assert f'{x2}, key camera_s001, cannot be read: ' in said
+    assert 'train_HR_sub.lmdb: 24 images, all whole' in said
 
 
 def test_what_is_named_twice_or_checked_twice_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

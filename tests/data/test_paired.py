@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import struct
 import threading
@@ -24,6 +25,8 @@ from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import DataError
 
 HR, LR = 'DIV2K_train_HR_sub.lmdb', 'DIV2K_train_LR_bicubic_X2_sub.lmdb'
+PAGE = os.sysconf('SC_PAGE_SIZE')
+"""Bytes of a page of an LMDB that was made here."""
 
 
 @pytest.fixture
@@ -91,6 +94,17 @@ def test_a_missing_key_is_named(stores: Path) -> None:
     key = first_key(stores / LR)
     change(stores / LR, key.encode(), None)
     with pytest.raises(DataError, match=rf'{LR} has no key {key}, which its meta_info.txt lists'):
+        build_dataset(training(stores))[0]
+
+
+def test_a_key_in_a_damaged_page_is_named(stores: Path) -> None:
+    key = first_key(stores / HR)
+    content = bytearray((stores / HR / 'data.mdb').read_bytes())
+    for place in range(2 * PAGE, len(content), PAGE):
+        if content[place + 10] & 2 and key.encode() in content[place : place + PAGE]:  # a leaf, where keys are
+            content[place : place + PAGE] = bytes(PAGE)
+    (stores / HR / 'data.mdb').write_bytes(content)
+    with pytest.raises(DataError, match=rf'{HR}, key {key}, cannot be read: '):
         build_dataset(training(stores))[0]
 
 
