@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         epilog="Example: nlsn modules RCAN num_feat=64 num_group=10; then after: [conv_first, 'body.*[1::2]']",
     )
     parser.add_argument('arch', metavar='ARCH', help='name of the network in the registry of BasicSR or mmengine')
-    parser.add_argument('pairs', nargs='*', metavar='KEY=VALUE', help='its arguments')
+    parser.add_argument('pairs', nargs='*', default=[], metavar='KEY=VALUE', help='its arguments')
     parser.add_argument('--all', action='store_true', help='list each by itself')
     parser.add_argument('--probe', type=int, nargs=3, metavar=('C', 'H', 'W'), help='the input (default: a small one)')
     parser.set_defaults(run=modules)

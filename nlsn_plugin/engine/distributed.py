@@ -13,10 +13,11 @@ import torch.distributed
 from nlsn_plugin.errors import UserError
 
 STARTED_BY = {
-    'pytorch': ('RANK', 'torchrun --nproc_per_node N'),
-    'slurm': ('SLURM_PROCID', 'srun'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun -n N'),
+    'pytorch': ('torchrun --nproc_per_node N', ['RANK']),
+    'slurm': ('srun', ['SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST']),
+    'mpi': ('mpirun -n N', ['OMPI_COMM_WORLD_LOCAL_RANK']),
 }
+"""Commands, and variables that they set; a script for sbatch may have all of SLURM's but SLURM_STEP_NUM_TASKS too."""
 
 LONGEST_SILENCE = datetime.timedelta(hours=1)
 """That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
@@ -47,19 +48,31 @@ def refuse_unstarted(launcher: str) -> None:
     """Refuse a launcher ('none', or one of STARTED_BY) that has not started this process."""
     if launcher == 'none':
         return
-    variable, command = STARTED_BY[launcher]
-    if variable not in os.environ:
-        raise UserError(f'--launcher {launcher}: this process was not started by `{command}` ({variable} is not set)')
+    command, variables = STARTED_BY[launcher]
+    for variable in variables:
+        if variable not in os.environ:
+            raise UserError(
+                f'--launcher {launcher}: this process was not started by `{command}` ({variable} is not set)'
+            )
 
 
 def take_over_from_slurm(port: int) -> None:
-    """Set what torch.distributed reads from what srun sets."""
+    """Set what torch.distributed reads from what srun sets.
+
+    Raises:
+        UserError: SLURM does not say which host is the first.
+    """
     for ours, theirs in (('RANK', 'SLURM_PROCID'), ('WORLD_SIZE', 'SLURM_NTASKS'), ('LOCAL_RANK', 'SLURM_LOCALID')):
         os.environ[ours] = os.environ[theirs]
     os.environ.setdefault('MASTER_PORT', str(port))
     if 'MASTER_ADDR' not in os.environ:
         words = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        hosts = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        try:
+            hosts = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(
+                f'--launcher slurm: `{" ".join(words)}` does not name the first host ({error}): set MASTER_ADDR to it'
+            ) from error
         os.environ['MASTER_ADDR'] = hosts[0]
 
 

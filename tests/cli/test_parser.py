@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nlsn_plugin.cli import main
+from nlsn_plugin.cli.main import parsed
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,10 @@ from nlsn_plugin.cli import main
             'nlsn prepare: argument --scale: invalid choice: 5: there are 2, 3, 4 (nlsn prepare --help says more)',
         ),
         ([], 'nlsn: the following arguments are required: COMMAND (nlsn --help says more)'),
+        (
+            ['modules'],
+            'nlsn modules: the following arguments are required: ARCH (nlsn modules --help says more)',
+        ),
         (['convert', 'a', 'b', '--hlaf'], 'nlsn: unrecognized arguments: --hlaf (nlsn --help says more)'),
     ],
 )
@@ -28,3 +33,9 @@ def test_names_keep_their_capitals(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(['modules', '--help'])
     assert 'Modules of a network after which WithNLSA can put' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('command', ['train', 'test'])
+@pytest.mark.parametrize('spelling', ['--local_rank', '--local-rank'])
+def test_torch_distributed_launch_is_understood(command: str, spelling: str) -> None:
+    assert parsed([command, '-opt', 'a.yml', f'{spelling}=1']).local_rank == 1

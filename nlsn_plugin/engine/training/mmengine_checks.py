@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import (
     DATA_SAMPLERS,
@@ -21,9 +22,11 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import Runner
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from nlsn_plugin import checks
+from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.training.mmengine_config import fault
 from nlsn_plugin.errors import ArgumentError, OptionError
 
@@ -75,6 +78,15 @@ CALLS = (
     ('randomness', Runner.set_randomness, ('self',)),
 )
 """Parts that are the arguments of a call, and what besides them is given or read."""
+NUMBERS = (
+    ('optim_wrapper', 'accumulative_counts', 1),
+    ('train_cfg', 'val_begin', None),
+    ('train_cfg', 'val_interval', 1),
+    ('default_hooks.checkpoint', 'interval', None),
+    ('default_hooks.logger', 'interval', None),
+)
+"""Whole numbers that are looked at when the run is on its way, and what they are at least."""
+CLIPPING: dict[str, Callable[..., object]] = {'norm': clip_grad_norm_, 'value': clip_grad_value_}
 
 
 def check(cfg: Config, path: str) -> None:
@@ -120,12 +132,13 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
     for key, called, supplied in CALLS:
         if isinstance(cfg.get(key), Mapping):
             yield from misfits_of_call(key, called, list(cfg[key]), supplied)
-    wrapper = cfg.optim_wrapper
-    if isinstance(wrapper, Mapping) and 'accumulative_counts' in wrapper:
-        try:
-            checks.whole('accumulative_counts', wrapper['accumulative_counts'], least=1)
-        except ArgumentError as error:
-            yield 'optim_wrapper', str(error)
+    for part, name, least in NUMBERS:
+        for key, options in entries_of(cfg, part):
+            if isinstance(options, Mapping) and name in options:
+                yield from misfits_of_number(key, name, options[name], least)
+    for key, options in entries_of(cfg, 'optim_wrapper.clip_grad'):
+        if options is not None:
+            yield from misfits_of_clipping(key, options)
 
 
 def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
@@ -172,6 +185,35 @@ def misfits_of_call(
     for argument, text in checks.misfits(called, [*arguments, *set(supplied).difference(arguments)]):
         if argument not in supplied:
             yield (key if argument is None else f'{key}.{argument}'), text
+
+
+def misfits_of_number(key: str, name: str, value: Any, least: int | None) -> Iterator[tuple[str, str]]:
+    try:
+        checks.whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
+    except ArgumentError as error:
+        yield key, str(error)
+
+
+def misfits_of_clipping(key: str, options: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with the arguments of PyTorch's clipping of gradients, `type` apart: tried on one that is zero."""
+    if not isinstance(options, Mapping):
+        yield key, f'{options!r} is not allowed: dict(max_norm=...) is expected'
+        return
+    arguments = {name: value for name, value in options.items() if name != 'type'}
+    try:
+        kind = checks.one_of('type', options.get('type', 'norm'), tuple(CLIPPING))
+    except ArgumentError as error:
+        yield key, str(error)
+        return
+    mistakes = list(misfits_of_call(key, CLIPPING[kind], list(arguments), ('parameters',)))
+    yield from mistakes
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    try:
+        if not mistakes:
+            CLIPPING[kind](weight, **arguments)
+    except FAILURES as error:
+        yield key, f'{CLIPPING[kind].__name__} does not take {arguments}: {first_line(error)}'
 
 
 def parameters_behind(found: Any) -> list[str]:

@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -32,22 +33,27 @@ def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
     Raises:
         UserError: the weights, the average or the optimiser differ in one bit; a run failed by itself.
     """
-    drawn = random.Random(seed)
+    with tempfile.TemporaryFile('w+') as said:
+        check(option_file, kills, random.Random(seed), overrides, said)
+
+
+def check(option_file: str, kills: int, drawn: random.Random, overrides: list[str], said: IO[str]) -> None:
+    """Do it; runs write their logs to the file `said`, for a pipe that nobody reads would stop them once it is full."""
     undisturbed, killed = (Path('experiments', f'resume_check_{kind}') for kind in ('undisturbed', 'killed'))
     for folder in (undisturbed, killed):
         if folder.exists():
             raise UserError(f'{folder} exists already: remove it first')
     began = time.monotonic()
-    finish(start(option_file, undisturbed.name, overrides))
+    finish(start(option_file, undisturbed.name, overrides, said), said)
     duration = time.monotonic() - began
     expected = result(undisturbed)
     print(f'undisturbed: {duration:.1f} s', flush=True)
     done = 0
     while done < kills:
         while True:
-            process = start(option_file, killed.name, overrides)
+            process = start(option_file, killed.name, overrides, said)
             if done == kills:
-                finish(process)
+                finish(process, said)
                 break
             try:
                 process.wait(drawn.uniform(0, duration))
@@ -57,7 +63,7 @@ def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
                 done += 1
                 print(f'killed {done} times, the last state is {newest(killed)}', flush=True)
             else:
-                finish(process)
+                finish(process, said)
                 break
         compare(result(killed), expected)
         print('the same to the last bit', flush=True)
@@ -65,16 +71,17 @@ def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
     shutil.rmtree(undisturbed)
 
 
-def start(option_file: str, name: str, overrides: list[str]) -> subprocess.Popen[str]:
-    words = ['-m', 'nlsn_plugin', 'train', '-opt', option_file, '--auto_resume']
-    words += ['--force_yml', *overrides, f'name={name}', 'compare_with_bicubic=false']
-    return subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(option_file: str, name: str, overrides: list[str], said: IO[str]) -> subprocess.Popen[bytes]:
+    """Train, below the working directory's experiments whatever the option file says."""
+    words = ['-m', 'nlsn_plugin', 'train', '-opt', option_file, '--auto_resume', '--force_yml', *overrides]
+    words += [f'name={name}', 'path:experiments_root=none', 'compare_with_bicubic=false']
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=said)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    said = process.communicate()[1]
-    if process.returncode:
-        raise UserError(f'the run failed by itself: {(said.strip().splitlines() or ["without a word"])[-1]}')
+def finish(process: subprocess.Popen[bytes], said: IO[str]) -> None:
+    if process.wait():
+        said.seek(0)
+        raise UserError(f'the run failed by itself: {(said.read().strip().splitlines() or ["without a word"])[-1]}')
 
 
 def newest(folder: Path) -> str:

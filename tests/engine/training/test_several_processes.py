@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from conftest import TRAIN, experiment, make_short, run, write_options
 
+from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.training.resume_check import compare, result
+from nlsn_plugin.errors import UserError
 
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
 
@@ -59,6 +61,32 @@ def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result(experiment(folder))
 
 
+BY_SRUN = {
+    'SLURM_PROCID': '0',
+    'SLURM_STEP_NUM_TASKS': '2',
+    'SLURM_NTASKS': '2',
+    'SLURM_LOCALID': '0',
+    'SLURM_NODELIST': 'node[1-2]',
+}
+
+
+@pytest.mark.parametrize('absent', ['SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS'])
+def test_a_script_of_sbatch_that_does_not_use_srun_is_named(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in BY_SRUN.items():
+        monkeypatch.setenv(variable, value)
+    distributed.refuse_unstarted('slurm')
+    monkeypatch.delenv(absent)
+    with pytest.raises(UserError, match=rf'slurm: this process was not started by `srun` \({absent} is not set\)'):
+        distributed.start('slurm', 'gloo', 29500)
+
+
+def test_a_machine_without_scontrol_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, 'environ', {**BY_SRUN, 'PATH': str(tmp_path)})
+    with pytest.raises(UserError, match=r'`scontrol show hostnames .*set MASTER_ADDR to it') as raised:
+        distributed.start('slurm', 'gloo', 29500)
+    assert '\n' not in str(raised.value)
+
+
 class TestSeveralProcesses:
     def test_validation_gives_exactly_what_one_process_finds(
         self, finished: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,12 +120,10 @@ class TestSeveralProcesses:
                 cwd=place,
                 env={
                     **os.environ,
+                    **BY_SRUN,
                     'PATH': f'{place}:{os.environ["PATH"]}',
                     'OMP_NUM_THREADS': '1',
                     'SLURM_PROCID': str(rank),
-                    'SLURM_NTASKS': '2',
-                    'SLURM_LOCALID': '0',
-                    'SLURM_NODELIST': 'node[1-2]',
                 },
             )
             for rank in range(2)

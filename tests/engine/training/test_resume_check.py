@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from nlsn_plugin.cli.main import parsed
+from nlsn_plugin.engine.training import resume_check
+from nlsn_plugin.engine.training.run import read
+from nlsn_plugin.errors import UserError
+
+
+def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a shell script run in the place of Python."""
+    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(path))
+
+
+def test_a_run_that_says_much_is_not_stopped_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path / 'python', 'yes much | head -c 500000 >&2; echo >&2; echo the end >&2; exit 3', monkeypatch)
+    with tempfile.TemporaryFile('w+') as said:
+        process = resume_check.start('a.yml', 'name', [], said)
+        assert process.wait(timeout=60) == 3
+        with pytest.raises(UserError, match=r'the run failed by itself: the end$'):
+            resume_check.finish(process, said)
+
+
+def test_runs_lie_where_they_are_looked_for(place: Path, short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    stand_in(place / 'python', 'for word; do echo "$word"; done >&2', monkeypatch)
+    with tempfile.TemporaryFile('w+') as said:
+        process = resume_check.start(str(short), 'resume_check_killed', ['path:experiments_root=elsewhere'], said)
+        resume_check.finish(process, said)
+        said.seek(0)
+        words = said.read().splitlines()
+    opt, _ = read(parsed(words[words.index('train') :]), is_train=True)
+    assert opt['path']['experiments_root'] == str(place / 'experiments' / 'resume_check_killed')
