@@ -133,6 +133,8 @@ def benchmark_loading(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.benchmarks import loading
 
     checks.whole('--gt-size', args.gt_size, least=1)
+    if args.gt_size % args.scale:
+        raise UserError(f'--gt-size {args.gt_size} is not divisible by --scale {args.scale}')
     for edge in args.crop_size:
         if edge < args.gt_size:
             raise UserError(f'--crop-size {edge} is less than --gt-size {args.gt_size}')

@@ -15,6 +15,11 @@ from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops.reference import into_chunks, normalise, with_neighbours
 
+MOST_COLUMNS, MOST_ROUNDS = 8, 24
+"""Panels beside each other, and buckets in all: a picture of more takes minutes and is too large to look at."""
+TALLEST = 2.0
+"""Height of a panel over its width: a narrower image leaves room at its sides."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -90,7 +95,7 @@ def features_of(net: nn.Module, x: Tensor, number: int | None) -> tuple[NonLocal
 
 
 def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path: Path) -> None:
-    """Draw a view.
+    """Draw a view; of more than MOST_ROUNDS rounds the buckets of the first ones.
 
     Args:
         image: BGR, uint8, [H, W, 3].
@@ -102,12 +107,15 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
     from matplotlib.figure import Figure
 
     rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    rounds = len(seen.same_bucket)
-    columns = max(4, rounds)
+    rounds = min(len(seen.same_bucket), MOST_ROUNDS)
+    if rounds < len(seen.same_bucket):
+        title += f', the first {rounds} of {len(seen.same_bucket)} rounds'
+    columns = min(max(4, rounds), MOST_COLUMNS)
     height, width = image.shape[:2]
     edge = 3.0
     rows = 1 + -(-rounds // columns)
-    figure = Figure(figsize=(edge * columns, (edge * height / width + 0.4) * rows + 0.5), layout='constrained')
+    tall = edge * min(height / width, TALLEST)
+    figure = Figure(figsize=(edge * columns, (tall + 0.4) * rows + 0.5), layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')

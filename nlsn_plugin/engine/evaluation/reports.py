@@ -20,6 +20,8 @@ from nlsn_plugin.paper import table1
 Results = dict[str, Any]
 
 PLANES = {'y': 'Y', 'rgb': 'RGB'}
+LATEX = {'\\': r'\textbackslash{}', '^': r'\textasciicircum{}', '~': r'\textasciitilde{}'}
+"""What a backslash before it does not make plain text of."""
 
 
 class Table(NamedTuple):
@@ -179,7 +181,7 @@ def latex(found: Sequence[Table]) -> str:
 
 def escaped(text: str) -> str:
     """As LaTeX prints it."""
-    return re.sub(r'([&%$#_{}])', r'\\\1', text)
+    return re.sub(r'[&%$#_{}\\^~]', lambda found: LATEX.get(found[0], f'\\{found[0]}'), text)
 
 
 def write(results: Results, found: Sequence[Table], folder: Path) -> None:

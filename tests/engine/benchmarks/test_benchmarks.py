@@ -67,6 +67,7 @@ def test_what_cannot_be_measured(place: Path, capsys: pytest.CaptureFixture[str]
     [
         (['--crop-size', '192', '48'], '--crop-size 48 is less than --gt-size 96'),
         (['--gt-size', '0'], '--gt-size=0 is not allowed: a whole number of at least 1 is expected'),
+        (['--gt-size', '25'], '--gt-size 25 is not divisible by --scale 2'),
         (['--crop-size', '100', '--scale', '4'], '--crop-size 100 is no multiple of 8, twice the scale'),
         (['--gt-size', '100', '--crop-size', '100'], 'camera.png has 102x96 pixels at scale 2: a patch has 100x100'),
     ],

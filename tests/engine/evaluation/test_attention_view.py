@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, error_of
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention
 from nlsn_plugin.cli import main
-from nlsn_plugin.engine.evaluation.attention_view import features_of, view
+from nlsn_plugin.engine.evaluation.attention_view import View, draw, features_of, view
 
 
 @pytest.mark.parametrize('neighbours', ['both', 'none'])
@@ -65,6 +66,17 @@ def test_the_command_draws(
     words = ['show-buckets', 'none.png', '--at', '0', '0', '-opt', 'a.yml', '--scale', '3']
     assert '--scale is said by the option file' in error_of(words, capsys)
     assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)
+
+
+@pytest.mark.parametrize(('size', 'rounds'), [((12, 10), 40), ((400, 2), 2), ((2, 400), 2)])
+def test_the_picture_is_bounded_whatever_the_rounds_and_the_image(
+    size: tuple[int, int], rounds: int, tmp_path: Path
+) -> None:
+    of_rounds, of_image = torch.ones(rounds, *size), torch.rand(*size)
+    seen = View(of_rounds.bool(), of_rounds, of_image, of_image)
+    draw(np.zeros((*size, 3), np.uint8), seen, 1, 1, 'a title', tmp_path / 'a.png')
+    height, width = cv2.imread(str(tmp_path / 'a.png')).shape[:2]
+    assert max(height, width) <= 2700
 
 
 def test_a_name_that_looks_like_mathematics_is_drawn(

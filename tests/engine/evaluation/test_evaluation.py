@@ -334,6 +334,12 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     assert '<b>R' not in page
 
 
+def test_names_are_printed_by_latex_as_they_are() -> None:
+    table = reports.Table('a', ['set'], [['b']], [r'100 % of {a_b^c~d\e}'])
+    said = r'100 \% of \{a\_b\textasciicircum{}c\textasciitilde{}d\textbackslash{}e\}'
+    assert said in reports.latex([table])
+
+
 def test_a_protocol_that_makes_its_own_bicubic_says_so_beside_given_lr_images(two: Path, tmp_path: Path) -> None:
     sets = {2: [open_set('Set5', two, 2, workers=1)]}
     results = scoring.run([], sets, Settings(PROTOCOLS['vdsr']), tmp_path)
