@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import select
 import sys
@@ -18,10 +19,13 @@ LIKE_SIGPIPE = 128 + 13
 @contextlib.contextmanager
 def while_output_is_taken() -> Iterator[None]:
     """End the program when its output goes to a full disk, or, without a word, into a pipe whose reader has seen
-    enough. Where they are closed, as some services start programs, what is said goes nowhere."""
+    enough. Where they are closed, as some services start programs, what is said goes nowhere. Letters that standard
+    output does not take, which is of ASCII in some places, are printed as Python's escapes, as on standard error."""
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open('w'))  # noqa: SIM115  # for as long as the program runs
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         try:
             yield

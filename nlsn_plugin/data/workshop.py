@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ class Lmdb:
 
     def __init__(self, path: Path, largest: int) -> None:
         self.path = path
-        self.environment = lmdb.open(str(path), map_size=4 * largest + 2**26, lock=False)
+        self.environment = lmdb.open(os.fsencode(path), map_size=4 * largest + 2**26, lock=False)
 
     def put(self, entries: Sequence[Entry]) -> None:
         with self.environment.begin(write=True) as transaction:
@@ -95,6 +96,8 @@ def missing(targets: Mapping[Path, Settings]) -> list[Path]:
         advice = 'remove it, or give another --output or --name'
         try:
             found = json.loads((target / RECORD).read_text())
+            if not isinstance(found, dict):
+                raise ValueError('no settings')
         except (OSError, ValueError):
             raise UserError(f'{target} exists already: {advice}') from None
         other = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nlsn_plugin.cli import main
 from nlsn_plugin.data.prepare import prepare_test_data
-from nlsn_plugin.data.workshop import Workshop
+from nlsn_plugin.data.workshop import RECORD, Workshop
+from nlsn_plugin.errors import UserError
 
 
 class Stop(BaseException):
@@ -120,6 +123,34 @@ def test_a_plan_that_was_cut_short_is_none(left: str, prepare: Prepare, whole: I
     (workshop / 'plan.json').write_text(left)
     (workshop / 'done.jsonl').write_text('["coffee.png", [[], [], []]]\n')
     assert images(prepare([2, 3])) == whole
+
+
+def test_folders_whose_names_are_no_utf_8(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = os.fsdecode(b'out\xff')
+    try:
+        Path(place).mkdir()
+    except OSError:
+        pytest.skip('file names are UTF-8 here')
+    stream = io.BytesIO()
+    monkeypatch.setattr('sys.stdout', io.TextIOWrapper(stream, 'utf-8', 'strict'))
+    words = ['prepare', '--input', str(photographs), '--output', place, '--workers', '1']
+    main([*words, '--name', place, '--crop-size', '48', '--step', '48'])
+    for _ in range(2):
+        main([*words, '--test'])
+    main(['prepare', '--check', place, '--workers', '1'])
+    lines = stream.getvalue().decode().splitlines()
+    assert lines[0] == r'ready: out\udcff/out\udcff_HR_sub.lmdb'
+    assert r'out\udcff/HR is there already, made from the same images in the same way' in lines
+    assert lines[-2] == r'out\udcff/out\udcff_HR_sub.lmdb: 30 images, all whole'
+
+
+@pytest.mark.parametrize('record', ['', '[]', 'null'])
+def test_data_whose_record_is_none_are_not_taken_for_ours(record: str, prepare: Prepare) -> None:
+    folder = prepare([2])
+    (folder / 'HR' / RECORD).write_text(record)
+    with pytest.raises(UserError, match='HR exists already: remove it'):
+        prepare([2])
 
 
 def test_a_full_disk_leaves_the_plan_as_it_was(
