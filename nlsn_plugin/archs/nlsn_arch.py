@@ -19,6 +19,7 @@ from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.layers.convolution import Conv3x3
+from nlsn_plugin.layers.residual import channels_last
 from nlsn_plugin.ops.context import is_recorded, without_autocast
 
 BLOCKS_PER_ATTENTION = 8
@@ -131,10 +132,10 @@ class NLSN(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.num_in_ch:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.num_in_ch}, H, W] is expected')
         # And so all features: as fast, and attention needs no copies.
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = channels_last(x)
         features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
         features = features + self.body(features)
-        if torch.is_grad_enabled() or is_recorded() or any(map(is_hooked, (*self.tail.modules(), self.add_mean))):
+        if torch.is_grad_enabled() or is_recorded() or any(map(is_watched, (*self.tail.modules(), self.add_mean))):
             return self._enlarge(features)
         return in_strips(self._enlarge, features, self.upscale)
 
@@ -143,9 +144,13 @@ class NLSN(nn.Module):
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what a module is given or makes, or changes it, as WithNLSA does."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module is given or makes, or changes it, as WithNLSA does.
+
+    By a hook of the module or of all modules, or by another `forward` put into its place.
+    """
+    of_all = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return bool(module._forward_hooks or module._forward_pre_hooks or of_all or 'forward' in vars(module))
 
 
 def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:

@@ -11,9 +11,12 @@ from nlsn_plugin.ops import cpu_matmul, winograd
 from nlsn_plugin.ops.context import has_tangent, is_recorded, without_autocast
 from nlsn_plugin.ops.reference import HALF, wide
 
+CAST = (torch.float32, *HALF)
+"""What autocast casts: every floating type but float64."""
+
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's, but where that is slow in half precision.
+    """PyTorch's convolution, except where that is slow in half precision.
 
     On a GPU PyTorch adds the bias in a pass of its own; where every pixel is taken by itself and channels are last, the
     product of rows of pixels with the weights adds it at once. On CPUs without arithmetic for half precision PyTorch
@@ -25,12 +28,13 @@ class Conv2d(nn.Conv2d):
         if is_recorded() or x.device.type not in ('cpu', 'cuda'):
             return super().forward(x)
         is_cast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if is_cast and x.dtype == torch.float32 else x.dtype
+        dtype = torch.get_autocast_dtype(x.device.type) if is_cast and x.dtype in CAST else x.dtype
         if x.device.type == 'cuda':
             if dtype in HALF and self._is_pointwise() and x.is_contiguous(memory_format=torch.channels_last):
                 return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
             return super().forward(x)
-        if self._is_trained(x) or (x.dtype != self.weight.dtype and not is_cast):  # the second is PyTorch's to refuse
+        # Types that differ are an error, which PyTorch raises.
+        if self._is_trained(x) or (x.dtype != self.weight.dtype and not is_cast):
             return super().forward(x)
         if dtype in HALF and not cpu_matmul.has_products_in(dtype):
             with without_autocast(x.device):

@@ -40,11 +40,16 @@ class ResidualAttention(nn.Module):
         """`x`, if it has the right shape, with channels last, so that pixels are rows of memory all the way."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
-        return x.contiguous(memory_format=torch.channels_last)
+        return channels_last(x)
 
     def _attend(self, x: Tensor) -> Tensor:
         """attention(x), [N, C, H, W]."""
         raise NotImplementedError
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x`, [N, C, H, W], with channels last in memory; written so that torch.func.vmap takes it."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def channels_behind(features: Tensor) -> Tensor:

@@ -172,6 +172,19 @@ def test_half_precision_is_as_exact_as_pytorchs_and_of_its_type(
         assert len(by_winograd) == (kind is Conv3x3)
 
 
+@pytest.mark.parametrize('trained', [False, True])
+@pytest.mark.parametrize(('given', 'cast_to'), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)])
+@pytest.mark.parametrize('weights', [torch.float32, torch.bfloat16])
+def test_autocast_casts_the_other_half_precision_as_pytorch_does(
+    given: torch.dtype, cast_to: torch.dtype, weights: torch.dtype, trained: bool, has_half: bool
+) -> None:
+    module, x = conv3x3().to(weights), image().to(given)
+    with torch.autocast('cpu', cast_to), torch.set_grad_enabled(trained):
+        found = module(x)
+        assert found.dtype == published(module, x).dtype == cast_to
+        torch.testing.assert_close(found, published(module, x), rtol=0.02, atol=0.02)
+
+
 def test_half_precision_is_trained_as_ever(has_half: bool) -> None:
     module, x = conv3x3(), image()
     with torch.autocast('cpu', torch.bfloat16):

@@ -43,6 +43,22 @@ def test_images_of_a_batch_do_not_see_each_other(layer: nn.Module, x: torch.Tens
     torch.testing.assert_close(layer(x)[1:], layer(x[1:]))
 
 
+def test_torch_func_maps_it(layer: nn.Module, x: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.func.vmap(layer)(x[:, None])[:, 0], layer(x))
+
+
+def test_torch_func_takes_gradients_of_each_image(layer: nn.Module, x: torch.Tensor) -> None:
+    weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(weights: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, weights, (image[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    layer(x[1:]).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(found[name][1], parameter.grad, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(layer: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> None:
     exact = layer(x)
