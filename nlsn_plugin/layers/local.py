@@ -24,6 +24,9 @@ class LocalWindowAttention(ResidualAttention):
     length and keys have unit length; a window attends to itself alone, since its neighbours would be beyond the range;
     and there is one round, since all would be alike.
 
+    Derivatives are first ones, taken backward: PyTorch's fused attention has neither second ones nor forward mode.
+    torch.compile makes a graph for each size of the image.
+
     Args:
         channels: C, of the input and the output.
         window: q, the edge of a window in pixels.

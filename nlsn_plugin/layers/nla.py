@@ -20,6 +20,8 @@ class NonLocalAttention(ResidualAttention):
     scores are not scaled. The projections are those of NonLocalSparseAttention, so that the attention alone differs.
     Memory is linear in the number of pixels, time quadratic, or linear with a window.
 
+    Derivatives are first ones, taken backward: PyTorch's fused attention has neither second ones nor forward mode.
+
     Args:
         channels: C, of the input and the output.
         window: w; a pixel (i, j) attends to those of rows i - w // 2 to i - w // 2 + w - 1, and of such columns, that

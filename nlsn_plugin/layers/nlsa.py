@@ -42,7 +42,8 @@ class NonLocalSparseAttention(ResidualAttention):
         neighbours: the chunks, circularly, that a chunk attends to besides itself: 'both', as in the released code,
             'previous' or 'none'.
         window: edge of square windows, in pixels, none of which sees another (the receptive fields of Figure 6);
-            smaller at the right and lower border. None for the whole image.
+            smaller at the right and lower border; torch.compile then makes a graph for each size of the image. None for
+            the whole image.
 
     Raises:
         ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape or where none are taken.

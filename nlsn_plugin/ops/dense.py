@@ -6,13 +6,14 @@ C value channels.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlsn_plugin.ops.context import without_autocast
+from nlsn_plugin.ops.context import is_exporting, without_autocast
 from nlsn_plugin.ops.reference import normalise
 
 LEAST_EDGE = 8
@@ -106,7 +107,7 @@ def mask_of(rows: Tensor, columns: list[Tensor], query: Tensor) -> Tensor:
 
 
 def out_of_reach(dtype: torch.dtype) -> float:
-    """What added to a score leaves no weight.
+    """The number to add to a score so that its weight is zero.
 
     Scores of float16 are float32's, and may exceed its least number. Of a block of keys all at -inf PyTorch 2.4 makes
     what is not a number.
@@ -155,6 +156,8 @@ def in_windows(attend: Callable[..., Tensor], window: int, *tensors: Tensor) -> 
 
 def whole_and_rest(length: int, window: int) -> list[slice]:
     """The part of [0, length) that whole windows cover, and what is left, if there are such."""
+    if torch.compiler.is_compiling() and not is_exporting():  # a graph for each size: of symbols it finds no end
+        length = operator.index(length)
     covered = length // window * window
     return [part for part in (slice(0, covered), slice(covered, length)) if part.start < part.stop]
 

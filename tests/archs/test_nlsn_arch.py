@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import inspect
 
 import pytest
@@ -159,6 +160,7 @@ def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
 
 OPTIONS = [
     pytest.param('nlsa', {'neighbours': 'previous'}, id='nlsa'),
+    pytest.param('nlsa', {'window': 6}, id='nlsa-in-windows'),
     pytest.param('nla', {}, id='nla'),
     pytest.param('nla', {'window': 5, 'shared': False}, id='nla-in-windows'),
     pytest.param('local', {'window': 5}, id='local'),
@@ -177,12 +179,14 @@ class TestAnyAttention:
         net.eval()
         assert net(x).equal(net(x))
 
-    def test_is_one_graph(self, attention: str, options: dict[str, object]) -> None:
+    def test_is_one_graph_for_a_size(self, attention: str, options: dict[str, object]) -> None:
         torch.compiler.reset()
         arguments = {'attention': attention, 'attention_options': options, 'backend': 'streamed'}
         net = small(num_block=1, attention_at=[0], **arguments).eval()
-        x = torch.rand(1, 3, 9, 10)
-        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend='aot_eager')(x), net(x))
+        compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+        for size in [(9, 10), (13, 11)]:  # for the second the compiler tries symbols in place of sizes
+            x = torch.rand(1, 3, *size)
+            torch.testing.assert_close(compiled(x), net(x))
 
 
 def test_attentions_get_the_arguments_of_the_network_that_they_know_and_the_options() -> None:
@@ -285,6 +289,34 @@ def test_whoever_looks_into_the_tail_sees_the_whole(place: str, monkeypatch: pyt
     with torch.no_grad():
         net(x)
     assert heights == [128]
+
+
+@pytest.mark.parametrize('how', ['a hook of all modules', 'another forward'])
+def test_whoever_looks_otherwise_sees_the_whole_too(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = NLSN(num_feat=8, num_block=1, attention='none').eval()
+    monkeypatch.setitem(nlsn_arch.TAIL_NUMBERS, 'cpu', 1)
+    shuffle = net.get_submodule('tail.0.1')
+    heights = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if module is shuffle:
+            heights.append(output.shape[2])
+
+    if how == 'another forward':
+        forward = shuffle.forward
+        monkeypatch.setattr(shuffle, 'forward', lambda x: look(shuffle, (x,), y := forward(x)) or y)
+        hook = contextlib.nullcontext()
+    else:
+        hook = torch.nn.modules.module.register_module_forward_hook(look)
+    with torch.no_grad(), hook:
+        net(torch.rand(1, 3, 64, 9))
+    assert heights == [128]
+
+
+def test_torch_func_maps_it() -> None:
+    net = small(num_block=1).eval()
+    x = torch.rand(3, 3, 7, 11)
+    torch.testing.assert_close(torch.func.vmap(net)(x[:, None])[:, 0], net(x))
 
 
 @pytest.mark.parametrize('trained', [False, True])
