@@ -182,7 +182,7 @@ class NLSNModel(SRModel):
         Raises:
             NonFiniteLossError: see `check_skipped`.
         """
-        skipped = self.skipped_since_log()
+        skipped, bad = self.skipped_since_log()
         steps, self.since_log = self.since_log, []
         if not steps:
             return OrderedDict()
@@ -190,31 +190,39 @@ class NLSNModel(SRModel):
         values = torch.stack([torch.stack([step[2][name] for name in names]) for step in steps]).double()
         known = values.isfinite()
         sums = torch.stack([values.where(known, 0).sum(0), known.sum(0)])
-        bad = [name for step in skipped for name in step]
         if self.opt['dist']:
             torch.distributed.all_reduce(sums)
+        if skipped:
+            self.nonfinite += skipped
+            get_root_logger().warning(self.refuse_too_many(self.nonfinite, bad))
+        total, count = sums.cpu()
+        return OrderedDict(zip(names, (total / count).tolist()))  # not a number, if none was finite
+
+    def skipped_since_log(self) -> tuple[int, list[str]]:
+        """How many updates were skipped since the last log, and their images, of all processes, which have to call this
+        together: in fp16 each knows of its own losses alone."""
+        if not self.since_log:
+            return 0, []
+        finite = torch.stack([step[1] for step in self.since_log]).int()
+        if self.opt['dist']:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+            self.since_log = [(names, good, terms) for (names, _, terms), good in zip(self.since_log, finite)]
+        skipped = [step[0] for step, good in zip(self.since_log, finite.tolist()) if not good]
+        bad = [name for names in skipped for name in names]
+        if self.opt['dist'] and skipped:
             everyone: list[Any] = [None] * self.opt['world_size']
             torch.distributed.all_gather_object(everyone, bad)
             bad = [name for part in everyone for name in part]
-        if skipped:
-            self.nonfinite += len(skipped)
-            get_root_logger().warning(self.refuse_too_many(self.nonfinite, bad))
-        total, count = sums.cpu()
-        return OrderedDict(zip(names, (total / count.clamp_min(1)).tolist()))
-
-    def skipped_since_log(self) -> list[list[str]]:
-        """The images of each update that was skipped since the last log."""
-        finite = torch.stack([step[1] for step in self.since_log]).tolist() if self.since_log else []
-        return [step[0] for step, good in zip(self.since_log, finite) if not good]
+        return len(skipped), bad
 
     def check_skipped(self) -> None:
-        """Look, also between two logs, how many updates were skipped.
+        """Look, also between two logs, how many updates were skipped. All processes have to call this.
 
         Raises:
             NonFiniteLossError: more than `nonfinite_limit` since the start of the run.
         """
-        skipped = self.skipped_since_log()
-        self.refuse_too_many(self.nonfinite + len(skipped), [name for step in skipped for name in step])
+        skipped, bad = self.skipped_since_log()
+        self.refuse_too_many(self.nonfinite + skipped, bad)
 
     def refuse_too_many(self, number: int, names: list[str]) -> str:
         """What there is to say of so many skipped updates, if they are not too many."""
@@ -246,11 +254,17 @@ class NLSNModel(SRModel):
         return enlarged(whole, x, scale, val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
-        """What has to be kept besides what BasicSR keeps: for `resume_training`."""
-        return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + len(self.skipped_since_log())}
+        """What has to be kept besides what BasicSR keeps: for `resume_training`. After `check_skipped`."""
+        skipped = sum(not good for _, good, _ in self.since_log)
+        return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + skipped}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        fused = [[group.get('fused') for group in optimizer.param_groups] for optimizer in self.optimizers]
         super().resume_training(resume_state)
+        for optimizer, chosen in zip(self.optimizers, fused):  # for this device, which the state may know nothing of
+            for group, kernels in zip(optimizer.param_groups, chosen):
+                if 'fused' in group:
+                    group['fused'] = kernels
         if 'model' in resume_state:  # BasicSR's own states have none
             if resume_state['model']['scaler']:  # empty, if the precision was another
                 self.scaler.load_state_dict(resume_state['model']['scaler'])

@@ -55,6 +55,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     Raises:
         OptionError: with a line for each mistake.
     """
+    if args.auto_resume and getattr(args, 'archive', False):
+        raise OptionError('--auto_resume goes on with a run, --archive begins anew: give one of them')
     document = Document(option_file)
     for override in shlex.split(os.environ.get(OVERRIDES, '')):
         document.override(override, OVERRIDES)
@@ -70,7 +72,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
         root = home(opt, option_file, root)
     opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
     opt['archive'] = getattr(args, 'archive', False)
-    if opt['manual_seed'] is None:
+    opt['seed_is_drawn'] = opt['manual_seed'] is None
+    if opt['seed_is_drawn']:
         opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
     set_random_seed(opt['manual_seed'] + opt['rank'])
     if args.debug and not opt['name'].startswith('debug'):
@@ -211,8 +214,12 @@ def complete_paths(opt: Options, root: Path) -> None:
         paths['visualization'] = str(results / 'visualization')
 
 
-def check_paths(opt: Options, option_file: Path) -> None:
-    """Refuse missing data and weights before anything is made, in one line with the ways on."""
+def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
+    """Refuse missing data and weights before anything is made, in one line with the ways on.
+
+    Args:
+        begins: whether the weights will be read; a run that goes on has its own.
+    """
     for phase, dataset in opt['datasets'].items():
         for key in ('dataroot_gt', 'dataroot_lq'):
             path = dataset.get(key)
@@ -224,7 +231,7 @@ def check_paths(opt: Options, option_file: Path) -> None:
                     '`nlsn train -opt quickstart_NLSN_x2.yml`'
                 )
     weights = opt['path'].get('pretrain_network_g')
-    if weights is not None:
+    if weights is not None and begins:
         try:
             check_readable(weights)
         except CheckpointError as error:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from nlsn_plugin.engine.training.interruption import SIGNALS
 from nlsn_plugin.engine.training.randomness import seeded
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import DataError, UserError
 
 Place = tuple[int, int]
 """The seed of a sample's augmentation, and its index in the data set."""
@@ -93,6 +93,7 @@ class Loaded:
 
     Raises:
         UserError: of a sample.
+        DataError: a worker was killed.
     """
 
     def __init__(self, dataset: Dataset[Any], order: Order, options: dict[str, Any]) -> None:
@@ -109,7 +110,16 @@ class Loaded:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if 'DataLoader worker' not in str(error):
+                    raise
+                raise DataError(
+                    f'a process that reads the training images has ended, for want of memory? {error}'
+                ) from error
             if isinstance(batch, UserError):
                 raise batch
             yield batch

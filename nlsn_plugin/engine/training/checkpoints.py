@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.errors import CheckpointError
-from nlsn_plugin.models.checkpoint import load_safely
+from nlsn_plugin.models.checkpoint import load_safely, read_weights
 from nlsn_plugin.models.writing import write_whole
 
 Options = dict[str, Any]
@@ -50,7 +51,10 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
         'iter': iteration,
         'optimizers': [optimizer.state_dict() for optimizer in model.optimizers],
         'schedulers': [scheduler.state_dict() for scheduler in model.schedulers],
-        'best_metric_results': getattr(model, 'best_metric_results', {}),
+        'best_metric_results': {
+            name: {metric: {**best, 'val': float(best['val'])} for metric, best in records.items()}
+            for name, records in getattr(model, 'best_metric_results', {}).items()
+        },  # of NumPy's type where a model validates by itself, which would not load safely
         'model': model.state() if hasattr(model, 'state') else {},
         'run': run,
     }
@@ -89,15 +93,27 @@ def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -
     Args:
         said: is told of it.
     """
-    later = [path for path in saved_states(opt) if int(path.stem) > iteration]
-    name = f'later_than_{iteration}_{get_time_str()}'
-    for state in later:
-        networks = list(Path(opt['path']['models']).glob(f'net_*_{state.stem}.pth'))
-        for path in (state, *networks):
-            folder = path.parent / name
-            folder.mkdir(exist_ok=True)
-            path.rename(folder / path.name)
-        said(f'the run goes on from {iteration}: {state} is in {name}/ now, its networks too')
+    for state in [path for path in saved_states(opt) if int(path.stem) > iteration]:
+        networks = Path(opt['path']['models']).glob(f'net_*_{state.stem}.pth')
+        folder = set_aside([state, *networks], f'later_than_{iteration}')
+        said(f'the run goes on from {iteration}: {state} is in {folder.name}/ now, its networks too')
+
+
+def set_aside(paths: Sequence[Path], name: str) -> Path:
+    """Move files into a folder beside the first of them, of this name and the time; those of other places likewise."""
+    name = f'{name}_{get_time_str()}'
+    for path in paths:
+        folder = path.parent / name
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    return paths[0].parent / name
+
+
+def remove_unfinished(opt: Options) -> None:
+    """Remove what a process that was killed had begun to write, while no other writes there."""
+    for folder in (opt['path']['models'], opt['path']['training_states']):
+        for path in Path(folder).glob('.*.tmp'):
+            path.unlink(missing_ok=True)
 
 
 def prune(opt: Options, keep_last: int | None) -> None:
@@ -137,7 +153,7 @@ def newest_intact(opt: Options, said: Callable[[str], None]) -> tuple[Path, dict
 
 
 def load_state(opt: Options, path: Path) -> dict[str, Any]:
-    """A state, once its network is known to load as well.
+    """A state, once its networks are known to load as well.
 
     Raises:
         CheckpointError: it is not there, is damaged, or is no state.
@@ -145,5 +161,26 @@ def load_state(opt: Options, path: Path) -> dict[str, Any]:
     state = load_safely(path)
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
         raise CheckpointError(f'{path} is no training state')
-    load_safely(Path(opt['path']['models']) / f'net_g_{state["iter"]}.pth')
+    check_sums(path)
+    models, ending = Path(opt['path']['models']), f'_{state["iter"]}.pth'
+    for network in {models / f'net_g{ending}', *models.glob(f'net_*{ending}')}:
+        read_weights(network)
+        check_sums(network)
     return state
+
+
+def check_sums(path: Path) -> None:
+    """Refuse a file whose numbers are not those that were written, at which torch.load does not look.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not zipfile.is_zipfile(path):  # of a PyTorch before 1.6
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise CheckpointError(f'{path} is damaged: {error}') from error
+    if damaged:
+        raise CheckpointError(f'{path} is damaged: {damaged} has another checksum than when it was written')

@@ -41,7 +41,7 @@ class Journal:
         self.bar.update()
 
     def progress(self, epoch: int, iteration: int, lrs: list[float], seconds: float, data: float, losses: Any) -> None:
-        """Losses and speed since the last entry."""
+        """Losses since the last entry, and the speed of some hundred updates."""
         if not self.active:
             return
         memory = peak_bytes() / 2**30
@@ -56,6 +56,7 @@ class Journal:
             self.write({'kind': 'validation', 'iter': iteration, 'dataset': name, **results})
 
     def write(self, entry: dict[str, Any]) -> None:
+        entry = {name: value for name, value in entry.items() if value == value}  # JSON has no word for NaN
         try:
             with self.path.open('a') as file:
                 file.write(json.dumps(entry) + '\n')
@@ -100,7 +101,8 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(5 * (1 + len(metrics)), 3.6), layout='constrained')
     axes = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
     for name in losses:
-        axes[0].semilogy([line['iter'] for line in training], [line[name] for line in training], label=name)
+        having = [line for line in training if name in line]
+        axes[0].semilogy([line['iter'] for line in having], [line[name] for line in having], label=name)
     axes[0].set(xlabel='iteration', ylabel='loss')
     for axis, metric in zip(axes[1:], metrics):
         for dataset in sorted({line['dataset'] for line in validations}):

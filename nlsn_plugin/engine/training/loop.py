@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.validation import validate
-from nlsn_plugin.errors import InterruptedRunError, UserError
+from nlsn_plugin.errors import DataError, InterruptedRunError, UserError
 from nlsn_plugin.models.writing import check_folder
 
 Options = dict[str, Any]
@@ -45,12 +46,15 @@ def train(opt: Options, option_file: Path) -> None:
         UserError: data or states that cannot be read or written, losses that are not finite.
     """
     torch.backends.cudnn.benchmark = True
+    seen = checkpoints.saved_states(opt)
     state = resume_state(opt)
     start = state['iter'] if state else 0
     train_set, val_sets = build_datasets(opt)
     order = order_of(opt, train_set, start)
     make_folders(opt, state is not None)
     with claimed(opt):
+        if set(checkpoints.saved_states(opt)) - set(seen):  # and what was chosen is the newest no more
+            raise UserError(f'another process has just trained in {opt["path"]["experiments_root"]}: start again')
         train_from(state, order, train_set, val_sets, opt, option_file)
 
 
@@ -66,6 +70,7 @@ def train_from(
     start = order.first
     logger = start_log(opt, 'train')
     if opt['rank'] == 0:
+        checkpoints.remove_unfinished(opt)
         checkpoints.set_aside_later(opt, start, logger.warning)
         keep_copy(option_file, Path(opt['path']['experiments_root']))
     tb_logger = init_tb_loggers(opt)
@@ -132,9 +137,10 @@ def run(
         randomness.restore_one_of(state['run']['randomness'], opt['rank'])
     with logging_redirect_tqdm([get_root_logger()]):
         for iteration in range(start + 1, total + 1):
-            batch = next(batches)
-            data_timer.record()
             epoch = (iteration - 1) // order.batches_per_epoch
+            with saved_first(model, epoch, iteration - 1, course):
+                batch = next(batches)
+            data_timer.record()
             model.update_learning_rate(iteration, warmup_iter=warmup)
             model.feed_data(batch)
             model.optimize_parameters(iteration)
@@ -146,7 +152,8 @@ def run(
                 journal.progress(epoch, iteration, lrs, seconds, data, model.get_current_log())
             last = iteration == total
             if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
-                validate_all(model, val_sets, iteration, journal, tb_logger)
+                with saved_first(model, epoch, iteration, course):
+                    validate_all(model, val_sets, iteration, journal, tb_logger)
             interrupted = interruption.wanted() and not last
             if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
                 save(model, epoch, iteration, course)
@@ -175,6 +182,22 @@ def validate_all(
                 checkpoints.save_networks(model, 'best')
 
 
+@contextlib.contextmanager
+def saved_first(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None]) -> Iterator[None]:
+    """Save what was reached before data that cannot be read end the run: with them mended it goes on from there.
+
+    Not in several processes: the others know nothing of it.
+    """
+    try:
+        yield
+    except DataError as error:
+        state = Path(model.opt['path']['training_states']) / f'{iteration}.state'
+        if model.opt['dist'] or iteration == 0 or state.exists():
+            raise
+        save(model, epoch, iteration, course)
+        raise DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there') from error
+
+
 def save(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None]) -> None:
     """Save all that the run needs to go on as if it had not been stopped. All processes have to call this."""
     opt = model.opt
@@ -186,7 +209,8 @@ def save(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options
         torch.distributed.all_gather_object(everyone, randomness.current())
     if opt['rank'] == 0:
         get_root_logger().info('Saving models and training states.')
-        checkpoints.save(model, epoch, iteration, {'randomness': everyone, 'course': course})
+        run = {'randomness': everyone, 'course': course, 'seed': opt['manual_seed']}
+        checkpoints.save(model, epoch, iteration, run)
         checkpoints.prune(opt, opt['logger'].get('keep_last'))
     if opt['dist']:
         torch.distributed.barrier()
@@ -206,15 +230,20 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
         state = checkpoints.load_state(opt, Path(path))
     if state:
         check_same_course(opt, state, path)
+        if opt['seed_is_drawn']:  # the run's own was, when it began
+            opt['manual_seed'] = state.get('run', {}).get('seed', opt['manual_seed'])
         check_resume(opt, state['iter'])
         resumed = [name for name in opt if name.startswith('network_') and name not in ignored_networks(opt)]
         for name in resumed:  # its weights are this run's own, whatever those were called that it began with
             opt['path'][name.replace('network_', 'param_key_')] = 'params'
+            opt['path'][name.replace('network_', 'strict_load_')] = True
     return state
 
 
 def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
     """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers."""
+    if state['iter'] > opt['train']['total_iter']:
+        raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
     now = course_of(opt)
     for section, before in state.get('run', {}).get('course', now).items():
         if now[section] != before:
@@ -239,15 +268,24 @@ def make_folders(opt: Options, resuming: bool) -> None:
     root = Path(opt['path']['experiments_root'])
     if opt['rank'] == 0:
         check_folder(root)
-        taken = any(root.glob('models/*.pth')) or any(root.glob('training_states/*.state'))
-        if taken and not resuming:
-            if not opt.get('archive'):
+        networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
+        if (networks or states) and not resuming:
+            ended = root / 'models' / 'net_g_latest.pth' in networks
+            if opt['archive']:
+                with claimed(opt):
+                    root.rename(f'{root}_archived_{get_time_str()}')
+            elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
+                with claimed(opt):
+                    folder = checkpoints.set_aside(networks, 'without_state')
+                print(f'networks of a run that was stopped before its first state are in {folder} now')
+            else:
+                holds, way = 'a run', '--auto_resume goes on with it, '
+                if opt['auto_resume']:
+                    holds, way = 'networks of a run, without its states', ''
                 raise UserError(
-                    f'{root} holds a run already: --auto_resume goes on with it, --archive moves it aside and begins '
-                    'anew, or choose another name in the option file'
+                    f'{root} holds {holds} already: {way}--archive moves it aside and begins anew, or choose another '
+                    'name in the option file'
                 )
-            with claimed(opt):
-                root.rename(f'{root}_archived_{get_time_str()}')
         for key in ('experiments_root', 'models', 'training_states', 'visualization'):
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
     if opt['dist']:
@@ -273,7 +311,7 @@ def claimed(opt: Options) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
         except OSError as error:  # there are file systems without locks
-            get_root_logger().warning(f'{root} cannot be kept from other runs: {error.strerror}')
+            print(f'{root} cannot be kept from other runs: {error.strerror}', file=sys.stderr)  # no log has begun
         yield
 
 

@@ -15,6 +15,7 @@ from nlsn_plugin.data.sample import prepare_sample_data
 from nlsn_plugin.engine.options.documents import find_option_file
 from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale, read_options
 from nlsn_plugin.engine.training import loop
+from nlsn_plugin.engine.training.checkpoints import saved_states
 from nlsn_plugin.engine.training.comparison import compare_with_bicubic
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.randomness import seeded
@@ -78,7 +79,8 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     if opt['dist']:
         torch.distributed.barrier()
     check_scale(opt, option_file)
-    check_paths(opt, option_file)
+    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not opt['path']['ignore_resume_networks']
+    check_paths(opt, option_file, begins=not goes_on)
     return opt, option_file
 
 

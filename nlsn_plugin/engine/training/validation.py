@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.engine.training.batches import Reproducible, collate
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import mean
 
 Results = dict[str, float]
@@ -66,7 +66,7 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
     }
     if results:
         if opt['is_train']:
-            model._initialize_best_metric_results(name)
+            begin_records(model, name)
             for metric, value in results.items():
                 model._update_best_metric_result(name, metric, value, iteration)
         model.metric_results = results
@@ -75,6 +75,16 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
             if same := sum(any(math.isinf(value) for value in found) for found in together.values()):
                 get_root_logger().warning(f'{name}: {same} images equal theirs, and are left out of the mean PSNR')
     return results
+
+
+def begin_records(model: BaseModel, name: str) -> None:
+    """The best of each metric on a data set so far; BasicSR knows of none but those that the run began with."""
+    known = getattr(model, 'best_metric_results', {}).pop(name, {})
+    model._initialize_best_metric_results(name)
+    records = model.best_metric_results[name]
+    for metric, best in known.items():
+        if metric in records and best['better'] == records[metric]['better']:
+            records[metric] = best
 
 
 def measure(
@@ -91,6 +101,11 @@ def measure(
         images['img2'] = tensor2img([visuals['gt']])
         del model.gt
     del model.lq, model.output
+    for metric in metrics.values():
+        border = metric.get('crop_border', 0)
+        if min(image.shape[:2]) <= 2 * border:
+            size = f'{image.shape[1]}x{image.shape[0]}'
+            raise DataError(f'{sample["lq_path"][0]}: crop_border {border} leaves nothing of its result, {size}')
     if opt['val'].get('save_img'):
         imwrite(image, str(image_path(opt, sample['lq_path'][0], iteration, name)))
     return [float(calculate_metric(images, metric)) for metric in metrics.values()]

@@ -1,0 +1,162 @@
+"""Runs that go on in spite of what happened to them: killed early, fed with damaged data, files gone or changed."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import TRAIN, experiment, run
+
+from nlsn_plugin.engine.training.resume_check import compare, newest, result
+from nlsn_plugin.models.checkpoint import load_safely
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+def test_a_run_that_was_stopped_before_its_first_state_begins_anew_and_keeps_what_is_there(
+    ran: Path, short: Path
+) -> None:
+    expected = result(experiment(ran))
+    models = experiment(ran) / 'models'
+    shutil.rmtree(experiment(ran) / 'training_states')
+    refused = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran, check=False)
+    assert refused.returncode == 1
+    assert 'holds networks of a run, without its states already: --archive moves it aside' in last_line(refused.stderr)
+    (models / 'net_g_latest.pth').unlink()  # which is written at the end alone
+    begun = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
+    assert 'networks of a run that was stopped before its first state are in ' in begun.stdout
+    compare(result(experiment(ran)), expected)
+    [aside] = [path for path in models.iterdir() if path.is_dir()]
+    assert {path.name for path in aside.iterdir()} >= {'net_g_best.pth', 'net_g_12.pth'}
+
+
+def spoil(path: Path) -> None:
+    """Zero some numbers of a file that torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        numbers = [info for info in archive.infolist() if '/data/' in info.filename]
+        largest = max(numbers, key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    middle = largest.header_offset + largest.file_size // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+
+
+def test_states_and_networks_of_other_numbers_than_were_written_are_passed_over(ran: Path, short: Path) -> None:
+    expected = result(experiment(ran))
+    spoil(experiment(ran) / 'training_states' / '12.state')
+    spoil(experiment(ran) / 'models' / 'net_g_8.pth')
+    (experiment(ran) / 'models' / '.net_g_12.pth.7.7.tmp').touch()  # of a process that was killed
+    resumed = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
+    assert '12.state is damaged: ' in resumed.stdout
+    assert 'net_g_8.pth is damaged: ' in resumed.stdout
+    assert 'iter: 4.' in resumed.stderr
+    compare(result(experiment(ran)), expected)
+    assert not list((experiment(ran) / 'models').glob('.*'))
+
+
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_a_run_that_a_damaged_image_ended_is_saved_and_goes_on_exactly_once_it_is_mended(
+    place: Path, short: Path, phase: str
+) -> None:
+    """The image stands in the second batch, and in the first validation."""
+    for name, size in (('HR', 64), ('LR', 32)):
+        (place / name).mkdir()
+        for number in range(4):
+            noise = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
+            cv2.imwrite(str(place / name / f'{number}.png'), noise)
+    (place / 'order.txt').write_text(''.join(f'{number}.png\n' for number in range(4)))
+    second = torch.randperm(4, generator=torch.Generator().manual_seed(0))[2]
+    damaged = place / 'HR' / f'{second}.png'
+    whole = damaged.read_bytes()
+    words = ['-opt', short, '--force_yml', 'datasets:train:num_worker_per_gpu=0']
+    words += ['datasets:train:dataset_enlarge_ratio=1', f'datasets:{phase}:meta_info_file=order.txt']
+    words += [f"datasets:{phase}:filename_tmpl='{{}}'"]
+    words += [f'datasets:{phase}:{key}' for key in ('io_backend:type=disk', 'dataroot_gt=HR', 'dataroot_lq=LR')]
+    run(TRAIN, *words, 'name=undisturbed', cwd=place)
+    damaged.write_bytes(b'')
+    stopped = run(TRAIN, *words, 'name=stopped', 'logger:save_checkpoint_freq=100', cwd=place, check=False)
+    assert stopped.returncode == 1
+    reached = newest(experiment(place, 'stopped')).removesuffix('.state')
+    assert last_line(stopped.stderr).endswith(
+        f'is not an image, or a damaged one (0 bytes); saved at iteration {reached}, --auto_resume goes on from there'
+    )
+    damaged.write_bytes(whole)
+    run(TRAIN, *words, 'name=stopped', '--auto_resume', cwd=place)
+    compare(result(experiment(place, 'stopped')), result(experiment(place, 'undisturbed')))
+
+
+def test_a_metric_may_be_added_when_a_run_goes_on(ran: Path, short: Path) -> None:
+    before = load_safely(experiment(ran) / 'training_states' / '8.state')['best_metric_results']['Set5']
+    (experiment(ran) / 'training_states' / '12.state').unlink()
+    added = 'val:metrics:rgb={type: calculate_psnr, crop_border: 2}'
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', added, cwd=ran)
+    after = load_safely(experiment(ran) / 'training_states' / '12.state')['best_metric_results']['Set5']
+    assert after.keys() == {*before, 'rgb'}
+    assert after['psnr']['val'] >= before['psnr']['val']
+    assert after['rgb']['iter'] == 12
+
+
+def test_a_border_larger_than_the_images_is_one_line(place: Path, short: Path) -> None:
+    wide = 'val:metrics:psnr:crop_border=60'
+    refused = run(TRAIN, '-opt', short, '--force_yml', wide, cwd=place, check=False)
+    assert refused.returncode == 1
+    assert 'crop_border 60 leaves nothing of its result, ' in last_line(refused.stderr)
+
+
+def test_a_network_of_another_size_is_refused_whatever_was_loose_when_the_run_began(ran: Path, short: Path) -> None:
+    words = ['path:strict_load_g=false', 'network_g:num_feat=16', 'train:total_iter=14']
+    refused = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, cwd=ran, check=False)
+    assert refused.returncode == 1
+    assert 'net_g_12.pth does not fit NLSN' in last_line(refused.stderr)
+
+
+def test_a_seed_that_was_drawn_is_kept(place: Path, short: Path) -> None:
+    words = ['-opt', short, '--force_yml', 'manual_seed=none']
+    run(TRAIN, *words, 'train:total_iter=4', cwd=place)
+    run(TRAIN, *words, '--auto_resume', cwd=place)
+    states = experiment(place) / 'training_states'
+    first, last = (load_safely(states / f'{number}.state')['run']['seed'] for number in (4, 12))
+    assert first == last
+
+
+def test_weights_to_begin_with_need_not_be_there_any_more(ran: Path, short: Path) -> None:
+    gone = 'path:pretrain_network_g=gone.pth'
+    resumed = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', gone, cwd=ran)
+    assert 'iter: 12.' in resumed.stderr
+
+
+def test_a_state_after_the_end_is_refused(ran: Path, short: Path) -> None:
+    refused = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=6', cwd=ran, check=False)
+    assert last_line(refused.stderr).endswith('12.state is of iteration 12: total_iter is 6')
+
+
+APPEARS = """
+import pathlib, sys
+from nlsn_plugin.cli import main
+from nlsn_plugin.engine.training import loop
+state = pathlib.Path('experiments/NLSN_x2/training_states/12.state')
+content = state.read_bytes()
+state.unlink()
+prepared = loop.make_folders
+def make_folders(*arguments):
+    state.write_bytes(content)
+    prepared(*arguments)
+loop.make_folders = make_folders
+main(['train', '-opt', sys.argv[1], '--auto_resume'])
+"""
+
+
+def test_a_state_that_another_process_writes_meanwhile_is_not_passed_over(ran: Path, short: Path) -> None:
+    refused = run('-c', APPEARS, short, cwd=ran, check=False)
+    assert refused.returncode == 1
+    assert last_line(refused.stderr).endswith(
+        'another process has just trained in ' + f'{experiment(ran)}: start again'
+    )
+    assert newest(experiment(ran)) == '12.state'
