@@ -23,7 +23,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         '--budget',
         default='paper',
-        help="smoke (150 updates, minutes on a CPU), paper, or a share of the paper's million, such as 0.01",
+        help='smoke (150 updates a network: minutes on a CPU for tables 2 to 5, whose networks are small), paper, or '
+        "a share of the paper's million, such as 0.01",
     )
     parser.add_argument(
         '--data',
