@@ -54,12 +54,14 @@ def start() -> tuple[subprocess.Popen[str], dict[str, str]]:
 
 
 def decisive() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+    """The environment, but for what libraries note there for themselves, as PyTorch's compiler does."""
+    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT and not name.startswith('_')}
 
 
 def serve() -> None:
     """Fork for each line of standard input, and print its status."""
-    import nlsn_plugin.cli  # noqa: F401
+    import nlsn_plugin.cli
+    import nlsn_plugin.engine.training.run  # noqa: F401
 
     for line in sys.stdin:
         words, cwd, out, error = json.loads(line)

@@ -47,6 +47,7 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
     finish(start(option_file, undisturbed.name, overrides, said), said)
     duration = time.monotonic() - began
     expected = result(undisturbed)
+    overrides = [*overrides, f'manual_seed={expected["state"]["run"]["seed"]}']  # which may have been drawn
     print(f'undisturbed: {duration:.1f} s', flush=True)
     done = 0
     while done < kills:
