@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -64,7 +64,7 @@ def divisor(name: str, value: Any, of_name: str, of: int) -> int:
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """Return `value` if it is among `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, Hashable) or value not in allowed:  # NumPy's arrays, which are not, are equal to no name
         raise ArgumentError(f'{name}={value!r} is not allowed: choose one of {", ".join(map(repr, allowed))}')
     return value
 

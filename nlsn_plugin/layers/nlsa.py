@@ -30,7 +30,7 @@ class NonLocalSparseAttention(ResidualAttention):
         channels: C, of the input and the output.
         n_hashes: r, independent rounds of hashing, or of random orders. May be set anew at any time: rounds may differ
             between training and test (Table 3).
-        chunk_size: k, pixels per chunk of the sorted order.
+        chunk_size: k, pixels per chunk of the sorted order; may be set anew too.
         reduction: queries and keys have C / reduction channels; must divide C.
         res_scale: weight of the attention beside the identity.
         eval_seed: seed of the rotations or orders used in eval mode, so that an image's output depends on nothing but
@@ -68,7 +68,7 @@ class NonLocalSparseAttention(ResidualAttention):
         window: int | None = None,
     ) -> None:
         super().__init__(channels, reduction, res_scale)
-        self.chunk_size = checks.whole('chunk_size', chunk_size, least=1)
+        self.chunk_size = chunk_size
         self.backend = checks.one_of('backend', backend, ops.BACKENDS)
         self.partition = checks.one_of('partition', partition, PARTITIONS)
         self.neighbours = checks.one_of('neighbours', neighbours, tuple(ops.NEIGHBOURS))
@@ -86,6 +86,15 @@ class NonLocalSparseAttention(ResidualAttention):
     def n_hashes(self, rounds: int) -> None:
         self._n_hashes = checks.whole('n_hashes', rounds, least=1)
         self._fill_rotation_bank()
+
+    @property
+    def chunk_size(self) -> int:
+        """Pixels per chunk, k."""
+        return self._chunk_size
+
+    @chunk_size.setter
+    def chunk_size(self, pixels: int) -> None:
+        self._chunk_size = checks.whole('chunk_size', pixels, least=1)
 
     @property
     def eval_seed(self) -> int | None:

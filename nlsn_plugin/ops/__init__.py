@@ -58,7 +58,8 @@ def attend(
     Args:
         match: queries and keys in one, [N, L, c].
         value: [N, L, C]; of two dtypes all is computed in the wider.
-        rotations: [c, r, m/2], m = count_buckets(L, chunk_size); r is the number of hashing rounds.
+        rotations: [c, r, m/2], m = count_buckets(L, chunk_size); r is the number of hashing rounds. Compiled, other
+            numbers of columns are not noticed.
         chunk_size: pixels per chunk, k >= 1.
         backend: 'reference', 'streamed' or 'fused', which give the same numbers; or 'auto', the fastest that can run
             here, unless the environment variable NLSN_BACKEND names another.
@@ -68,12 +69,12 @@ def attend(
         y, [N, L, C], in the dtype of `value`.
 
     Raises:
-        ArgumentError (a ValueError): no such backend, or no such neighbours; tensors that do not fit together, or no
-            rounds, or k < 1.
+        ArgumentError (a ValueError): no such backend, or no such neighbours; tensors that do not fit together or are
+            not of a floating type, or no rounds, or k < 1.
         BackendError (a RuntimeError): the backend asked for by name cannot run on these tensors.
     """
+    check_sizes(match, value, chunk_size)
     check_rotations(match, rotations, chunk_size)
-    check_sizes(match, value, rotations.shape[1], chunk_size)
     order = library.pixel_order(match.detach(), rotations) if match.shape[1] >= chunk_size else None
     return attend_in_order(match, value, order, chunk_size, backend, neighbours)
 
@@ -90,7 +91,9 @@ def attend_in_order(
 
     order: the pixels, r times, [N, r, L]; None if there are fewer than a chunk holds, which all attend to one another.
     """
-    check_sizes(match, value, 1 if order is None else order.shape[1], chunk_size)
+    check_sizes(match, value, chunk_size)
+    if order is not None:
+        check_order(match, order, chunk_size)
     checks.one_of('neighbours', neighbours, tuple(NEIGHBOURS))
     backend = named(backend)
     if match.dtype != value.dtype:
@@ -119,24 +122,44 @@ def check_rotations(match: Tensor, rotations: Tensor, chunk_size: int) -> None:
             f'rotations has the shape {list(rotations.shape)}, match {list(match.shape)}: [c, r, m/2] and [N, L, c] '
             'are expected'
         )
+    check_rounds(rotations.shape[1])
     if torch.compiler.is_compiling():  # where asking would tie the graph to the image's size
         return
-    if match.shape[1] >= chunk_size and not 1 <= rotations.shape[2] <= MAX_BUCKETS // 2:
+    half = count_buckets(match.shape[1], chunk_size) // 2
+    if half and rotations.shape[2] != half:  # else nothing is hashed
         raise ArgumentError(
-            f'rotations has the shape {list(rotations.shape)}: at least 1 and at most {MAX_BUCKETS // 2} columns are '
-            'expected, half as many as buckets'
+            f'rotations has the shape {list(rotations.shape)}: {half} columns are expected, half as many as buckets '
+            f'({match.shape[1]} pixels in chunks of {chunk_size})'
         )
 
 
-def check_sizes(match: Tensor, value: Tensor, rounds: int, chunk_size: int) -> None:
+def check_order(match: Tensor, order: Tensor, chunk_size: int) -> None:
+    """Refuse what is no order of the pixels of `match`, or one that fills no chunk."""
+    images, length, _ = match.shape
+    if order.dim() != 3 or order.shape[0] != images or order.shape[2] != length:
+        raise ArgumentError(
+            f'order has the shape {list(order.shape)}, match {list(match.shape)}: [N, r, L] and [N, L, c] are expected'
+        )
+    check_rounds(order.shape[1])
+    if chunk_size > length:
+        raise ArgumentError(f'chunk_size={chunk_size} is more than the {length} pixels: order=None is expected')
+
+
+def check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise ArgumentError(f'rounds={rounds} is not allowed: a whole number of at least 1 is expected')
+
+
+def check_sizes(match: Tensor, value: Tensor, chunk_size: int) -> None:
     """Refuse what no form could make sense of."""
     if match.shape[:-1] != value.shape[:-1] or match.dim() != 3:
         raise ArgumentError(
             f'match has the shape {list(match.shape)}, value {list(value.shape)}: [N, L, c] and [N, L, C] are expected'
         )
-    for name, number in (('rounds', rounds), ('chunk_size', chunk_size)):
-        if number < 1:
-            raise ArgumentError(f'{name}={number} is not allowed: a whole number of at least 1 is expected')
+    if not (match.is_floating_point() and value.is_floating_point()):
+        raise ArgumentError(f'match is of {match.dtype}, value of {value.dtype}: floating types are expected')
+    if not torch.compiler.is_compiling() or chunk_size < 1:  # compiled, it may be a symbol
+        checks.whole('chunk_size', chunk_size, least=1)
 
 
 def named(backend: str) -> str:

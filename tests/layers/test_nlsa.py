@@ -298,6 +298,7 @@ def test_a_module_of_half_precision_is_near_that_of_float32(dtype: torch.dtype) 
         ({'eval_seed': 2**64}, f'eval_seed={2**64} is not allowed: a whole number of at most {2**63 - 1} is expected'),
         ({'chunk_size': 0}, 'chunk_size=0 is not allowed: a whole number of at least 1'),
         ({'backend': 'fast'}, "backend='fast' is not allowed: choose one of 'auto', 'reference'"),
+        ({'backend': np.array(['auto', 'x'])}, r"backend=array.* is not allowed: choose one of 'auto', 'reference'"),
         ({'partition': 'none'}, "partition='none' is not allowed: choose one of 'lsh', 'random'"),
         ({'neighbours': 2}, "neighbours=2 is not allowed: choose one of 'both', 'previous', 'none'"),
     ],
@@ -314,6 +315,14 @@ def test_rounds_set_later_are_checked_too() -> None:
     with pytest.raises(ArgumentError, match='n_hashes=-1 is not allowed'):
         layer.n_hashes = -1
     assert layer.n_hashes == 4
+
+
+@pytest.mark.parametrize('chunk_size', [0, 8.0, None])
+def test_a_chunk_size_set_later_is_checked_too(chunk_size: object) -> None:
+    layer = NonLocalSparseAttention(8)
+    with pytest.raises(ArgumentError, match=f'chunk_size={chunk_size} is not allowed: a whole number of at least 1'):
+        layer.chunk_size = chunk_size
+    assert layer.chunk_size == 144
 
 
 @pytest.mark.parametrize('shape', [(2, 4, 5), (2, 3, 4), (8, 4, 4), (2, 4, 4, 1), (1, 2, 4, 4)])

@@ -76,12 +76,14 @@ def test_autocast_changes_neither_numbers_nor_types(length: int, backend: str) -
         ),
         ((30, 30), 2, 0, 'chunk_size=0 is not allowed: a whole number of at least 1 is expected'),
         ((30, 30), 2, -1, 'chunk_size=-1 is not allowed'),
+        ((30, 30), 2, 8.0, 'chunk_size=8.0 is not allowed: a whole number of at least 1 is expected'),
+        ((30, 30), 2, None, 'chunk_size=None is not allowed: a whole number'),
         ((30, 30), 0, 8, 'rounds=0 is not allowed'),
     ],
 )
 @pytest.mark.parametrize('backend', ['reference', 'streamed'])
 def test_what_makes_no_sense_is_refused(
-    lengths: tuple[int, int], rounds: int, chunk_size: int, message: str, backend: str
+    lengths: tuple[int, int], rounds: int, chunk_size: object, message: str, backend: str
 ) -> None:
     match, value = torch.randn(1, lengths[0], 4), torch.randn(1, lengths[1], 5)
     with pytest.raises(ArgumentError, match=message):
@@ -89,12 +91,42 @@ def test_what_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize(
+    ('shape', 'chunk_size', 'message'),
+    [
+        ((40,), 8, r'order has the shape \[40\], match \[2, 40, 5\]: \[N, r, L\] and \[N, L, c\] are expected'),
+        ((2, 40), 8, r'order has the shape \[2, 40\]'),
+        ((1, 2, 40), 8, r'order has the shape \[1, 2, 40\]'),
+        ((3, 2, 40), 8, r'order has the shape \[3, 2, 40\]'),
+        ((2, 2, 32), 8, r'order has the shape \[2, 2, 32\]'),
+        ((2, 0, 40), 8, 'rounds=0 is not allowed: a whole number of at least 1'),
+        ((2, 2, 40), 41, 'chunk_size=41 is more than the 40 pixels: order=None is expected'),
+    ],
+)
+@pytest.mark.parametrize('backend', ['reference', 'streamed', 'fused'])
+def test_an_order_that_does_not_fit_is_refused(
+    shape: tuple[int, ...], chunk_size: int, message: str, backend: str
+) -> None:
+    order = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ArgumentError, match=message):
+        ops.attend_in_order(torch.randn(2, 40, 5), torch.randn(2, 40, 7), order, chunk_size, backend)
+
+
+@pytest.mark.parametrize('length', [30, 5])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_numbers_that_are_not_floating_are_refused(dtype: torch.dtype, length: int) -> None:
+    match, value, rotations = draw(1, length, 2, 8)
+    for inputs in ((match.to(dtype), value), (match, value.to(dtype))):
+        with pytest.raises(ArgumentError, match=rf'{dtype}.*: floating types are expected'):
+            ops.attend(*inputs, rotations, 8)
+
+
+@pytest.mark.parametrize(
     ('shape', 'message'),
     [
         ((4, 2), r'rotations has the shape \[4, 2\], match \[1, 30, 4\]: \[c, r, m/2\] and \[N, L, c\] are expected'),
         ((5, 2, 2), r'rotations has the shape \[5, 2, 2\], match \[1, 30, 4\]'),
-        ((4, 2, 0), r'rotations has the shape \[4, 2, 0\]: at least 1 and at most 64 columns'),
-        ((4, 2, 65), r'rotations has the shape \[4, 2, 65\]: at least 1 and at most 64 columns'),
+        ((4, 2, 0), r'rotations has the shape .*: 2 columns are expected, half as many as buckets \(30 pixels'),
+        ((4, 2, 3), r'rotations has the shape \[4, 2, 3\]: 2 columns are expected'),
     ],
 )
 def test_rotations_that_cannot_hash_are_refused(shape: tuple[int, ...], message: str) -> None:
