@@ -27,8 +27,9 @@ def is_exporting() -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether what runs is more than run: compiled or exported, for images of other sizes too; counted or recorded by a
-    mode, such as FakeTensorMode; or rewritten by a transform of torch.func."""
+    """Whether operations are recorded or transformed rather than merely executed: compiled or exported, then for images
+    of other sizes too; seen by a dispatch mode, such as FakeTensorMode or a counter; or rewritten by a transform of
+    torch.func."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
     return _get_current_dispatch_mode() is not None or torch._C._functorch.maybe_current_level() is not None

@@ -71,8 +71,10 @@ def multiplies_exactly() -> bool:
     """Whether products of float32 matrices on the CPU are as exact as float32, as PyTorch is set now.
 
     `torch.set_float32_matmul_precision('medium')` and its like allow rounding to bfloat16 or TF32, which CPUs with AMX
-    make use of, and others do not.
+    make use of, and others do not; and oneDNN alone.
     """
+    if not torch.backends.mkldnn.enabled:
+        return True
     settings = matmul_settings()
     precision = settings.fp32_precision if settings else torch.get_float32_matmul_precision()
     return precision in FULL_PRECISION or error_at(precision) <= LARGEST_ERROR

@@ -42,7 +42,7 @@ FOR_ANY = {
     'do_not_specialize': ['L', 'k', 'rounds', 'half', 'pitch'],
     'do_not_specialize_on_alignment': ['order', 'scale', 'total_bound', 'mean'],
 }
-"""Arguments for whose values kernels are not compiled anew: an image of another size would wait for that."""
+"""Arguments whose values trigger no new compilation, which every new size of an image would have to wait for."""
 
 
 def kernel(function):
@@ -58,8 +58,8 @@ def circle_kernel(
     """The pixel in each slot, counted through the batch, [N, r, L] -> [r, N, slots], and its numbers in x and, if BOTH,
     in y.
 
-    Those that the last chunk lacks are the last pixels once more, if KEYS; of queries there are no more, and they
-    stand for the very last.
+    If KEYS, the places missing in the last chunk repeat the last pixels. Queries are not repeated: there the missing
+    places hold the very last pixel, as a stand-in whose output nobody takes.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image, h = tl.program_id(1).to(tl.int64), tl.program_id(2)

@@ -15,8 +15,8 @@ from nlsn_plugin.ops.context import is_recorded
 ARENA = 30 * 2**20
 """Bytes that a thread keeps for its calls; what of them no call needed was never touched.
 
-Memory asked for anew the system clears anew, which takes up to a fifth of a call; whether a C library asks the system
-depends on all that the process did before.
+The system zeroes memory that is newly requested from it, which takes up to a fifth of a call. Whether the C library
+requests any depends on everything that the process did before.
 """
 
 ALIGNMENT = 64
@@ -60,7 +60,7 @@ class Scratch:
         self.taken: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of any content, which shares memory with others of the name and type: ask for the largest first."""
+        """An uninitialised tensor. Those of the same name and type share memory, so ask for the largest first."""
         tensor = self.taken.get((name, shape, dtype))
         if tensor is None:
             size = math.prod(shape)

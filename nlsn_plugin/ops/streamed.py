@@ -106,8 +106,8 @@ def backward(
         for group in groups(match, value, order, chunk_size, neighbours, memory):
             # Wide in half precision too: where one key has all the weight, this product and `mean` all but cancel.
             windows = group.windows('values', values, for_value.dtype)
-            # A query's weights are shares of its mass. It divides what they are multiplied with, which is less than
-            # the weights are; in the bound of long features' scores its logarithm would be lost.
+            # A query's weights are shares of its mass. The gradients, which are fewer numbers than the weights, are
+            # divided by it instead. Taken off the bound, its logarithm would be lost where features are long.
             own_mass = group.own('mass', mass)
             own_mean = group.own('mean', mean).div_(own_mass)
             own_grad = group.cast('wide_grad', group.own('grad', grad), for_value.dtype).div_(own_mass)  # [G, k, C]

@@ -19,7 +19,7 @@ BY_NEW_NAME: tuple[Any, Any] = (BY_OLD_NAME[0], BY_OLD_NAME[1].conv) if RENAMED 
 
 OF_CPU: Any = torch.backends.mkldnn
 TOUCHED: tuple[Any, ...] = (*BY_NEW_NAME, torch.backends.cudnn.rnn, OF_CPU.matmul) if RENAMED else ()
-"""What the old names set, and that of a CPU's products, which a word sets with them."""
+"""All that the old names set, and the setting of a CPU's products: torch.set_float32_matmul_precision sets it too."""
 
 
 def of_products() -> bool:

@@ -96,7 +96,8 @@ TILES: dict[str, dict[str, list[tuple[int, Tiles]]]] = {
                 (ANY, Tiles(16, 16, 64, 8, 1))],
     },
 }  # fmt: skip
-"""Of a family and kernel, each with the most channels for which registers do: from the fastest to the smallest."""
+"""For each family and kernel, tilings from the fastest to the smallest, each with the most channels for which there are
+enough registers."""
 
 
 def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:

@@ -79,6 +79,18 @@ def test_where_products_may_round_convolutions_and_codes_do_not(monkeypatch: pyt
     assert types == [torch.float64]
 
 
+@pytest.mark.skipif(matmul is None, reason='this PyTorch has no names for it that disagree')
+def test_without_onednn_products_are_exact_whatever_is_set_by_whichever_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, 'enabled', False)
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = 'tf32'  # which the old name fails to read
+    try:
+        assert cpu_matmul.multiplies_exactly()
+    finally:
+        products.fp32_precision = before
+
+
 def test_codes_and_convolutions_are_the_same_however_products_may_round() -> None:
     """On a CPU that rounds hashing in float32 moves tens of these codes."""
     torch.manual_seed(0)
