@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Iterator
 
 import cv2
+from PIL import Image, PngImagePlugin
 from tifffile import TiffFileError
 
+from nlsn_plugin.compat import substituted
 from nlsn_plugin.errors import DataError
 
 DAMAGE = (
@@ -19,6 +21,8 @@ DAMAGE = (
     TiffFileError,
 )
 """What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame, or memory ran out."""
+LONGEST_TEXT = PngImagePlugin.MAX_TEXT_MEMORY
+"""Bytes of a PNG's profile or of one of its texts, which all together have no more."""
 
 for reader in ('PIL', 'tifffile'):
     logging.getLogger(reader).addHandler(logging.NullHandler())  # what they log of damage is raised too
@@ -27,6 +31,13 @@ for reader in ('PIL', 'tifffile'):
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether Python, NumPy or OpenCV had too little memory."""
     return isinstance(error, MemoryError) or getattr(error, 'code', None) == cv2.Error.StsNoMem
+
+
+@contextlib.contextmanager
+def without_limits_of_pillow() -> Iterator[None]:
+    """Images of any size, whose limits are ours, and profiles and texts of PNGs as long as those of other formats."""
+    with substituted(Image, MAX_IMAGE_PIXELS=None), substituted(PngImagePlugin, MAX_TEXT_CHUNK=LONGEST_TEXT):
+        yield
 
 
 @contextlib.contextmanager

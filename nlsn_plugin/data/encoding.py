@@ -22,6 +22,8 @@ from nlsn_plugin.errors import DataError
 
 LARGEST_EDGE = {'JPEG': 65535, 'WEBP': 16383}
 """In pixels, by the formats' own definitions."""
+LARGEST_OF_LIBPNG = 1_000_000
+"""In pixels: of PNGs that OpenCV writes."""
 DEEP = ('PNG', 'TIFF')
 LOSSY = ('JPEG', 'WEBP')
 QUALITY = 95
@@ -31,16 +33,24 @@ XMP_OF_PNG = b'XML:com.adobe.xmp\0\0\0\0\0'
 """A keyword, and that it is neither compressed nor of a language."""
 
 
-def check_size(width: int, height: int, kind: str, named: str) -> None:
+def check_size(width: int, height: int, kind: str, named: str, is_deep: bool = False) -> None:
     """Refuse what a format cannot hold, before any work.
+
+    Args:
+        width, height: of what is to be written.
+        kind: one of pictures.FORMATS.
+        named: in messages.
+        is_deep: whether it has 16 bits in several channels, as far as that is known.
 
     Raises:
         DataError: it is too large.
     """
-    largest = LARGEST_EDGE.get(kind)
+    largest, other = LARGEST_EDGE.get(kind), 'png'
+    if kind == 'PNG' and is_deep:
+        largest, other = LARGEST_OF_LIBPNG, 'tiff'
     if largest is not None and max(width, height) > largest:
         raise DataError(
-            f'{named} would have {width}x{height} pixels, and {kind} holds {largest} along an edge: --format png'
+            f'{named} would have {width}x{height} pixels, and {kind} holds {largest} along an edge: --format {other}'
         )
 
 
@@ -170,7 +180,10 @@ def as_png(picture: Picture) -> bytes:
         return png.with_chunks(by_pillow(picture, 'PNG', QUALITY), chunks)
     pixels = stacked(picture)
     order = [2, 1, 0, 3][: pixels.shape[2]]
-    content = bytes(cv2.imencode('.png', pixels[..., order])[1].tobytes())
+    is_made, made = cv2.imencode('.png', pixels[..., order])
+    if not is_made:
+        raise DataError(f'it cannot be written as PNG of 16 bits: at most {LARGEST_OF_LIBPNG} pixels along an edge')
+    content = bytes(made.tobytes())
     if picture.icc:
         chunks.append(png.chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(picture.icc)))
     if picture.exif:

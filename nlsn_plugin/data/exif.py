@@ -14,7 +14,11 @@ from PIL import ExifTags
 
 PREFIX = b'Exif\0\0'
 MAIN, CAMERA, PLACE = 0, int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo)
-"""The directories that are kept: the main one, and those that its entries of these tags point to."""
+INTEROPERABILITY = int(ExifTags.IFD.Interop)
+"""The directories that are kept: the main one, and those that entries of these tags point to. The last is how cameras
+say that colours are of Adobe RGB, mostly without a profile."""
+HOLDERS = {CAMERA: MAIN, PLACE: MAIN, INTEROPERABILITY: CAMERA}
+"""In which directory the entry is that points to one."""
 WIDTH, HEIGHT = int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight)
 RESOLUTION = (int(ExifTags.Base.XResolution), int(ExifTags.Base.YResolution), int(ExifTags.Base.ResolutionUnit))
 TEXTS = (
@@ -27,7 +31,11 @@ KEPT = {
     *(ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
 }
 """Of the main directory; others say how the file was laid out."""
-FOR_THE_OLD_PIXELS = (int(ExifTags.Base.MakerNote), int(ExifTags.Base.ExifInteroperabilityOffset))
+FOR_THE_OLD_PIXELS = (
+    *(ExifTags.Base.MakerNote, ExifTags.Base.RelatedImageFileFormat),
+    *(ExifTags.Base.RelatedImageWidth, ExifTags.Base.RelatedImageLength),
+)
+"""Of the other directories."""
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 """Bytes of a value of each of TIFF's types."""
 TEXT, LONG = 2, 4
@@ -52,7 +60,7 @@ class Exif:
 
     Attributes:
         order: which end of a number comes first: '<' or '>'.
-        directories: of MAIN, CAMERA and PLACE those that are there.
+        directories: of MAIN and HOLDERS those that are there.
         lost: how many entries do not read.
     """
 
@@ -83,11 +91,12 @@ def parse(file: BinaryIO, without: tuple[int, ...] = ()) -> Exif:
     rows = rows_of(file, start, head[4:], order)
     main = read_rows(file, start, [row for row in rows if row[0] in {CAMERA, PLACE, *KEPT} - {*without}], exif)
     exif.directories[MAIN] = main
-    for part in (CAMERA, PLACE):
-        if part not in main:
+    for part, holder in HOLDERS.items():
+        pointer = exif.directories.get(holder, {}).pop(part, None)
+        if pointer is None:
             continue
         try:
-            rows = rows_of(file, start, main.pop(part).content[:4], order)
+            rows = rows_of(file, start, pointer.content[:4], order)
             kept = [row for row in rows if row[0] not in FOR_THE_OLD_PIXELS]
             exif.directories[part] = read_rows(file, start, kept, exif)
         except (ValueError, struct.error):
@@ -124,19 +133,21 @@ def read_rows(file: BinaryIO, start: int, rows: list[Row], exif: Exif) -> dict[i
 
 def block(exif: Exif) -> bytes:
     """The bytes of a block; none if there is nothing in it."""
-    main = dict(exif.directories.get(MAIN, {}))
-    parts = {part: exif.directories[part] for part in (CAMERA, PLACE) if exif.directories.get(part)}
-    if not main and not parts:
+    parts = {part: dict(entries) for part, entries in exif.directories.items() if entries}
+    if not parts:
         return b''
-    for part in parts:
-        main[part] = Entry(LONG, 1, bytes(4))  # their places are known once the main directory is laid out
-    place = 8 + len(laid_out(main, 8, exif.order))
-    behind = b''
-    for part, entries in parts.items():
-        main[part] = Entry(LONG, 1, struct.pack(f'{exif.order}I', place + len(behind)))
-        behind += laid_out(entries, place + len(behind), exif.order)
-    head = (b'II*\0' if exif.order == '<' else b'MM\0*') + struct.pack(f'{exif.order}I', 8)
-    return PREFIX + head + laid_out(main, 8, exif.order) + behind
+    for part, holder in reversed(HOLDERS.items()):
+        if part in parts:  # its place is known once all are laid out
+            parts.setdefault(holder, {})[part] = Entry(LONG, 1, bytes(4))
+    places, end = {}, 8
+    for part in sorted(parts):  # MAIN is the first
+        places[part] = end
+        end += len(laid_out(parts[part], end, exif.order))
+    for part, place in places.items():
+        if part != MAIN:
+            parts[HOLDERS[part]][part] = Entry(LONG, 1, struct.pack(f'{exif.order}I', place))
+    head = (b'II*\0' if exif.order == '<' else b'MM\0*') + struct.pack(f'{exif.order}I', places[MAIN])
+    return PREFIX + head + b''.join(laid_out(parts[part], place, exif.order) for part, place in places.items())
 
 
 def laid_out(entries: dict[int, Entry], place: int, order: str) -> bytes:

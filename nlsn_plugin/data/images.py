@@ -13,8 +13,7 @@ import numpy as np
 from basicsr.utils.matlab_functions import imresize
 from PIL import Image
 
-from nlsn_plugin.compat import substituted
-from nlsn_plugin.data.damage import named_in_errors
+from nlsn_plugin.data.damage import named_in_errors, without_limits_of_pillow
 from nlsn_plugin.errors import DataError, UserError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
@@ -104,8 +103,7 @@ def decode_whole(content: bytes, named: str) -> np.ndarray:
         DataError: says `named`.
     """
     image = decode(content, named)
-    # without Pillow's limit: OpenCV has decoded as many pixels
-    with named_in_errors(named), substituted(Image, MAX_IMAGE_PIXELS=None), Image.open(io.BytesIO(content)) as opened:
+    with named_in_errors(named), without_limits_of_pillow(), Image.open(io.BytesIO(content)) as opened:
         opened.load()
     return image
 

@@ -18,9 +18,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from nlsn_plugin.compat import substituted
 from nlsn_plugin.data import png, tiff
-from nlsn_plugin.data.damage import DAMAGE, named_in_errors
+from nlsn_plugin.data.damage import DAMAGE, named_in_errors, without_limits_of_pillow
 from nlsn_plugin.data.provenance import of_image, of_tiff
 from nlsn_plugin.data.turning import orientation_of, upright, upright_image, upright_size
 from nlsn_plugin.errors import DataError
@@ -117,8 +116,7 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
 @contextlib.contextmanager
 def opened(source: Path | bytes, named: str) -> Iterator[BinaryIO]:
     """The bytes of a picture; whatever is said of damage to them names the file."""
-    # the limit is ours, of TIFFs too
-    with named_in_errors(named), warnings.catch_warnings(), substituted(Image, MAX_IMAGE_PIXELS=None):
+    with named_in_errors(named), warnings.catch_warnings(), without_limits_of_pillow():
         warnings.simplefilter('ignore')  # of damage that goes on to raise, or does not matter
         with io.BytesIO(source) if isinstance(source, bytes) else source.open('rb') as file:
             yield file

@@ -18,6 +18,10 @@ from nlsn_plugin.data.damage import DAMAGE
 RAW_EXIF = 'Raw profile type exif'
 """The text of a PNG in which some programs put EXIF."""
 XMP_TEXT = 'XML:com.adobe.xmp'
+EXTENDED_XMP = re.compile(
+    rb'\s+xmpNote:HasExtendedXMP\s*=\s*("[^"]*"|\'[^\']*\')|<xmpNote:HasExtendedXMP>[^<]*</xmpNote:HasExtendedXMP>'
+)
+"""Where XMP names more of it, as an attribute or an element."""
 USUAL_GAMMA = 0.45455
 """About that of sRGB, as PNG says it."""
 USUAL_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
@@ -51,7 +55,7 @@ def of_image(image: Image.Image) -> Provenance:
     if content:
         found.exif = kept_exif(io.BytesIO(content), found.notes)
     xmp = info.get('xmp') or info.get(XMP_TEXT) or b''
-    found.xmp = upright_xmp(xmp.encode() if isinstance(xmp, str) else xmp)
+    found.xmp = kept_xmp(xmp.encode() if isinstance(xmp, str) else xmp, found.notes)
     is_said = image.format != 'JPEG' or info.get('jfif_unit') or exif.names(found.exif, exif.RESOLUTION[0])
     found.dpi = sound(info.get('dpi')) if is_said else None
     found.notes += left_out(image)
@@ -66,7 +70,7 @@ def of_tiff(pages: tifffile.TiffFile, file: BinaryIO) -> Provenance:
     if len(pages.pages) > 1:
         found.notes.append(f'the first of its {len(pages.pages)} pictures was taken')
     found.icc = tiff.bytes_of(page, tiff.ICC) or None
-    found.xmp = upright_xmp(tiff.bytes_of(page, tiff.XMP))
+    found.xmp = kept_xmp(tiff.bytes_of(page, tiff.XMP), found.notes)
     file.seek(0)
     if pages.is_bigtiff:
         found.notes.append('EXIF of a BigTIFF is not read')
@@ -90,8 +94,11 @@ def kept_exif(file: BinaryIO, notes: list[str], without: tuple[int, ...] = ()) -
     return exif.block(parsed)
 
 
-def upright_xmp(xmp: bytes) -> bytes:
-    """XMP that says of the picture that it is upright."""
+def kept_xmp(xmp: bytes, notes: list[str]) -> bytes:
+    """XMP that says of the picture that it is upright, and names no more XMP, which JPEGs have in other segments."""
+    xmp, extended = EXTENDED_XMP.subn(b'', xmp)
+    if extended:
+        notes.append('the extended part of its XMP was left out')
     return re.sub(rb'(tiff:Orientation\s*(?:=\s*["\']|>)\s*)\d+', rb'\g<1>1', xmp)
 
 

@@ -13,9 +13,10 @@ from PIL import Image, ImageCms, ImageOps
 
 from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import encode
+from nlsn_plugin.data.images import decode_whole
 from nlsn_plugin.data.pictures import Picture, look, read
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha
-from nlsn_plugin.data.png import chunk
+from nlsn_plugin.data.png import chunk, with_chunks
 from nlsn_plugin.engine.measuring import process_memory
 from nlsn_plugin.errors import DataError
 
@@ -114,6 +115,33 @@ def test_profile_and_exif_are_kept(kind: str, dtype: type) -> None:
         assert 0x0100 not in again.getexif()
         assert again.getexif().get_ifd(EXIF) == {0x9003: '2020:01:01 00:00:00'}
         assert again.getexif().get_ifd(GPS) == {1: 'N'}
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_a_profile_of_megabytes_is_kept(dtype: type) -> None:
+    profile = SRGB[:128] + pixels(1_500_000).tobytes()
+    content, notes = encode(Picture(pixels(5, 7, 3, dtype=dtype), icc=profile), 'PNG')
+    found = read(content, 'x')
+    assert notes == found.notes == []
+    assert found.icc == profile
+    assert look(content, 'x').width == 7
+
+
+def test_a_text_of_megabytes_is_left_out_as_others_are() -> None:
+    text = chunk(b'zTXt', b'Raw profile type 8bim\0\0' + zlib.compress(pixels(1_200_000).tobytes().hex().encode()))
+    content = with_chunks(encoded(Image.fromarray(pixels(5, 7, 3))), [text])
+    assert read(content, 'x').notes == ['its texts were left out: Raw profile type 8bim']
+    assert decode_whole(content, 'x').shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize('height', [1_000_000, 1_000_001])
+def test_a_deep_png_with_too_long_an_edge_is_one_line(height: int) -> None:
+    picture = Picture(np.zeros((height, 1, 3), np.uint16))
+    if height > 1_000_000:
+        with pytest.raises(DataError, match='it cannot be written as PNG of 16 bits: at most 1000000 pixels'):
+            encode(picture, 'PNG')
+    else:
+        assert read(encode(picture, 'PNG')[0], 'x').colour.shape == (height, 1, 3)
 
 
 def test_a_profile_for_other_colours_is_left_out() -> None:

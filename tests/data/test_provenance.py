@@ -87,6 +87,39 @@ def test_exif_is_kept_byte_by_byte_and_says_the_new_size(order: str, kind: str) 
     assert seen.get_ifd(GPS) == {1: 'N', 2: (48.0, 8.0, 30.0)}
 
 
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_exif_says_that_colours_are_of_adobe_rgb_as_before(order: str, kind: str) -> None:
+    interoperability = {1: exif.Entry(2, 4, b'R03\0'), 2: exif.Entry(7, 4, b'0100')}
+    sizes = {0x1001: exif.Entry(3, 1, struct.pack(order + 'H', 6))}
+    directories = exif.parse(io.BytesIO(block(order))).directories
+    of_camera = {exif.CAMERA: {}, exif.INTEROPERABILITY: {**interoperability, **sizes}}
+    for given in ({**directories, exif.INTEROPERABILITY: {**interoperability, **sizes}}, of_camera):
+        original = read(encoded('JPEG', exif=exif.block(exif.Exif(order, given))), 'x')
+        content, notes = encode(replace(original, colour=pixels(8, 12, 3)), kind)
+        assert original.notes == notes == []
+        found = exif.parse(io.BytesIO(read(content, 'x').exif)).directories
+        assert found[exif.INTEROPERABILITY] == interoperability
+        assert found.get(exif.PLACE) == given.get(exif.PLACE)
+        seen = Image.open(io.BytesIO(content)).getexif()  # as others read it
+        assert seen.get_ifd(0xA005)[1] == 'R03'
+
+
+@pytest.mark.parametrize(
+    ('pointer', 'kept'),
+    [
+        (b' xmpNote:HasExtendedXMP="0123ABCD"/>', b'/>'),
+        (b'\n xmpNote:HasExtendedXMP = \'01\' tiff:Make="a"/>', b' tiff:Make="a"/>'),
+        (b'><xmpNote:HasExtendedXMP>0</xmpNote:HasExtendedXMP></rdf:Description>', b'></rdf:Description>'),
+    ],
+)
+def test_extended_xmp_is_left_out_and_said(pointer: bytes, kept: bytes) -> None:
+    begin = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmp:Rating="5"'
+    original = read(encode(Picture(pixels(4, 6, 3), xmp=begin + pointer), 'JPEG')[0], 'x')
+    assert original.notes == ['the extended part of its XMP was left out']
+    assert original.xmp == begin + kept
+
+
 def test_a_tiff_keeps_texts_in_any_letters_and_says_what_it_does_not() -> None:
     original = read(encoded('JPEG', exif=block('<')), 'x')
     content, notes = encode(original, 'TIFF')
