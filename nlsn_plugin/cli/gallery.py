@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def gallery(args: argparse.Namespace) -> None:
-    from nlsn_plugin.engine.names import readable
+    from nlsn_plugin.engine.names import one_line
     from nlsn_plugin.engine.upscaling import before_after
 
     page = args.output or args.folder / 'before_after.html'
@@ -42,9 +42,9 @@ def gallery(args: argparse.Namespace) -> None:
     check_writable(page, whole=True)
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
-    count = before_after.write(pairs, page, lambda line: print(readable(f'nlsn: {line}'), file=sys.stderr))
+    count = before_after.write(pairs, page, lambda line: print(one_line(f'nlsn: {line}'), file=sys.stderr))
     if count:
         size = f'{page.stat().st_size / 1e6:.1f} MB'
-        print(readable(f'{count} {"pair" if count == 1 else "pairs"}: {page} ({size})'))
+        print(one_line(f'{count} {"pair" if count == 1 else "pairs"}: {page} ({size})'))
     if count < len(pairs):
         sys.exit(1)

@@ -218,10 +218,10 @@ def put(line: str, stream: TextIO) -> None:
     """
     from tqdm import tqdm
 
-    from nlsn_plugin.engine.names import readable
+    from nlsn_plugin.engine.names import one_line
 
     try:
-        tqdm.write(readable(line), file=stream)
+        tqdm.write(one_line(line), file=stream)
         stream.flush()
     except BrokenPipeError:
         raise

@@ -16,13 +16,18 @@ from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.errors import ArgumentError, SaveError, UserError
 
 
-def write_whole(path: Path, save: Callable[[Path], object]) -> None:
+def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = True) -> None:
     """Let `save` write to a file beside `path`, which takes its place once it is on the disk.
 
     Whatever `save` raises, or finds wrong with what it wrote, the file beside it is removed and `path` is as it was.
 
+    Args:
+        path: of the file.
+        save: is given the path to write to.
+        replaces: whether a file that is there by then is replaced.
+
     Raises:
-        SaveError: the disk is full, or not to be written to.
+        SaveError: the disk is full, or not to be written to, or a file is there that is not to be replaced.
     """
     # A valid name however long that of `path` is, and of this thread alone.
     temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp')
@@ -30,7 +35,7 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
         save(temporary)
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        put_in_place(temporary, path, replaces)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -45,6 +50,23 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
+    """Give a file another name, under which something else is replaced or left.
+
+    Raises:
+        SaveError: it is left.
+    """
+    if not replaces:
+        try:
+            os.link(temporary, path)  # unlike a look and a replacement, this leaves what appears in between
+        except OSError:  # it is there, or the file system has no links
+            if os.path.lexists(path):
+                raise SaveError(f'{path} is there by now, and was left as it is') from None
+        else:
+            return
+    temporary.replace(path)
 
 
 def check_writable(path: Path, whole: bool = False) -> None:

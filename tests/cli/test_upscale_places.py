@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import Upscale
@@ -138,6 +142,94 @@ def test_streams_that_are_closed_are_one_line(
     monkeypatch.setattr(sys, '__stdout__', None)
     assert upscale('in/a.png', '-o', '-') == 1
     assert capsys.readouterr().err == 'nlsn: -o -: standard output is closed\n'
+
+
+def links_refused(*places: Path) -> None:
+    raise PermissionError(errno.EPERM, 'Operation not permitted')
+
+
+@pytest.mark.parametrize('link', [os.link, links_refused])
+@pytest.mark.parametrize('name', ['a_x2.png', 'a_x2_compare.png'])
+def test_what_appears_while_a_picture_is_enlarged_is_left_too(
+    name: str,
+    link: Callable[..., None],
+    folder: Path,
+    upscale: Upscale,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enlarge, there = Upscaler.enlarge, Path('out', name)
+
+    def enlarge_slowly(*args: Any) -> Any:
+        there.write_bytes(b'precious')
+        return enlarge(*args)
+
+    monkeypatch.setattr(Upscaler, 'enlarge', enlarge_slowly)
+    monkeypatch.setattr(os, 'link', link)
+    assert upscale('in/a.png', '-o', 'out', '--compare') == 1
+    assert capsys.readouterr().err == f'nlsn: {there} is there by now, and was left as it is\n'
+    assert there.read_bytes() == b'precious'
+    assert upscale('in/a.png', '-o', 'out', '--compare', '--force') == 0
+    assert there.read_bytes() != b'precious'
+    assert names('out') == ['a_x2.png', 'a_x2_compare.png']
+
+
+def test_a_link_to_no_file_is_there_and_not_replaced(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = Path('in/a_x2.png')
+    link.symlink_to('elsewhere.png')
+    assert upscale('in/a.png') == 1
+    assert capsys.readouterr().err.startswith('nlsn: in/a.png: in/a_x2.png is there already: ')
+    assert link.is_symlink()
+    assert upscale('in/a.png', '--force') == 0
+    assert not link.is_symlink()
+
+
+def test_endings_that_are_of_no_picture_stay_in_the_names(folder: Path, upscale: Upscale) -> None:
+    for name in ('img.001', 'img.002', 'img', 'v1.5'):
+        shutil.copy('in/c.jpg', f'in/{name}')
+    assert upscale('in/img.001', 'in/img.002', 'in/img', 'in/v1.5', '-o', 'out') == 0
+    assert names('out') == ['img.001_x2.jpg', 'img.002_x2.jpg', 'img_x2.jpg', 'v1.5_x2.jpg']
+
+
+def test_names_neither_break_lines_nor_command_the_terminal(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path('new\nline').mkdir()
+    shutil.copy('in/a.png', 'new\nline/\x1b[31mred.png')
+    assert upscale('new\nline', '\x9bno.png', '-o', 'out') == 1
+    said = capsys.readouterr()
+    assert said.err == 'nlsn: there is no file \\x9bno.png\n'
+    (line,) = said.out.splitlines()
+    assert line.startswith(r'new\nline/\x1b[31mred.png -> out/\x1b[31mred_x2.png: 60x40, ')
+
+
+def test_letters_that_standard_output_does_not_take_are_escaped(
+    folder: Path, upscale: Upscale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy('in/a.png', 'łódź.png')
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(stream, 'ascii', 'strict'))
+    assert upscale('łódź.png', 'in/b.bmp', '-o', 'out') == 0
+    lines = stream.getvalue().decode('ascii').splitlines()
+    assert lines[0].startswith(r'\u0142\xf3d\u017a.png -> out/\u0142\xf3d\u017a_x2.png: ')
+    assert lines[1].startswith('in/b.bmp -> out/b_x2.bmp: ')
+
+
+def test_a_deep_png_that_would_have_too_long_an_edge_is_refused_before_the_work(
+    folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2.imwrite('in/wide.png', np.zeros((1, 500_001, 3), np.uint16))
+    cv2.imwrite('in/gray.png', np.zeros((1, 500_001), np.uint16))
+    began = []
+    monkeypatch.setattr(Upscaler, 'enlarge', lambda upscaler, picture, *_: began.append(picture.colour.shape))
+    with pytest.raises(AttributeError):  # as it gives nothing
+        upscale('in/wide.png', 'in/gray.png', '-o', 'out')
+    assert began == [(1, 500_001)]
+    assert capsys.readouterr().err == (
+        'nlsn: in/wide.png, enlarged, would have 1000002x2 pixels, and PNG holds 1000000 along an edge: --format tiff\n'
+    )
 
 
 def test_folders_in_a_folder_are_no_pictures_whatever_their_names(folder: Path, upscale: Upscale) -> None:

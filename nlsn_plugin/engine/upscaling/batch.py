@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from nlsn_plugin.data import pictures
-from nlsn_plugin.data.encoding import LOSSY, encode
+from nlsn_plugin.data.encoding import LOSSY, check_size, encode
 from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.measuring import peak_of_process
-from nlsn_plugin.engine.names import readable
+from nlsn_plugin.engine.names import one_line, readable
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.finding import STANDARD, Found
 from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, plan
@@ -43,7 +44,7 @@ def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Rep
     total = sum(job.header.width * job.header.height for job in jobs)
     with tqdm(total=total, unit='px', unit_scale=True, delay=1, leave=False, smoothing=0.1, disable=None) as bar:
         for job in jobs:
-            bar.set_description(job.named[-40:], refresh=False)
+            bar.set_description(one_line(job.named)[-40:], refresh=False)
             before = bar.n
             pixels = job.header.width * job.header.height
 
@@ -101,13 +102,15 @@ def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[flo
     notes = list(picture.notes)
     if isinstance(job.source, Path) and SUFFIXES.get(job.source.suffix.lower()) not in (None, picture.format):
         notes.append(f'it is a {picture.format}, whatever its name says')
+    height, width = (upscaler.scale * edge for edge in picture.colour.shape[:2])
+    is_deep = picture.colour.dtype == np.uint16 and (picture.colour.ndim == 3 or picture.alpha is not None)
+    check_size(width, height, job.format, f'{job.named}, enlarged,', is_deep)
     result = upscaler.enlarge(picture, job.named, advance)
     try:
         content, lost = encode(result.picture, job.format, output.quality)
     except DataError as error:
         raise DataError(f'{job.named}: {error}') from error
-    write(job.target, content)
-    height, width = result.picture.colour.shape[:2]
+    write(job.target, content, output.force)
     record = {
         'width': width,
         'height': height,
@@ -125,7 +128,7 @@ def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[flo
     }
     if job.comparison is not None:
         record['comparison'] = str(job.comparison)
-        write(job.comparison, side_by_side(picture, result.picture, upscaler.scale))
+        write(job.comparison, side_by_side(picture, result.picture, upscaler.scale), output.force)
     return {**record, 'seconds': round(time.perf_counter() - started, 3)}
 
 
@@ -142,7 +145,7 @@ def compare(job: Job, scale: int, output: Output) -> Record:
     height, width = larger.colour.shape[:2]
     if (height, width) != tuple(scale * edge for edge in picture.colour.shape[:2]):
         raise DataError(f'{job.named}: {target} is turned, and not this picture times {scale}: --force overwrites it')
-    write(job.comparison, side_by_side(picture, larger, scale))
+    write(job.comparison, side_by_side(picture, larger, scale), output.force)
     return {
         'width': width,
         'height': height,
@@ -155,15 +158,15 @@ def compare(job: Job, scale: int, output: Output) -> Record:
     }
 
 
-def write(target: Path | None, content: bytes) -> None:
+def write(target: Path | None, content: bytes, force: bool) -> None:
     """To a file, as a whole or not at all; or to the standard output.
 
     Raises:
-        SaveError: it cannot be written.
+        SaveError: it cannot be written, or is there by now and is not to be overwritten.
         BrokenPipeError: nobody reads the standard output any more.
     """
     if target is not None:
-        write_whole(target, lambda path: path.write_bytes(content))
+        write_whole(target, lambda path: path.write_bytes(content), replaces=force)
         return
     try:  # a stream of its own: what it cannot write, it does not try again as the process ends
         with open(sys.stdout.fileno(), 'wb', closefd=False) as stream:

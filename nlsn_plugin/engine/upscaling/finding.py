@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlsn_plugin.data.pictures import SUFFIXES
-from nlsn_plugin.engine.names import readable
+from nlsn_plugin.engine.names import one_line
 from nlsn_plugin.errors import ArgumentError, DataError
 
 STANDARD = '-'
@@ -118,7 +118,7 @@ def without_results(folder: Path, files: list[Path], suffix: str | None) -> list
     if len(originals) < len(files):
         count = len(files) - len(originals)
         log.warning(
-            '%s: earlier results (%d) were left out: name them to enlarge them too', readable(str(folder)), count
+            '%s: earlier results (%d) were left out: name them to enlarge them too', one_line(str(folder)), count
         )
     return originals
 

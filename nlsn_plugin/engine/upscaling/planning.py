@@ -91,6 +91,8 @@ def plan(found: Found, named: str, scale: int, output: Output) -> Job:
         return Job(source, named, header, Path(str(output.place)), kind)
     folder = path.parent if output.place is None else Path(output.place)
     stem, ending = ('stdin', '') if found.is_standard else (path.stem, path.suffix)
+    if ending.lower() not in SUFFIXES:  # a part of the name, as in img.001 and img.002
+        stem += ending
     if SUFFIXES.get(ending.lower()) != kind:
         ending = FORMATS[kind][0]
     return Job(source, named, header, folder / (stem + output.suffix + ending), kind)
@@ -230,6 +232,6 @@ def is_there(target: Path, named: str) -> bool:
     try:
         if target.is_dir():
             raise SaveError(f'{named}: {target} is a folder')
-        return target.exists()
+        return target.exists() or target.is_symlink()  # to a file that is not there
     except OSError as error:
         raise SaveError(f'{named}: {target} cannot be written: {error.strerror}') from error
