@@ -191,7 +191,7 @@ def loaded(file: Path, onnx: bool, say: Callable[[str], object]) -> Run | None:
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     try:
-        session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        session = onnxruntime.InferenceSession(file.read_bytes(), providers=['CPUExecutionProvider'])
     except (errors.Fail, errors.InvalidGraph, errors.NotImplemented) as error:
         raise ExportError(f'ONNX Runtime {onnxruntime.__version__} does not load it: {first_line(error)}') from error
     say(f'compared in ONNX Runtime {onnxruntime.__version__}:')

@@ -79,16 +79,21 @@ def test_an_opset_of_0_is_no_default(weights: str, capsys: pytest.CaptureFixture
     assert not Path('net.onnx').exists()
 
 
-def test_a_name_that_is_no_utf_8_is_printed_with_marks(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    copy, graph = os.fsdecode(b'caf\xe9.pth'), os.fsdecode(b'caf\xe9.pt2')
+@pytest.mark.parametrize(('ending', 'form'), [('pt2', '--torch-export'), ('onnx', '--onnx')])
+def test_a_name_that_is_no_utf_8_is_printed_with_marks(
+    ending: str, form: str, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if ending == 'onnx':
+        pytest.importorskip('onnxscript')
+    copy, graph = os.fsdecode(b'caf\xe9.pth'), os.fsdecode(b'caf\xe9.' + ending.encode())
     try:
         shutil.copy(weights, copy)
     except OSError:
         pytest.skip('file names are UTF-8 here')
-    main(['export', copy, 'n_hashes=2', 'chunk_size=16', '-o', graph, '--torch-export', '--size', '9', '7'])
+    main(['export', copy, 'n_hashes=2', 'chunk_size=16', '-o', graph, form, '--size', '9', '7'])
     said, *_, written = capsys.readouterr().out.splitlines()
     assert said == 'caf\ufffd.pth: NLSN x2'
-    assert written.startswith('written: caf\ufffd.pt2, ')
+    assert written.startswith(f'written: caf\ufffd.{ending}, ')
 
 
 def test_arguments_and_weights_that_are_wrong(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
