@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import completed, innermost
-from nlsn_plugin.engine.options.classes import misfits_of_class
+from nlsn_plugin.engine.options.classes import Misfits, misfits_of_class
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.options.misfits import misfits_of_network
 from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
@@ -83,13 +83,17 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
     arguments = by_metadata(kind, arguments, weights, key)
     options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})
-    mistakes = list(misfits_of_class((), kind, options, ARCH_REGISTRY)) or list(misfits_of_network((), options))
-    if mistakes:
-        keys, text = mistakes[0]
-        raise UserError(': '.join([shown, *keys, text]))
-    arguments = {key: value for key, value in options.items() if key != 'type'}
+    refuse_first(misfits_of_class((), kind, options, ARCH_REGISTRY), shown)
     factor = checks.whole('upscale', innermost(options).get('upscale', scale), least=1)
+    refuse_first(misfits_of_network((), options), shown)
+    arguments = {key: value for key, value in options.items() if key != 'type'}
     return Recipe(str(label), kind, arguments, factor, weights, key)
+
+
+def refuse_first(mistakes: Misfits, shown: str) -> None:
+    """Refuse words, as `shown`, for the first of their mistakes, if there are any."""
+    for keys, text in mistakes:
+        raise UserError(': '.join([shown, *keys, text]))
 
 
 def from_option_file(name: str) -> Recipe:
