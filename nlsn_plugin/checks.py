@@ -13,6 +13,8 @@ from typing import Any
 from nlsn_plugin.errors import ArgumentError
 
 LARGEST_SEED = 2**63 - 1
+MOST_NAMES = 20
+"""That a message lists."""
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
@@ -110,4 +112,7 @@ def nearest(name: str, among: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f': did you mean {close[0]}?'
+    if len(known) > MOST_NAMES:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0)
+        return f': the nearest of {len(known)} are {", ".join(close)}'
     return f': there are {", ".join(known)}' if known else ''

@@ -25,7 +25,11 @@ def add(commands: Any) -> None:
     parser.add_argument('source', type=Path, metavar='IN', help='file of weights; its kind is seen from its content')
     parser.add_argument('target', type=Path, metavar='OUT', help='file to write')
     parser.add_argument(
-        'pairs', nargs='*', metavar='KEY=VALUE', help='arguments of the network that IN does not say; type=... too'
+        'pairs',
+        nargs='*',
+        default=[],
+        metavar='KEY=VALUE',
+        help='arguments of the network that IN does not say; type=... too',
     )
     parser.add_argument(
         '--to',

@@ -24,7 +24,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument('weights', type=Path, metavar='WEIGHTS', help='file of weights, as for nlsn convert')
     parser.add_argument(
-        'pairs', nargs='*', metavar='KEY=VALUE', help='arguments of the network that WEIGHTS does not say; type=... too'
+        'pairs',
+        nargs='*',
+        default=[],
+        metavar='KEY=VALUE',
+        help='arguments of the network that WEIGHTS does not say; type=... too',
     )
     parser.add_argument('-o', '--output', type=Path, required=True, help='file to write')
     form = parser.add_mutually_exclusive_group(required=True)

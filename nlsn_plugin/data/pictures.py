@@ -26,7 +26,7 @@ from nlsn_plugin.errors import DataError
 
 FORMATS = {
     'PNG': ('.png',),
-    'JPEG': ('.jpg', '.jpeg'),
+    'JPEG': ('.jpg', '.jpeg', '.jfif'),
     'WEBP': ('.webp',),
     'TIFF': ('.tif', '.tiff'),
     'BMP': ('.bmp',),

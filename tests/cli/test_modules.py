@@ -56,6 +56,7 @@ def test_sequences_and_another_input(capsys: pytest.CaptureFixture[str]) -> None
     ('words', 'message'),
     [
         (['RCNA'], 'no network RCNA: did you mean RCAN?'),
+        (['Nothing'], 'no network Nothing: the nearest of '),
         (['EDSR', 'num_fet=8'], 'EDSR takes no num_fet: did you mean num_feat?'),
         (['EDSR', 'num_feat'], 'num_feat: KEY=VALUE is expected, such as num_feat=64'),
         (['EDSR', 'num_feat=[1'], 'num_feat=[1: [1 is no value'),

@@ -19,6 +19,7 @@ from nlsn_plugin.cli.main import parsed
             ['modules'],
             'nlsn modules: the following arguments are required: ARCH (nlsn modules --help says more)',
         ),
+        (['convert', 'a'], 'nlsn convert: the following arguments are required: OUT (nlsn convert --help says more)'),
         (['convert', 'a', 'b', '--hlaf'], 'nlsn: unrecognized arguments: --hlaf (nlsn --help says more)'),
     ],
 )

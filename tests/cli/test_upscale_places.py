@@ -187,10 +187,11 @@ def test_a_link_to_no_file_is_there_and_not_replaced(
 
 
 def test_endings_that_are_of_no_picture_stay_in_the_names(folder: Path, upscale: Upscale) -> None:
-    for name in ('img.001', 'img.002', 'img', 'v1.5'):
+    found = ('img.001', 'img.002', 'img', 'saved.jfif', 'v1.5')
+    for name in found:
         shutil.copy('in/c.jpg', f'in/{name}')
-    assert upscale('in/img.001', 'in/img.002', 'in/img', 'in/v1.5', '-o', 'out') == 0
-    assert names('out') == ['img.001_x2.jpg', 'img.002_x2.jpg', 'img_x2.jpg', 'v1.5_x2.jpg']
+    assert upscale(*(f'in/{name}' for name in found), '-o', 'out') == 0
+    assert names('out') == ['img.001_x2.jpg', 'img.002_x2.jpg', 'img_x2.jpg', 'saved_x2.jfif', 'v1.5_x2.jpg']
 
 
 def test_names_neither_break_lines_nor_command_the_terminal(
