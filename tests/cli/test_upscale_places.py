@@ -250,7 +250,7 @@ def test_words_that_give_no_picture_fail_alone(
     records = [json.loads(line) for line in said.out.splitlines()]
     assert [record['status'] for record in records] == ['failed'] * 3 + ['done']
     assert [record['error'] for record in records[:3]] == [
-        'empty holds no pictures (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp)',
+        'empty holds no pictures (.png, .jpg, .jpeg, .jfif, .webp, .tif, .tiff, .bmp)',
         f'{long} cannot be read: File name too long',
         'nothing fits in/*.gif',
     ]

@@ -36,7 +36,8 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
     """All of an option file's, whose types are right."""
     yield from misfits_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
     network = list(misfits_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
-    yield from network or misfits_of_network(('network_g',), opt['network_g'])
+    network = network or list(misfits_of_network(('network_g',), opt['network_g']))
+    yield from network
     yield from ignored(opt, is_train)
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
         yield from misfits_of_metric(('val', 'metrics', name), metric)

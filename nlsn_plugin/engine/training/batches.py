@@ -110,19 +110,16 @@ class Loaded:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = iter(self.loader)
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if 'DataLoader worker' not in str(error):
-                    raise
-                raise DataError(
-                    f'a process that reads the training images has ended, for want of memory? {error}'
-                ) from error
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            for batch in self.loader:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if 'DataLoader worker' not in str(error):
+                raise
+            said = f'a process that reads the training images has ended, for want of memory? {error}'
+            raise DataError(said) from error
 
 
 def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:

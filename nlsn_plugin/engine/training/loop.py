@@ -136,6 +136,9 @@ def run(
     if state and 'randomness' in state.get('run', {}):
         randomness.restore_one_of(state['run']['randomness'], opt['rank'])
     with logging_redirect_tqdm([get_root_logger()]):
+        if state and state.get('run', {}).get('validation_is_due'):
+            validate_all(model, val_sets, start, journal, tb_logger)
+            save(model, state['epoch'], start, course)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
             with saved_first(model, epoch, iteration - 1, course):
@@ -152,7 +155,7 @@ def run(
                 journal.progress(epoch, iteration, lrs, seconds, data, model.get_current_log())
             last = iteration == total
             if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
-                with saved_first(model, epoch, iteration, course):
+                with saved_first(model, epoch, iteration, course, validation_is_due=True):
                     validate_all(model, val_sets, iteration, journal, tb_logger)
             interrupted = interruption.wanted() and not last
             if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
@@ -183,7 +186,9 @@ def validate_all(
 
 
 @contextlib.contextmanager
-def saved_first(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None]) -> Iterator[None]:
+def saved_first(
+    model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None], validation_is_due: bool = False
+) -> Iterator[None]:
     """Save what was reached before data that cannot be read end the run: with them mended it goes on from there.
 
     Not in several processes: the others know nothing of it.
@@ -194,11 +199,13 @@ def saved_first(model: BaseModel, epoch: int, iteration: int, course: dict[str, 
         state = Path(model.opt['path']['training_states']) / f'{iteration}.state'
         if model.opt['dist'] or iteration == 0 or state.exists():
             raise
-        save(model, epoch, iteration, course)
+        save(model, epoch, iteration, course, validation_is_due)
         raise DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there') from error
 
 
-def save(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None]) -> None:
+def save(
+    model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None], validation_is_due: bool = False
+) -> None:
     """Save all that the run needs to go on as if it had not been stopped. All processes have to call this."""
     opt = model.opt
     if hasattr(model, 'check_skipped'):
@@ -209,7 +216,12 @@ def save(model: BaseModel, epoch: int, iteration: int, course: dict[str, Options
         torch.distributed.all_gather_object(everyone, randomness.current())
     if opt['rank'] == 0:
         get_root_logger().info('Saving models and training states.')
-        run = {'randomness': everyone, 'course': course, 'seed': opt['manual_seed']}
+        run = {
+            'randomness': everyone,
+            'course': course,
+            'seed': opt['manual_seed'],
+            'validation_is_due': validation_is_due,
+        }
         checkpoints.save(model, epoch, iteration, run)
         checkpoints.prune(opt, opt['logger'].get('keep_last'))
     if opt['dist']:

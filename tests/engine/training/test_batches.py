@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
+import signal
 import time
 
 import numpy as np
@@ -78,6 +80,16 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: i
     with pytest.raises(DataError) as caught:
         next(endless(Damaged(), Order(10, 1, 2, 0, 1, seed=0), options(workers)))
     assert str(caught.value) == 'image 99 is damaged'
+
+
+def test_a_worker_that_was_killed_ends_the_run_in_one_line() -> None:
+    class Killed(Draws):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match='a process that reads the training images has ended, for want of memory'):
+        next(endless(Killed(), Order(10, 1, 2, 0, 1, seed=0), options(1)))
 
 
 def test_no_worker_outlives_the_run_even_if_it_hears_nothing() -> None:

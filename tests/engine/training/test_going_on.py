@@ -89,6 +89,8 @@ def test_a_run_that_a_damaged_image_ended_is_saved_and_goes_on_exactly_once_it_i
     )
     damaged.write_bytes(whole)
     run(TRAIN, *words, 'name=stopped', '--auto_resume', cwd=place)
+    logs = [(experiment(place, name) / 'log.jsonl').read_text() for name in ('undisturbed', 'stopped')]
+    assert logs[0].count('validation') == logs[1].count('validation') == 2
     compare(result(experiment(place, 'stopped')), result(experiment(place, 'undisturbed')))
 
 

@@ -155,7 +155,7 @@ def test_the_copy_of_an_option_file_is_one_to_go_on_with(ran: Path, short: Path)
 def test_updates_that_are_skipped_are_counted_whenever_the_log_is_written(
     place: Path, short: Path, print_freq: int
 ) -> None:
-    words = ['-opt', short, '--force_yml', 'train:pixel_opt:loss_weight=.inf', f'logger:print_freq={print_freq}']
+    words = ['-opt', short, '--force_yml', 'train:pixel_opt:loss_weight=1.0e+300', f'logger:print_freq={print_freq}']
     run(TRAIN, *words, 'train:nonfinite_limit=12', 'train:total_iter=7', cwd=place)
     run(TRAIN, *words[:2], '--auto_resume', *words[2:], 'train:nonfinite_limit=12', cwd=place)
     state = load_safely(experiment(place) / 'training_states' / '12.state')
@@ -207,7 +207,8 @@ def test_two_runs_in_one_folder_are_refused(place: Path, short: Path) -> None:
             assert process.poll() is None
         process.kill()
     assert [path.name for path in (place / 'experiments').iterdir()] == ['NLSN_x2']
-    run(TRAIN, '-opt', short, '--auto_resume', cwd=place)  # at once
+    reached = int(newest(experiment(place)).removesuffix('.state'))
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', f'train:total_iter={reached + 1}', cwd=place)  # at once
 
 
 def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: Path) -> None:
