@@ -29,6 +29,11 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
+def count(name: str, value: Any, least: int | None = None) -> int:
+    """`whole`, of what option files write as 2.0e+5 too."""
+    return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
+
+
 def seed(name: str, value: Any) -> int:
     """Return `value` if it is one that PyTorch's generators take."""
     number = whole(name, value, least=0)

@@ -26,10 +26,16 @@ from nlsn_plugin.engine.options.classes import (
 )
 from nlsn_plugin.engine.options.documents import Keys
 from nlsn_plugin.engine.options.schedules import OWN_SCHEDULERS, misfits_of_schedule
-from nlsn_plugin.engine.options.schema import Path, TestOptions, Train, TrainingOptions, TrainingValidation, Validation
+from nlsn_plugin.engine.options.schema import (
+    Path,
+    TestOptions,
+    Train,
+    TrainingOptions,
+    TrainingValidation,
+    Validation,
+    kind_of_dataset,
+)
 from nlsn_plugin.errors import UserError
-
-PAIRED = ('PairedImageDataset', 'SafePairedImageDataset')
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
@@ -126,7 +132,7 @@ def misfits_of_channels(opt: Options) -> Misfits:
     taken = network.get('num_in_ch', parameters['num_in_ch'].default)
     for phase, dataset in opt['datasets'].items():
         channels = 1 if dataset.get('color') == 'y' else 3
-        if dataset['type'] in PAIRED and taken != channels:
+        if kind_of_dataset(dataset) == 'paired' and taken != channels:
             place: Keys = ('datasets', phase, 'color') if channels == 1 else ('datasets', phase)
             yield place, f'images of {channels} channels, and network_g takes {taken} (num_in_ch)'
 

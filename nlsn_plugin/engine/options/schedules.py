@@ -70,17 +70,12 @@ def each(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
     return check_all
 
 
-def updates(name: str, value: Any, least: int = 0) -> None:
-    """A number of updates, which YAML's 2.0e+5 is too."""
-    checks.whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
-
-
 PLACES = ('milestones', 'restarts')
 SPANS = ('periods', 'step_size', 'step_size_up', 'total_iters', 'total_steps', 'T_0', 'T_max', 'T_mult')
 REALS = ('base_lr', 'end_factor', 'eta_min', 'factor', 'gamma', 'max_lr', 'power', 'restart_weights', 'start_factor')
 ALLOWED = {
-    **dict.fromkeys(PLACES, each(updates)),
-    **dict.fromkeys(SPANS, each(functools.partial(updates, least=1))),
+    **dict.fromkeys(PLACES, each(functools.partial(checks.count, least=0))),
+    **dict.fromkeys(SPANS, each(functools.partial(checks.count, least=1))),
     **dict.fromkeys(REALS, each(checks.real)),
 }
 """What schedulers take without a look, and read when it is too late."""

@@ -291,11 +291,11 @@ def make_folders(opt: Options, resuming: bool) -> None:
                     folder = checkpoints.set_aside(networks, 'without_state')
                 print(f'networks of a run that was stopped before its first state are in {folder} now')
             else:
-                holds, way = 'a run', '--auto_resume goes on with it, '
+                holds = 'a run already: --auto_resume goes on with it, '
                 if opt['auto_resume']:
-                    holds, way = 'networks of a run, without its states', ''
+                    holds = 'networks of a run and none of its states: '
                 raise UserError(
-                    f'{root} holds {holds} already: {way}--archive moves it aside and begins anew, or choose another '
+                    f'{root} holds {holds}--archive moves it aside and begins anew, or choose another '
                     'name in the option file'
                 )
         for key in ('experiments_root', 'models', 'training_states', 'visualization'):

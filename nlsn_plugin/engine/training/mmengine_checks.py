@@ -189,7 +189,7 @@ def misfits_of_call(
 
 def misfits_of_number(key: str, name: str, value: Any, least: int | None) -> Iterator[tuple[str, str]]:
     try:
-        checks.whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
+        checks.count(name, value, least)
     except ArgumentError as error:
         yield key, str(error)
 

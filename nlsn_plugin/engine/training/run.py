@@ -79,7 +79,7 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     if opt['dist']:
         torch.distributed.barrier()
     check_scale(opt, option_file)
-    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not opt['path']['ignore_resume_networks']
+    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not loop.ignored_networks(opt)
     check_paths(opt, option_file, begins=not goes_on)
     return opt, option_file
 

@@ -28,7 +28,7 @@ def test_a_run_that_was_stopped_before_its_first_state_begins_anew_and_keeps_wha
     shutil.rmtree(experiment(ran) / 'training_states')
     refused = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran, check=False)
     assert refused.returncode == 1
-    assert 'holds networks of a run, without its states already: --archive moves it aside' in last_line(refused.stderr)
+    assert 'holds networks of a run and none of its states: --archive moves it aside' in last_line(refused.stderr)
     (models / 'net_g_latest.pth').unlink()  # which is written at the end alone
     begun = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
     assert 'networks of a run that was stopped before its first state are in ' in begun.stdout
