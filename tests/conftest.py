@@ -6,22 +6,23 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cv2
+import interpreted
 import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import settings
-from warm import run_warm
+from warm import OTHERS, run_warm
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
+    interpreted.quicken()
 from nlsn_plugin import NLSN  # makes basicsr importable
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
@@ -77,10 +78,7 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run this interpreter on `words`, as a user would type them."""
-    typed, timeout = [str(word) for word in words], 600
-    result = None if DEVICE == 'cuda' else run_warm(typed, cwd, timeout)  # CUDA is for one side of a fork alone
-    if result is None:
-        result = subprocess.run([sys.executable, *typed], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    result = run_warm(words, cwd, timeout=600)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -97,9 +95,20 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a fresh interpreter, with `folder` before its other packages."""
-    environment = {**os.environ, 'PYTHONPATH': str(folder)} if folder else None
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
+    """Run `code` where neither this package nor a toolbox is imported, with `folder` before other packages."""
+    if folder:
+        code = f'import sys; sys.path.insert(1, {str(folder)!r}); {code}'
+    return run_warm(['-c', code], timeout=120, imported=OTHERS)
+
+
+def limited(largest: int) -> str:
+    """What makes a command of the words after it one that may write no file of more than so many bytes."""
+    return f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not import the package, which takes most of a short command's time.
+"""Commands in processes of their own that need not import what takes most of a short command's time.
 
 A process that has imported it and done nothing else forks for each of them.
 """
@@ -6,84 +6,219 @@ A process that has imported it and done nothing else forks for each of them.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import importlib
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-ENVIRONMENT = 'PYTEST_CURRENT_TEST'
-"""The variable that is another in each test, and decides nothing."""
+import torch
+
+COMMANDS = ('nlsn_plugin.cli', 'nlsn_plugin.engine.training.run')
+"""What commands import."""
+OTHERS = ('torch._dynamo', 'scipy.stats')
+"""What is not this project's, nor a toolbox's, of what takes long."""
+READ_LATE = ('GLOO_', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'SLURM_', '_')
+"""How the variables begin that nobody reads on import, or that libraries note there for themselves, with an underscore,
+as PyTorch's compiler does."""
 
 
-def run_warm(words: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str] | None:
-    """Run an interpreter on `words`, as `subprocess.run` does; None if it has to start anew, in another environment."""
-    server, environment = start()
-    if environment != decisive():
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder, 'out'), Path(folder, 'error')
-        assert server.stdin
-        assert server.stdout
-        server.stdin.write(json.dumps([words, str(cwd), str(out), str(error)]) + '\n')
-        server.stdin.flush()
-        watch = threading.Timer(timeout, os.killpg, (server.pid, signal.SIGKILL))
-        watch.start()
-        try:
-            status = server.stdout.readline()
-        finally:
-            watch.cancel()
-        if not status:
-            start.cache_clear()  # for the tests that follow
-            raise AssertionError(f'{words}: not ended within {timeout} s, or the process that forks has itself ended')
-        return subprocess.CompletedProcess(words, int(status), out.read_text(), error.read_text())
+class Process:
+    """A process that was forked for a command; to be used as a `subprocess.Popen`.
+
+    It leads a session, and so a group of processes, of its own.
+
+    Attributes:
+        stdout, stderr: pipes from it, where there are such.
+    """
+
+    def __init__(self, words: list[str], answers: int, pipes: dict[str, int]) -> None:
+        self.args = words
+        self.answers = os.fdopen(answers)
+        self.stdout, self.stderr = (os.fdopen(pipes[name]) if name in pipes else None for name in ('stdout', 'stderr'))
+        self.returncode: int | None = None
+        self.pid = int(self.answers.readline())
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.kill()
+        self.wait()
+        for file in filter(None, (self.answers, self.stdout, self.stderr)):
+            file.close()
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self.answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = int(self.answers.readline())
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Also what it has started, if that has not left its group."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def start(
+    words: Iterable[object],
+    cwd: Path | None = None,
+    *,
+    stdin: Any = subprocess.DEVNULL,
+    stdout: Any = None,
+    stderr: Any = None,
+    env: dict[str, str] | None = None,
+    imported: tuple[str, ...] = COMMANDS,
+) -> Process | subprocess.Popen[str]:
+    """Run an interpreter on `words`, as `subprocess.Popen` does: forked, unless something is another there that is read
+    on import."""
+    words = [str(word) for word in words]
+    env = {**os.environ} if env is None else env
+    streams = {'stdin': stdin, 'stdout': stdout, 'stderr': stderr}
+    server, given = (None, {}) if torch.cuda.is_available() else start_server(imported)  # CUDA bears no fork
+    if server is None or decisive(env) != given:
+        return subprocess.Popen([sys.executable, *words], cwd=cwd, env=env, text=True, **streams)
+    with contextlib.ExitStack() as open_here:
+        pipes, descriptors = {}, []
+        for number, (name, stream) in enumerate(streams.items()):
+            if stream == subprocess.PIPE:
+                pipes[name], stream = os.pipe()
+                open_here.callback(os.close, stream)
+            elif stream == subprocess.DEVNULL:
+                stream = open_here.enter_context(Path(os.devnull).open('r+b'))
+            elif stream is None:
+                stream = number
+            descriptors.append(stream if isinstance(stream, int) else stream.fileno())
+        answers, answering = os.pipe()
+        open_here.callback(os.close, answering)
+        request = json.dumps([words, str(cwd or Path.cwd()), env]).encode()
+        server.sendall(len(request).to_bytes(4, 'big'))
+        socket.send_fds(server, [request[:1]], [*descriptors, answering])
+        server.sendall(request[1:])
+    return Process(words, answers, pipes)
+
+
+def run_warm(
+    words: Iterable[object], cwd: Path | None = None, *, timeout: float, imported: tuple[str, ...] = COMMANDS
+) -> subprocess.CompletedProcess[str]:
+    """Run an interpreter on `words`, as `subprocess.run` does, its output captured."""
+    with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as error:
+        with start(words, cwd, stdout=out, stderr=error, imported=imported) as process:
+            status = process.wait(timeout)
+        for file in (out, error):
+            file.seek(0)
+        return subprocess.CompletedProcess(process.args, status, out.read(), error.read())
 
 
 @functools.cache
-def start() -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """The process that forks, in a group with what it forks, and its environment."""
-    words, pipe = [sys.executable, __file__], subprocess.PIPE
-    server = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
-    atexit.register(server.communicate)  # which closes its input, and so ends it
-    return server, decisive()
+def start_server(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, str]]:
+    """The process that forks, by the socket that it listens to, and what it was started with."""
+    ours, its = socket.socketpair()
+    command = [sys.executable, __file__, str(its.fileno()), *imported]
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, pass_fds=[its.fileno()], stdin=null, stdout=null, start_new_session=True)
+    its.close()
+
+    def stop() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(stop)
+    return ours, decisive(os.environ)
 
 
-def decisive() -> dict[str, str]:
-    """The environment, but for what libraries note there for themselves, as PyTorch's compiler does."""
-    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT and not name.startswith('_')}
+def decisive(environment: Any) -> dict[str, str]:
+    """What may be read on import."""
+    return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
 
 
-def serve() -> None:
-    """Fork for each line of standard input, and print its status."""
-    import nlsn_plugin.cli
-    import nlsn_plugin.engine.training.run  # noqa: F401
-
-    for line in sys.stdin:
-        words, cwd, out, error = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            become(words, cwd, out, error)
+def serve(asked: socket.socket) -> None:
+    """Fork for each request, until nobody can ask any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for the others
+    while size := b''.join(received(asked, 4)):
+        first, descriptors, _, _ = socket.recv_fds(asked, 1, 4)
+        rest = b''.join(received(asked, int.from_bytes(size, 'big') - 1))
+        if os.fork() == 0:
+            asked.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            follow(descriptors, *json.loads(first + rest))
             return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def become(words: list[str], cwd: str, out: str, error: str) -> None:
-    """Do what the interpreter does with `words`."""
-    writing = os.O_CREAT | os.O_WRONLY
-    for number, (path, mode) in enumerate([(os.devnull, os.O_RDONLY), (out, writing), (error, writing)]):
-        os.dup2(os.open(path, mode), number)
+def received(asked: socket.socket, size: int) -> Iterator[bytes]:
+    """So many bytes, or none if there are no more."""
+    while size and (part := asked.recv(size)):
+        size -= len(part)
+        yield part
+
+
+def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict[str, str]) -> None:
+    """Fork once more, for what is asked, and tell that process's number and, later, status."""
+    *streams, answering = descriptors
+    child = os.fork()
+    if child:
+        for stream in streams:
+            os.close(stream)
+        os.write(answering, f'{child}\n'.encode())
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(BrokenPipeError):
+            os.write(answering, f'{status}\n'.encode())
+        os._exit(0)
+    os.setsid()
+    os.close(answering)
+    for number, (name, stream) in enumerate(zip(('stdin', 'stdout', 'stderr'), streams)):
+        os.dup2(stream, number)
+        os.close(stream)
+        reopen(name, number)
     os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    become(words)
+
+
+def reopen(name: str, number: int) -> None:
+    """Make one of sys's streams anew: what it was made for may have been of another kind."""
+    old, mode = getattr(sys, name), 'r' if name == 'stdin' else 'w'
+    buffering = 1 if name == 'stderr' else -1
+    new = os.fdopen(number, mode, buffering, encoding=old.encoding, errors=old.errors, closefd=False)
+    setattr(sys, name, new)
+    setattr(sys, f'__{name}__', new)
+
+
+def become(words: list[str]) -> None:
+    """Do what the interpreter does with `words`."""
     if words[0] == '-c':
         sys.path[0] = ''
         sys.argv = ['-c', *words[2:]]
         exec(compile(words[1], '<string>', 'exec'), {'__name__': '__main__'})
     elif words[0] == '-m':
-        sys.path[0] = cwd
+        sys.path[0] = str(Path.cwd())
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name='__main__', alter_sys=True)
     else:
@@ -93,4 +228,6 @@ def become(words: list[str], cwd: str, out: str, error: str) -> None:
 
 
 if __name__ == '__main__':
-    serve()
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    serve(socket.socket(fileno=int(sys.argv[1])))

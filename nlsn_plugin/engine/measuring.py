@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -122,26 +125,31 @@ def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
     """Bytes that each step takes at the peak, besides what was there before, as they become known; None where it cannot
     be told.
 
-    What is freed and kept for later counts neither on a CPU nor on a GPU. Measured outside of this process: on a CPU
-    each in one of its own, since memory that was used before is used again unseen; on a GPU, where PyTorch counts, all
-    in one.
+    What is freed and kept for later counts neither on a CPU nor on a GPU. Measured in a process of its own: on a GPU,
+    where PyTorch counts, all there; on a CPU, since memory that was used before is used again unseen, each in one that
+    it forks, with the libraries loaded and nothing computed.
     """
     release(device)
-    batches = [jobs] if device == 'cuda' else [[job] for job in jobs]
-    shown = tqdm(batches, unit='process', file=sys.stderr, disable=len(batches) < 2)
-    for batch in shown:
-        yield from peaks_of_batch(batch, device)
+    with contextlib.closing(peaks_elsewhere(jobs, device)) as peaks:
+        yield from tqdm(peaks, total=len(jobs), unit='case', file=sys.stderr, disable=len(jobs) < 2)
 
 
-def peaks_of_batch(jobs: list[Job], device: str) -> Iterator[int | None]:
-    """Those of one process."""
+def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None, None]:
+    """Those of `jobs`, from another process; which of them failed is said."""
     words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments], job.options] for job in jobs]
     command = [sys.executable, '-m', __name__, str(torch.get_num_threads())]
     with tempfile.TemporaryFile('w+') as asked, tempfile.TemporaryFile('w+') as said:
         json.dump(words, asked)
         asked.seek(0)
-        environment = os.environ | RETURN_ALL
-        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=said, env=environment) as process:
+        process = subprocess.Popen(
+            command,
+            stdin=asked,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=os.environ | RETURN_ALL,
+            start_new_session=True,  # which ends with it
+        )
+        with process:
             lines = iter(process.stdout or ())
             try:
                 for job in jobs:
@@ -151,7 +159,8 @@ def peaks_of_batch(jobs: list[Job], device: str) -> Iterator[int | None]:
                         tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
                     yield None if isinstance(peak, str) else peak
             finally:
-                process.kill()  # which has ended, unless this one is stopped
+                with contextlib.suppress(ProcessLookupError):  # it has ended, unless this one is stopped
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
@@ -162,13 +171,37 @@ def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
 
 
 def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str | None]:
-    """What `peaks_of_batch` asks for, in a fresh process; in its place the error of a step that fails."""
+    """What `peaks_elsewhere` asks for, in a fresh process; in its place the error of a step that fails."""
     for module, name, arguments, options in jobs:
-        try:
-            yield peak_here(arguments[0], *getattr(importlib.import_module(module), name)(*arguments, **options))
-        except RuntimeError as error:  # memory that runs out is one
-            yield f'{type(error).__name__}: {error}'.splitlines()[0]
-        release(arguments[0])
+        prepare = getattr(importlib.import_module(module), name)
+        if arguments[0] == 'cuda':
+            yield peak_or_error(prepare, arguments, options)
+            release('cuda')
+        else:
+            yield forked(peak_or_error, prepare, arguments, options)
+
+
+def forked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process forked off this one; the status of that, if it is ended before."""
+    context = multiprocessing.get_context('fork')
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sending.send(function(*arguments)))
+    process.start()
+    sending.close()
+    try:
+        return receiving.recv()
+    except EOFError:
+        process.join()
+        return f'exit status {process.exitcode}'
+
+
+def peak_or_error(
+    prepare: Callable[..., tuple[Step, Step]], arguments: list[Any], options: dict[str, Any]
+) -> int | str | None:
+    try:
+        return peak_here(arguments[0], *prepare(*arguments, **options))
+    except RuntimeError as error:  # memory that runs out is one
+        return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
 def peak_here(device: str, small_step: Step, step: Step) -> int | None:

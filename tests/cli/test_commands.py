@@ -86,20 +86,6 @@ def test_many_weights_that_do_not_match_are_listed_on_the_console(place: Path, s
     ) == int(count[1])
 
 
-def test_two_processes_train_on_cpus(place: Path, small_options) -> None:
-    def change(options):
-        options['train']['total_iter'] = 4
-        options['val']['val_freq'] = 4
-        options['logger']['print_freq'] = 1
-
-    path = small_options('train_NLSN_x2', change)
-    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', 29611]
-    result = run(*torchrun, TRAIN, '-opt', path, '--launcher', 'pytorch', cwd=place)
-    assert '2 processes' in result.stderr
-    assert len(re.findall(r'iter: +\d, .*l_pix', result.stderr)) == 4
-    assert (place / 'experiments' / 'NLSN_x2' / 'models' / 'net_g_latest.pth').is_file()
-
-
 def test_preparing_test_data_takes_no_sub_image_options(tmp_path: Path) -> None:
     words = ['prepare', '--input', 'a', '--output', 'b', '--test', '--crop-size', '48']
     result = run('-m', 'nlsn_plugin', *words, cwd=tmp_path, check=False)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run
+from warm import start
 
 
 @pytest.mark.parametrize('closed', ['stdout', 'both'])
@@ -15,14 +17,13 @@ def test_a_command_that_nobody_reads_ends_without_a_word(closed: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     errors = subprocess.PIPE if closed == 'stdout' else writing
-    command = [sys.executable, '-m', 'nlsn_plugin', 'modules', 'EDSR']
-    done = subprocess.run(command, stdout=writing, stderr=errors, text=True, timeout=120, check=False)
-    os.close(writing)
-    assert not done.stderr
-    assert done.returncode == 141
+    with start(['-m', 'nlsn_plugin', 'modules', 'EDSR'], stdout=writing, stderr=errors) as process:
+        os.close(writing)
+        assert process.stderr is None or process.stderr.read() == ''
+        assert process.wait(timeout=120) == 141
 
 
-def test_another_pipe_that_breaks_is_a_defect_to_see() -> None:
+def test_another_pipe_that_breaks_is_a_defect_to_see(tmp_path: Path) -> None:
     words = (
         'import os, sys\n'
         'from nlsn_plugin.cli import main\n'
@@ -31,18 +32,19 @@ def test_another_pipe_that_breaks_is_a_defect_to_see() -> None:
         "sys.modules['nlsn_plugin.cli.main'].run = lambda args: os.write(writing, b'x')\n"
         "main(['modules', 'EDSR'])\n"
     )
-    done = subprocess.run([sys.executable, '-c', words], capture_output=True, text=True, timeout=120, check=False)
+    done = run('-c', words, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert 'BrokenPipeError' in done.stderr
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='writes to a disk that is always full')
 def test_output_to_a_full_disk_is_one_line() -> None:
-    command = [sys.executable, '-m', 'nlsn_plugin', 'options']
     with Path('/dev/full').open('w') as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
-    assert done.stderr == 'nlsn: nothing more can be written: No space left on device\n'
-    assert done.returncode == 1
+        process = start(['-m', 'nlsn_plugin', 'options'], stdout=full, stderr=subprocess.PIPE)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read() == 'nlsn: nothing more can be written: No space left on device\n'
+        assert process.wait(timeout=120) == 1
 
 
 def test_what_is_said_into_closed_streams_goes_nowhere(photographs: Path, tmp_path: Path) -> None:

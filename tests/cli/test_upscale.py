@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pkgutil
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, Upscale, error_of
+from conftest import ROOT, Upscale, error_of, run
 from odd_files import NO_PICTURES, odd_files
 from PIL import Image
+from warm import start
 
 
 def test_a_file_becomes_a_file_of_the_format_that_its_name_says(folder: Path, upscale: Upscale) -> None:
@@ -119,12 +118,15 @@ def test_a_comparison_with_bicubic_lies_beside(folder: Path, upscale: Upscale) -
 
 
 def test_standard_input_to_standard_output(folder: Path, repeating: dict[int, Path]) -> None:
-    words = [sys.executable, str(ROOT / 'tools' / 'upscale.py'), '-', '-o', '-', '--weights', str(repeating[2])]
-    done = subprocess.run(words, input=Path('in/a.png').read_bytes(), capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    with Image.open(io.BytesIO(done.stdout)) as larger:
-        assert (larger.format, larger.size) == ('PNG', (60, 40))
-    assert done.stderr.decode().startswith('- -> -: 60x40, ')
+    words = [ROOT / 'tools' / 'upscale.py', '-', '-o', '-', '--weights', repeating[2]]
+    with Path('in/a.png').open('rb') as given, Path('larger').open('wb') as larger:
+        process = start(words, stdin=given, stdout=larger, stderr=subprocess.PIPE)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read().startswith('- -> -: 60x40, ')
+        assert process.wait(timeout=120) == 0
+    with Image.open('larger') as picture:
+        assert (picture.format, picture.size) == ('PNG', (60, 40))
 
 
 def test_what_the_name_says_and_what_it_is(folder: Path, upscale: Upscale, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,10 +255,8 @@ def test_200_odd_files_end_in_a_result_or_in_a_line_each(tmp_path: Path, repeati
     assert len(contents) >= 200
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    command = [sys.executable, '-m', 'nlsn_plugin', 'upscale', *contents, '-o', 'out', '--json']
-    done = subprocess.run(
-        [*command, '--weights', str(repeating[2])], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    words = ['upscale', *contents, '-o', 'out', '--json', '--weights', repeating[2]]
+    done = run('-m', 'nlsn_plugin', *words, cwd=tmp_path, check=False)
     assert done.returncode == 1, done.stderr
     records = {record['input']: record for record in map(json.loads, done.stdout.splitlines())}
     failures = [record['error'] for record in records.values() if record['status'] == 'failed']

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import Upscale
 from PIL import Image, PngImagePlugin
+from warm import start
 
 from nlsn_plugin.engine.upscaling.upscaler import Upscaler
 
@@ -27,7 +28,7 @@ def names(folder: str) -> list[str]:
 
 
 def command(weights: Path, *words: str) -> list[str]:
-    return [sys.executable, '-m', 'nlsn_plugin', 'upscale', *words, '--weights', str(weights)]
+    return ['-m', 'nlsn_plugin', 'upscale', *words, '--weights', str(weights)]
 
 
 def test_a_comparison_that_is_there_is_left_refused_or_overwritten(
@@ -313,7 +314,7 @@ def test_folders_that_refuse_fail_alone(folder: Path, repeating: dict[int, Path]
         Path(name).chmod(rights)
     words = command(repeating[2], 'closed', 'closed/a.png', 'kept/a.png', 'in/a.png', 'closed/*.png')
     try:
-        done = subprocess.run([*as_others, *words], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*as_others, sys.executable, *words], capture_output=True, text=True, timeout=120)
     finally:
         for name in ('closed', 'kept'):
             Path(name).chmod(0o700)
@@ -330,23 +331,22 @@ def test_folders_that_refuse_fail_alone(folder: Path, repeating: dict[int, Path]
 @pytest.mark.parametrize('words', [['-o', '-'], ['-o', 'out']])
 def test_a_full_standard_output_is_one_line(folder: Path, repeating: dict[int, Path], words: list[str]) -> None:
     with Path('/dev/full').open('wb') as full:
-        done = subprocess.run(
-            command(repeating[2], 'in/a.png', *words), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
-        )
-    assert done.stderr == 'nlsn: standard output could not be written: No space left on device\n'
-    assert done.returncode == 1
+        process = start(command(repeating[2], 'in/a.png', *words), stdout=full, stderr=subprocess.PIPE)
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read() == 'nlsn: standard output could not be written: No space left on device\n'
+        assert process.wait(timeout=120) == 1
 
 
 @pytest.mark.parametrize('words', [['-o', '-'], ['-o', 'out', '--json']])
 def test_a_reader_that_has_enough_ends_it_quietly(folder: Path, repeating: dict[int, Path], words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        command(repeating[2], 'in/a.png', *words), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120
-    )
-    os.close(writing)
-    assert done.stderr == ''
-    assert done.returncode == 141
+    with start(command(repeating[2], 'in/a.png', *words), stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        assert process.stderr is not None
+        assert process.stderr.read() == ''
+        assert process.wait(timeout=120) == 141
 
 
 def test_names_that_are_no_utf_8_are_printed_with_marks(folder: Path, repeating: dict[int, Path]) -> None:
@@ -361,7 +361,7 @@ def test_names_that_are_no_utf_8_are_printed_with_marks(folder: Path, repeating:
         shutil.copy('in/a.png', folder_of_results / result)
     words = command(repeating[2], name, os.fsdecode(b'absent\xe9.png'), str(folder_of_results), '--force')
     strict = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
-    done = subprocess.run(words, capture_output=True, timeout=120, env=strict)
+    done = subprocess.run([sys.executable, *words], capture_output=True, timeout=120, env=strict)
     assert done.stderr.decode().splitlines() == [
         'out\ufffd: earlier results (1) were left out: name them to enlarge them too',
         'nlsn: there is no file absent\ufffd.png',

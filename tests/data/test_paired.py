@@ -16,7 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from conftest import python
+from conftest import run
 from torch.utils.data import DataLoader
 
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
@@ -154,7 +154,7 @@ try:
 except DataError as error:
     sys.exit(str(error))
 """
-    result = python(code)  # a bus error would end these tests as well
+    result = run('-c', code, cwd=stores, check=False)  # a bus error would end these tests as well
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith(str(data))
     assert 'was cut short' in result.stderr or 'is damaged' in result.stderr

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import fcntl
 import math
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -16,8 +14,9 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
-from conftest import error_of
+from conftest import ROOT, error_of, limited, run
 from PIL import Image
+from warm import start
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
@@ -248,38 +247,23 @@ class TestStopped:
             shutil.copy(photographs / 'astronaut.png', folder / f'{number:02d}.png')
         return folder
 
-    def start(self, many: Path, *more: str, **options) -> subprocess.Popen[str]:
-        words = [
-            sys.executable,
-            '-m',
-            'nlsn_plugin',
-            'prepare',
-            '--input',
-            many,
-            '--output',
-            many.parent / 'out',
-            *more,
-        ]
-        return subprocess.Popen(
-            [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-        )
+    def words(self, many: Path, *more: str) -> list[object]:
+        return [ROOT / 'tools' / 'prepare_data.py', '--input', many, '--output', many.parent / 'out', *more]
 
     @pytest.mark.parametrize('more', [['--test'], ['--crop-size', '48', '--step', '12']])
     def test_killed_and_gone_on_with(self, many: Path, tmp_path: Path, more: list[str]) -> None:
         journal = tmp_path / 'out' / ('.preparing_HR' if more == ['--test'] else '.preparing_DIV2K_train_HR_sub.lmdb')
-        process = self.start(many, *more, '--workers', '1')
-        while not (journal / 'done.jsonl').exists() or len((journal / 'done.jsonl').read_text().splitlines()) < 2:
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        quiet = subprocess.DEVNULL
+        with start(self.words(many, *more, '--workers', '1'), stdout=quiet, stderr=quiet) as process:
+            while not (journal / 'done.jsonl').exists() or len((journal / 'done.jsonl').read_text().splitlines()) < 2:
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
         kept = (journal / 'done.jsonl').read_text()
         (journal / 'done.jsonl').write_text(kept + '["10.png", [[')  # the line that was being written
 
-        process = self.start(many, *more)
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        assert f'{len(kept.splitlines())} of 12 images were made before, going on' in out
+        done = run(*self.words(many, *more), cwd=tmp_path)
+        assert f'{len(kept.splitlines())} of 12 images were made before, going on' in done.stdout
         assert not journal.exists()
         if more == ['--test']:
             undisturbed = prepare_test_data(many, tmp_path / 'undisturbed', [2])
@@ -314,20 +298,14 @@ class TestStopped:
                 prepare_test_data(many, tmp_path / 'out', [2])
 
     def test_a_full_disk_is_named_and_what_was_made_is_kept(self, many: Path) -> None:
-        def limited() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-        process = self.start(many, '--crop-size', '48', '--step', '12', preexec_fn=limited)
-        _, err = process.communicate()
-        assert process.returncode == 1
-        assert 'Traceback' not in err
-        assert 'cannot write to' in err.splitlines()[-1]
-        assert 'what was made so far is kept' in err.splitlines()[-1]
-        process = self.start(many, '--crop-size', '48', '--step', '12')
-        out, _ = process.communicate()
-        assert process.returncode == 0
-        assert 'were made before, going on' in out
+        words = self.words(many, '--crop-size', '48', '--step', '12')
+        full = run('-c', limited(1_500_000), *words, cwd=many.parent, check=False)
+        assert full.returncode == 1
+        assert 'Traceback' not in full.stderr
+        last = full.stderr.splitlines()[-1]
+        assert 'cannot write to' in last
+        assert 'what was made so far is kept' in last
+        assert 'were made before, going on' in run(*words, cwd=many.parent).stdout
 
 
 @pytest.mark.parametrize(

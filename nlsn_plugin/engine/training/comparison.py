@@ -11,8 +11,6 @@ from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.engine.options.reading import Options
@@ -76,6 +74,9 @@ def table(title: str, figures: dict[str, dict[str, float]]) -> str:
 
 def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], path: Path) -> None:
     """Draw BGR images side by side; below, the detail in which the second gains most on the first."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     first, second, truth = images.values()
     top, left = most_improved(first, second, truth)
     height, width = truth.shape[:2]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import importlib
 import json
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -113,7 +116,7 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         measuring.Job(what, network.one_image, (form, size, 'float32'), small)
         for what, form, size in [('a', 'auto', [64, 64]), ('b', 'auto', [8, -8]), ('c', 'no attention', [64, 64])]
     ]
-    first, failed, last = measuring.peaks_of_batch(jobs, 'cpu')
+    first, failed, last = measuring.peak_memories(jobs, 'cpu')
     assert failed is None
     assert 'b: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
     if measuring.process_memory('VmHWM'):
@@ -121,16 +124,53 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         assert last is not None
 
 
-def test_peaks_are_told_as_they_become_known_and_a_process_that_nobody_waits_for_is_ended() -> None:
+def test_a_step_that_the_system_kills_leaves_the_others_their_peaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = 'lambda: os.kill(os.getpid(), signal.SIGKILL)'
+    (tmp_path / 'deadly.py').write_text(f'import os, signal\ndef prepare(device):\n    return lambda: None, {step}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    jobs = [
+        measuring.Job('a', importlib.import_module('deadly').prepare, ()),
+        measuring.Job('b', network.one_image, ('auto', [64, 64], 'float32'), {'num_feat': 8, 'num_block': 1}),
+    ]
+    failed, last = measuring.peak_memories(jobs, 'cpu')
+    assert failed is None
+    assert 'a: memory could not be measured: exit status -9' in capsys.readouterr().err.splitlines()
+    assert last or not measuring.process_memory('VmHWM')
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+def test_peaks_are_told_as_they_become_known_and_processes_that_nobody_waits_for_are_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *words, **rest: started.append(popen(*words, **rest)) or started[0])
     jobs = [
         measuring.Job('', network.one_image, ('auto', size, 'float32'), {'num_feat': 8, 'num_block': blocks})
         for size, blocks in (([64, 64], 1), ([512, 512], 10_000))
     ]
-    peaks = measuring.peaks_of_batch(jobs, 'cpu')
+    peaks = measuring.peak_memories(jobs, 'cpu')
     next(peaks)
+    while len(running(started[0].pid)) < 2:
+        time.sleep(0.01)
     before = time.monotonic()
     peaks.close()
-    assert time.monotonic() - before < 5
+    while running(started[0].pid):
+        assert time.monotonic() - before < 5
+
+
+def running(session: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            state, _, _, of_session = path.read_text().rpartition(')')[2].split()[:4]
+            if int(of_session) == session and state != 'Z':
+                found.append(path.parent.name)
+    return found
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -271,10 +311,14 @@ def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.skipif(not measuring.process_memory('VmHWM'), reason='reads the memory of the process')
 def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None:
     small = {'num_feat': 64, 'num_block': 4, 'attention_at': [2]}
-    with_attention, without, reference = (
-        measuring.peak_memory(form, network.one_image, 'cpu', form, [256, 192], 'float32', **small)
+    jobs = [
+        measuring.Job(form, network.one_image, (form, [256, 192], 'float32'), small)
         for form in ('auto', 'no attention', 'reference')
-    )
+    ]
+    with_attention, without, reference = measuring.peak_memories(jobs, 'cpu')
+    assert with_attention is not None
+    assert without is not None
+    assert reference is not None
     assert reference > 3 * without  # so that it could fail
     assert 0 < with_attention <= 1.5 * without
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import error_of, run
+from warm import start
 
 from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
 from nlsn_plugin.engine.evaluation import experiments
@@ -62,13 +62,14 @@ def test_a_table_is_trained_once_and_printed_beside_the_papers(tiny: list[str], 
 
 def test_stopped_it_saves_and_says_so(tiny: list[str], tmp_path: Path) -> None:
     words = [word.replace('2e-6', '1e-3') for word in tiny]
-    process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     experiment = tmp_path / 'results' / 'paper_smoke' / 'experiments' / 'ablation_baseline_x2'
-    while process.poll() is None and not (experiment / 'log.jsonl').exists():
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 75
+    with start(words, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (experiment / 'log.jsonl').exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(timeout=120) == 75
     assert said.strip().splitlines()[-1] == 'nlsn: baseline is saved; the same command goes on'
     assert list(experiment.glob('training_states/*.state'))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from warm import start
 
 from nlsn_plugin.engine.training.interruption import SIGNALS, Interruption
 
@@ -45,7 +46,7 @@ def test_the_second_ctrl_c_ends_at_once_whatever_came_before() -> None:
 
 def test_a_command_that_is_asked_too_late_or_never_is_told_from_the_other() -> None:
     ends = SAVES.replace('75', '0')
-    with subprocess.Popen([sys.executable, '-c', RUNS, ends, 'pass'], stdout=subprocess.PIPE, text=True) as process:
+    with start(['-c', RUNS, ends, 'pass'], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == 'ready\n'
         process.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import TRAIN, experiment, make_short, run, write_options
+from warm import start
 
 from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.training.resume_check import compare, result
@@ -52,13 +54,21 @@ def hosts() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope='session')
-def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the short run ends with in two processes."""
+def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which NLSN_x2 ran its 12 updates in two processes."""
     folder = tmp_path_factory.mktemp('of_two')
     (folder / 'datasets').symlink_to(workplace / 'datasets')
     options = write_options(folder / 'short.yml', 'train_NLSN_x2', make_short)
-    run(*TORCHRUN, 2, TRAIN, '-opt', options, '--launcher', 'pytorch', cwd=folder)
-    return result(experiment(folder))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as torchrun sets it for several
+        run(*TORCHRUN, 2, TRAIN, '-opt', options, '--launcher', 'pytorch', cwd=folder)
+    return folder
+
+
+def validations(folder: Path) -> list[dict[str, Any]]:
+    """What an experiment's log has of them."""
+    lines = map(json.loads, (folder / 'log.jsonl').read_text().splitlines())
+    return [line for line in lines if line['kind'] == 'validation']
 
 
 BY_SRUN = {
@@ -89,35 +99,38 @@ def test_a_machine_without_scontrol_is_named(monkeypatch: pytest.MonkeyPatch, tm
 
 class TestSeveralProcesses:
     def test_validation_gives_exactly_what_one_process_finds(
-        self, finished: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+        self, of_two: Path, place: Path, short: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as torchrun sets it for several
-        weights = experiment(finished) / 'models' / 'net_g_12.pth'
-        overrides = [f'path:pretrain_network_g={weights}', 'train:total_iter=1', 'train:optim_g:lr=0.0']
-        found = {}
-        for count in (1, 2, 3):
-            words = [*TORCHRUN, count, TRAIN, '-opt', short, '--launcher', 'pytorch']
-            run(*words, '--force_yml', *overrides, f'name=of_{count}', cwd=place)
-            log = (experiment(place, f'of_{count}') / 'log.jsonl').read_text().splitlines()
-            found[count] = [json.loads(line) for line in log if 'validation' in line]
-        assert found[1] == found[2] == found[3]
-        assert found[1][0]['psnr'] > 0
+        monkeypatch.setenv('OMP_NUM_THREADS', '1')
+        weights = experiment(of_two) / 'models' / 'net_g_12.pth'
+        words = ['--force_yml', f'path:pretrain_network_g={weights}', 'path:param_key_g=params_ema']
+        words += ['train:total_iter=1', 'train:optim_g:lr=0.0']
+        run(TRAIN, '-opt', short, *words, 'name=of_1', cwd=place)
+        run(*TORCHRUN, 3, TRAIN, '-opt', short, '--launcher', 'pytorch', *words, 'name=of_3', cwd=place)
+        alone, of_three = (validations(experiment(place, name))[0] for name in ('of_1', 'of_3'))
+        assert alone == of_three
+        assert alone == {**validations(experiment(of_two))[-1], 'iter': 1}
+        assert alone['psnr'] > 0
 
-    def test_a_run_of_two_goes_on_exactly(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
-        words = [*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch']
-        run(*words, '--force_yml', 'train:total_iter=8', cwd=place)
-        run(*words, '--auto_resume', cwd=place)
-        compare(result(experiment(place)), of_two)
+    def test_a_run_of_two_goes_on_exactly(self, of_two: Path, place: Path, short: Path) -> None:
+        shutil.copytree(of_two / 'experiments', place / 'experiments')
+        for later in ('training_states/12.state', 'models/net_g_12.pth', 'models/net_g_latest.pth'):
+            (experiment(place) / later).unlink()  # as if it had been killed
+        again = run(*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch', '--auto_resume', cwd=place)
+        assert 'iter: 8.' in again.stderr
+        assert ', 2 processes' in again.stderr
+        assert len(re.findall(r'iter: +\d+, .*l_pix', again.stderr)) == 4  # one of them says it
+        compare(result(experiment(place)), result(experiment(of_two)))
 
-    def test_two_started_by_slurm_do_the_same(self, of_two: dict[str, Any], place: Path, short: Path) -> None:
+    def test_two_started_by_slurm_do_the_same(self, of_two: Path, place: Path, short: Path) -> None:
         """With the variables that srun sets, and a stand-in for the command that lists the nodes."""
         scontrol = place / 'scontrol'
         scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\n127.0.0.2\\n"\n')
         scontrol.chmod(0o755)
         processes = [
-            subprocess.Popen(
-                [sys.executable, str(TRAIN), '-opt', str(short), '--launcher', 'slurm'],
-                cwd=place,
+            start(
+                [TRAIN, '-opt', short, '--launcher', 'slurm'],
+                place,
                 env={
                     **os.environ,
                     **BY_SRUN,
@@ -128,12 +141,12 @@ class TestSeveralProcesses:
             )
             for rank in range(2)
         ]
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-        compare(result(experiment(place)), of_two)
+        for process in processes:
+            with process:
+                assert process.wait(timeout=300) == 0
+        compare(result(experiment(place)), result(experiment(of_two)))
 
-    def test_two_hosts_do_the_same(
-        self, of_two: dict[str, Any], place: Path, short: Path, hosts: dict[str, str]
-    ) -> None:
+    def test_two_hosts_do_the_same(self, of_two: Path, place: Path, short: Path, hosts: dict[str, str]) -> None:
         processes = [
             subprocess.Popen(
                 [
@@ -148,7 +161,7 @@ class TestSeveralProcesses:
             for rank, (host, interface) in enumerate(hosts.items())
         ]
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
-        compare(result(experiment(place)), of_two)
+        compare(result(experiment(place)), result(experiment(of_two)))
 
     def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
         words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']

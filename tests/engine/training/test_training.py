@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, experiment, make_short, run, write_options
+from conftest import TRAIN, experiment, limited, make_short, run, write_options
+from warm import start
 
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
@@ -52,10 +51,9 @@ def longer(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     place: Path, short: Path, longer: dict[str, Any], number: signal.Signals
 ) -> None:
-    words = [sys.executable, str(TRAIN), '-opt', str(short), '--force_yml', *LONGER]
+    words = [TRAIN, '-opt', short, '--force_yml', *LONGER]
     log = experiment(place) / 'log.jsonl'
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=quiet, text=True) as process:
+    with start(words, place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
             time.sleep(0.02)
@@ -196,9 +194,8 @@ def test_a_run_that_is_there_is_never_moved_unasked(ran: Path, short: Path) -> N
 
 def test_two_runs_in_one_folder_are_refused(place: Path, short: Path) -> None:
     endless = ['train:total_iter=1000000', 'val:val_freq=1000000', 'logger:save_checkpoint_freq=100']
-    words = [sys.executable, str(TRAIN), '-opt', str(short), '--force_yml', *endless]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(words, cwd=place, stderr=quiet, stdout=quiet) as process:
+    words = [TRAIN, '-opt', short, '--force_yml', *endless]
+    with start(words, place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and newest(experiment(place)) == 'none':
             time.sleep(0.02)
         for word in ('--auto_resume', '--archive'):
@@ -216,15 +213,7 @@ def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: P
     for iteration in (8, 12):
         (experiment(place) / 'training_states' / f'{iteration}.state').unlink()
     size = (experiment(place) / 'models' / 'net_g_4.pth').stat().st_size
-    words = [sys.executable, str(TRAIN), '-opt', str(short), '--auto_resume']
-    full = subprocess.run(
-        words,
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
-    )
+    full = run('-c', limited(size // 2), TRAIN, '-opt', short, '--auto_resume', cwd=place, check=False)
     assert full.returncode == 1
     assert 'could not be saved: ' in said(full)
     assert said(full).endswith('what was saved before is intact')
