@@ -28,7 +28,7 @@ COMMANDS = ('nlsn_plugin.cli', 'nlsn_plugin.engine.training.run')
 """What commands import."""
 OTHERS = ('torch._dynamo', 'scipy.stats')
 """What is not this project's, nor a toolbox's, of what takes long."""
-READ_LATE = ('GLOO_', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'SLURM_', '_')
+READ_LATE = ('GLOO_', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'PYTHONIOENCODING', 'SLURM_', '_')
 """How the variables begin that nobody reads on import, or that libraries note there for themselves, with an underscore,
 as PyTorch's compiler does."""
 
@@ -195,18 +195,21 @@ def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict
     for number, (name, stream) in enumerate(zip(('stdin', 'stdout', 'stderr'), streams)):
         os.dup2(stream, number)
         os.close(stream)
-        reopen(name, number)
+        reopen(name, number, *environment.get('PYTHONIOENCODING', '').split(':'))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     become(words)
 
 
-def reopen(name: str, number: int) -> None:
+def reopen(name: str, number: int, encoding: str, errors: str = '') -> None:
     """Make one of sys's streams anew: what it was made for may have been of another kind."""
     old, mode = getattr(sys, name), 'r' if name == 'stdin' else 'w'
-    buffering = 1 if name == 'stderr' else -1
-    new = os.fdopen(number, mode, buffering, encoding=old.encoding, errors=old.errors, closefd=False)
+    encoding = encoding or old.encoding
+    if name == 'stderr':
+        new = os.fdopen(number, mode, buffering=1, encoding=encoding, errors=old.errors, closefd=False)
+    else:
+        new = os.fdopen(number, mode, encoding=encoding, errors=errors or old.errors, closefd=False)
     setattr(sys, name, new)
     setattr(sys, f'__{name}__', new)
 

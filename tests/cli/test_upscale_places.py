@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import Upscale
+from conftest import Upscale, run
 from PIL import Image, PngImagePlugin
 from warm import start
 
@@ -349,7 +349,9 @@ def test_a_reader_that_has_enough_ends_it_quietly(folder: Path, repeating: dict[
         assert process.wait(timeout=120) == 141
 
 
-def test_names_that_are_no_utf_8_are_printed_with_marks(folder: Path, repeating: dict[int, Path]) -> None:
+def test_names_that_are_no_utf_8_are_printed_with_marks(
+    folder: Path, repeating: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = os.fsdecode(b'caf\xe9.png')
     try:
         shutil.copy('in/a.png', name)
@@ -360,11 +362,11 @@ def test_names_that_are_no_utf_8_are_printed_with_marks(folder: Path, repeating:
     for result in ('a.png', 'a_x2.png'):
         shutil.copy('in/a.png', folder_of_results / result)
     words = command(repeating[2], name, os.fsdecode(b'absent\xe9.png'), str(folder_of_results), '--force')
-    strict = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
-    done = subprocess.run([sys.executable, *words], capture_output=True, timeout=120, env=strict)
-    assert done.stderr.decode().splitlines() == [
+    monkeypatch.setenv('PYTHONIOENCODING', 'utf-8:strict')
+    done = run(*words, cwd=folder, check=False)
+    assert done.stderr.splitlines() == [
         'out\ufffd: earlier results (1) were left out: name them to enlarge them too',
         'nlsn: there is no file absent\ufffd.png',
     ]
-    assert done.stdout.decode().startswith('caf\ufffd.png -> caf\ufffd_x2.png: 60x40, ')
+    assert done.stdout.startswith('caf\ufffd.png -> caf\ufffd_x2.png: 60x40, ')
     assert Path(os.fsdecode(b'caf\xe9_x2.png')).is_file()

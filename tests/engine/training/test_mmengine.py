@@ -120,10 +120,9 @@ def test_a_run_that_is_stopped_and_goes_on_ends_as_if_it_had_not_been(uninterrup
     assert whole['message_hub']['runtime_info']['best_score'] == part['message_hub']['runtime_info']['best_score']
 
 
-def test_resume_without_a_name_takes_the_newest(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(uninterrupted)
+def test_resume_without_a_name_takes_the_newest(uninterrupted: Path) -> None:
     sizes = 'train_cfg.max_iters=13', 'train_cfg.val_interval=50', 'val_dataloader.num_workers=0'
-    main(['train-mmengine', TINY, '--work-dir', 'whole', '--resume', '--cfg-options', ACCUMULATE, *sizes])
+    train(uninterrupted, '--work-dir', 'whole', '--resume', '--cfg-options', ACCUMULATE, *sizes)
     found = loaded(uninterrupted / 'whole' / 'iter_12.pth'), loaded(uninterrupted / 'whole' / 'iter_13.pth')
     assert [len(state['message_hub']['log_scalars']['train/loss']._log_history) for state in found] == [12, 13]
 

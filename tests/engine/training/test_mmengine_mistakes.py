@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, Registry
 
@@ -237,7 +237,8 @@ def test_the_learning_rate_is_scaled_where_the_config_says_how(
     monkeypatch.chdir(place)
     words = ['train-mmengine', TINY, '--auto-scale-lr', '--work-dir', 'work']
     assert said_by(words, capsys) == f'nlsn: --auto-scale-lr: {TINY} has no auto_scale_lr=dict(base_batch_size=...)'
-    main([*words, '--cfg-options', 'auto_scale_lr.base_batch_size=8', 'train_cfg.max_iters=1'])
+    words += ['--cfg-options', 'auto_scale_lr.base_batch_size=8', 'train_cfg.max_iters=1']
+    run('-m', 'nlsn_plugin', *words, cwd=place)
     (group,) = torch.load('work/iter_1.pth', weights_only=True)['optimizer']['param_groups']
     assert group['lr'] == pytest.approx(Config.fromfile(CONFIGS[-2]).optim_wrapper.optimizer.lr * 2 / 8)
 
