@@ -88,15 +88,44 @@ def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -
     """Move the states after an iteration, and their networks, into folders of their own.
 
     They are damaged, or of a course that the run takes no longer. Left where they are, they would be taken for the
-    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them.
+    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them. So
+    would be the best network, if it is of that course.
 
     Args:
         said: is told of it.
     """
+    models = Path(opt['path']['models'])
     for state in [path for path in saved_states(opt) if int(path.stem) > iteration]:
-        networks = Path(opt['path']['models']).glob(f'net_*_{state.stem}.pth')
+        networks = [*models.glob(f'net_*_{state.stem}.pth')]
+        if iteration_of_best(opt, state) > iteration:
+            networks += models.glob('net_*_best.pth')
         folder = set_aside([state, *networks], f'later_than_{iteration}')
         said(f'the run goes on from {iteration}: {state} is in {folder.name}/ now, its networks too')
+
+
+def iteration_of_best(opt: Options, state: Path) -> int:
+    """That of the best network, as a state knows it; 0 if it knows of none, or does not load."""
+    name, metric = deciding(opt) or ('', '')
+    try:
+        return int(load_safely(state)['best_metric_results'][name][metric]['iter'])
+    except (CheckpointError, LookupError, TypeError):
+        return 0
+
+
+def deciding(opt: Options) -> tuple[str, str] | None:
+    """The data set and the metric that say which network is the best: the first ones, if anything is validated."""
+    names = [options['name'] for phase, options in opt['datasets'].items() if phase != 'train']
+    metrics = list((opt.get('val') or {}).get('metrics') or ())
+    return (names[0], metrics[0]) if names and metrics else None
+
+
+def known_best(opt: Options, state: dict[str, Any]) -> dict[str, Any]:
+    """The best figures up to a state. Without its network, the deciding one is forgotten: the next is kept."""
+    records = {name: dict(metrics) for name, metrics in (state.get('best_metric_results') or {}).items()}
+    if not (Path(opt['path']['models']) / 'net_g_best.pth').exists():
+        name, metric = deciding(opt) or ('', '')
+        records.get(name, {}).pop(metric, None)
+    return records
 
 
 def set_aside(paths: Sequence[Path], name: str) -> Path:

@@ -77,7 +77,7 @@ def train_from(
     model = build_model(opt)
     if state:
         model.resume_training(state)
-        model.best_metric_results = state.get('best_metric_results') or {}
+        model.best_metric_results = checkpoints.known_best(opt, state)
         logger.info(f'Resuming training from epoch: {state["epoch"]}, iter: {start}.')
     logger.info(
         f'{order.size} training images, {order.batches_per_epoch} iterations per epoch, '
@@ -175,14 +175,14 @@ def run(
 def validate_all(
     model: BaseModel, val_sets: dict[str, Dataset[Any]], iteration: int, journal: Journal, tb_logger: Any
 ) -> None:
-    """Measure all validation sets; keep the network that is best by the first metric on the first of them."""
-    for number, (name, dataset) in enumerate(val_sets.items()):
+    """Measure all validation sets, and keep the network that is the best so far."""
+    for name, dataset in val_sets.items():
         results = validate(model, dataset, iteration, tb_logger, name)
         journal.validation(iteration, name, results)
-        if number == 0 and results and model.opt['rank'] == 0:
-            best = model.best_metric_results[name][next(iter(results))]
-            if best['iter'] == iteration:
-                checkpoints.save_networks(model, 'best')
+    if (decided := checkpoints.deciding(model.opt)) and model.opt['rank'] == 0:
+        name, metric = decided
+        if model.best_metric_results[name][metric]['iter'] == iteration:
+            checkpoints.save_networks(model, 'best')
 
 
 @contextlib.contextmanager

@@ -162,3 +162,27 @@ def test_a_state_that_another_process_writes_meanwhile_is_not_passed_over(ran: P
         'another process has just trained in ' + f'{experiment(ran)}: start again'
     )
     assert newest(experiment(ran)) == '12.state'
+
+
+@pytest.mark.parametrize(('best', 'of_the_other_course'), [(6, False), (12, True)])
+def test_the_best_network_of_a_course_that_is_left_is_set_aside(
+    ran: Path, short: Path, best: int, of_the_other_course: bool
+) -> None:
+    models, states = experiment(ran) / 'models', experiment(ran) / 'training_states'
+    for number, iteration in ((8, 6), (12, best)):
+        state = load_safely(states / f'{number}.state')
+        state['best_metric_results']['Set5']['psnr'] = {'better': 'higher', 'val': 99.0, 'iter': iteration}
+        torch.save(state, states / f'{number}.state')
+    before = (models / 'net_g_best.pth').read_bytes()
+    resumed = f'path:resume_state={states / "8.state"}'
+    run(TRAIN, '-opt', short, '--force_yml', resumed, 'train:total_iter=9', cwd=ran)
+    aside = list(models.glob('later_than_8_*/net_g_best.pth'))
+    after = load_safely(states / '9.state')['best_metric_results']['Set5']
+    if of_the_other_course:  # and of this one the first that is measured is kept
+        assert [path.read_bytes() for path in aside] == [before]
+        compare(load_safely(models / 'net_g_best.pth'), load_safely(models / 'net_g_9.pth'))
+        assert after['psnr']['iter'] == 9
+    else:
+        assert aside == []
+        assert (models / 'net_g_best.pth').read_bytes() == before
+        assert after['psnr'] == {'better': 'higher', 'val': 99.0, 'iter': 6}
