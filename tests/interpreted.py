@@ -17,6 +17,8 @@ def quicken() -> None:
         from triton.runtime.interpreter import InterpretedFunction
 
         exchange_and_call = InterpretedFunction.__call__
+        if not hasattr(InterpretedFunction, 'rewrite') or not hasattr(language.core, 'is_builtin'):
+            return  # of another version
 
         def call(function: Any, *arguments: Any, **options: Any) -> Any:
             seen = [part for part in function.fn.__globals__.values() if part is language or part is language.core]

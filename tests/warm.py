@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -47,7 +47,7 @@ class Process:
         self.answers = os.fdopen(answers)
         self.stdout, self.stderr = (os.fdopen(pipes[name]) if name in pipes else None for name in ('stdout', 'stderr'))
         self.returncode: int | None = None
-        self.pid = int(self.answers.readline())
+        self.pid = answer(self.answers)
 
     def __enter__(self) -> Process:
         return self
@@ -55,9 +55,10 @@ class Process:
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
             self.kill()
+        for pipe in filter(None, (self.stdout, self.stderr)):  # or it may wait for somebody who reads them
+            pipe.close()
         self.wait()
-        for file in filter(None, (self.answers, self.stdout, self.stderr)):
-            file.close()
+        self.answers.close()
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -68,27 +69,38 @@ class Process:
         if self.returncode is None:
             if not select.select([self.answers], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = int(self.answers.readline())
+            self.returncode = answer(self.answers)
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Also what it has started, if that has not left its group."""
-        if self.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def answer(answers: IO[str]) -> int:
+    """The next number from a process that forks, or from one that it forked."""
+    line = answers.readline()
+    if not line:
+        start_server.cache_clear()  # for the tests that follow
+        raise AssertionError('the process that forks for commands has itself ended')
+    return int(line)
 
 
 def start(
     words: Iterable[object],
     cwd: Path | None = None,
     *,
-    stdin: Any = subprocess.DEVNULL,
+    stdin: Any = subprocess.DEVNULL,  # a file; the others may be pipes, subprocess.PIPE
     stdout: Any = None,
     stderr: Any = None,
     env: dict[str, str] | None = None,
@@ -116,9 +128,10 @@ def start(
         answers, answering = os.pipe()
         open_here.callback(os.close, answering)
         request = json.dumps([words, str(cwd or Path.cwd()), env]).encode()
-        server.sendall(len(request).to_bytes(4, 'big'))
-        socket.send_fds(server, [request[:1]], [*descriptors, answering])
-        server.sendall(request[1:])
+        with contextlib.suppress(BrokenPipeError):  # there will be no answer
+            server.sendall(len(request).to_bytes(4, 'big'))
+            socket.send_fds(server, [request[:1]], [*descriptors, answering])
+            server.sendall(request[1:])
     return Process(words, answers, pipes)
 
 
@@ -145,7 +158,10 @@ def start_server(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, st
 
     def stop() -> None:
         ours.close()
-        process.wait()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # somebody has inherited the socket
+            process.kill()
 
     atexit.register(stop)
     return ours, decisive(os.environ)
@@ -185,13 +201,15 @@ def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict
     if child:
         for stream in streams:
             os.close(stream)
-        os.write(answering, f'{child}\n'.encode())
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(BrokenPipeError):
             os.write(answering, f'{status}\n'.encode())
         os._exit(0)
     os.setsid()
+    os.write(answering, f'{os.getpid()}\n'.encode())
     os.close(answering)
+    if 'numpy' in sys.modules:  # whose numbers would be alike in all of them
+        sys.modules['numpy'].random.seed()
     for number, (name, stream) in enumerate(zip(('stdin', 'stdout', 'stderr'), streams)):
         os.dup2(stream, number)
         os.close(stream)

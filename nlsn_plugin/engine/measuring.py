@@ -129,6 +129,9 @@ def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
     where PyTorch counts, all there; on a CPU, since memory that was used before is used again unseen, each in one that
     it forks, with the libraries loaded and nothing computed.
     """
+    if device == 'cpu' and not Path('/proc/self/clear_refs').exists():
+        yield from [None] * len(jobs)
+        return
     release(device)
     with contextlib.closing(peaks_elsewhere(jobs, device)) as peaks:
         yield from tqdm(peaks, total=len(jobs), unit='case', file=sys.stderr, disable=len(jobs) < 2)
@@ -147,7 +150,7 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
             stdout=subprocess.PIPE,
             stderr=said,
             env=os.environ | RETURN_ALL,
-            start_new_session=True,  # which ends with it
+            start_new_session=True,  # to end it with all that it has forked
         )
         with process:
             lines = iter(process.stdout or ())
@@ -159,7 +162,7 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
                         tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
                     yield None if isinstance(peak, str) else peak
             finally:
-                with contextlib.suppress(ProcessLookupError):  # it has ended, unless this one is stopped
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # unless this is stopped, all have ended
                     os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -170,7 +173,7 @@ def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
     return (said.read().strip().splitlines() or [f'exit status {status}'])[-1]
 
 
-def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str | None]:
+def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str]:
     """What `peaks_elsewhere` asks for, in a fresh process; in its place the error of a step that fails."""
     for module, name, arguments, options in jobs:
         prepare = getattr(importlib.import_module(module), name)
@@ -188,23 +191,24 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     process = context.Process(target=lambda: sending.send(function(*arguments)))
     process.start()
     sending.close()
-    try:
-        return receiving.recv()
-    except EOFError:
-        process.join()
-        return f'exit status {process.exitcode}'
+    with receiving, contextlib.suppress(EOFError):
+        found = receiving.recv()
+        process.join()  # its memory is free for the next
+        return found
+    process.join()
+    return f'exit status {process.exitcode}'
 
 
 def peak_or_error(
     prepare: Callable[..., tuple[Step, Step]], arguments: list[Any], options: dict[str, Any]
-) -> int | str | None:
+) -> int | str:
     try:
         return peak_here(arguments[0], *prepare(*arguments, **options))
-    except RuntimeError as error:  # memory that runs out is one
+    except Exception as error:  # noqa: BLE001  (whatever a step raises, as memory runs out or otherwise)
         return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
-def peak_here(device: str, small_step: Step, step: Step) -> int | None:
+def peak_here(device: str, small_step: Step, step: Step) -> int:
     small_step()
     if device == 'cuda':
         release(device)
@@ -214,8 +218,6 @@ def peak_here(device: str, small_step: Step, step: Step) -> int | None:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if not Path('/proc/self/clear_refs').exists():
-        return None
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
     before = process_memory('VmRSS')
     step()

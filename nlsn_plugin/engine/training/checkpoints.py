@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,14 +62,15 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
     write(Path(model.opt['path']['training_states']) / f'{iteration}.state', state)
 
 
-def save_networks(model: BaseModel, label: int | str) -> None:
-    """Save the networks alone, as net_g_<label>.pth."""
-    with substituted(model, save_network=partial(save_network, model), save_training_state=lambda *_: None):
+def save_networks(model: BaseModel, label: int | str, **more: Any) -> None:
+    """Save the networks alone, as net_g_<label>.pth; more: what else is to be in the files."""
+    with substituted(model, save_network=partial(save_network, model, more), save_training_state=lambda *_: None):
         model.save(-1, label)
 
 
 def save_network(
     model: BaseModel,
+    more: dict[str, Any],
     net: nn.Module | list[nn.Module],
     label: str,
     iteration: Any,
@@ -81,34 +83,35 @@ def save_network(
         key: {name: tensor.cpu() for name, tensor in model.get_bare_model(part).state_dict().items()}
         for key, part in zip(keys, nets)
     }
-    write(Path(model.opt['path']['models']) / f'{label}_{iteration}.pth', content)
+    write(Path(model.opt['path']['models']) / f'{label}_{iteration}.pth', {**content, **more})
 
 
 def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -> None:
     """Move the states after an iteration, and their networks, into folders of their own.
 
     They are damaged, or of a course that the run takes no longer. Left where they are, they would be taken for the
-    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them. So
-    would be the best network, if it is of that course.
+    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them. The
+    best network may be of that course too.
 
     Args:
         said: is told of it.
     """
     models = Path(opt['path']['models'])
-    for state in [path for path in saved_states(opt) if int(path.stem) > iteration]:
-        networks = [*models.glob(f'net_*_{state.stem}.pth')]
-        if iteration_of_best(opt, state) > iteration:
-            networks += models.glob('net_*_best.pth')
-        folder = set_aside([state, *networks], f'later_than_{iteration}')
+    later = [path for path in saved_states(opt) if int(path.stem) > iteration]
+    for state in later:
+        folder = set_aside([state, *models.glob(f'net_*_{state.stem}.pth')], f'later_than_{iteration}')
         said(f'the run goes on from {iteration}: {state} is in {folder.name}/ now, its networks too')
+    best = [*models.glob('net_*_best.pth')]
+    if later and best and (of_best := iteration_in(best[0])) > iteration:
+        folder = set_aside(best, f'later_than_{iteration}')
+        said(f'the run goes on from {iteration}: {best[0]}, of iteration {of_best}, is in {folder.name}/ now')
 
 
-def iteration_of_best(opt: Options, state: Path) -> int:
-    """That of the best network, as a state knows it; 0 if it knows of none, or does not load."""
-    name, metric = deciding(opt) or ('', '')
+def iteration_in(best: Path) -> int:
+    """That of a best network; 0 if it is damaged, or of a version that did not say."""
     try:
-        return int(load_safely(state)['best_metric_results'][name][metric]['iter'])
-    except (CheckpointError, LookupError, TypeError):
+        return int(load_safely(best).get('iter', 0))
+    except CheckpointError:
         return 0
 
 
@@ -120,11 +123,13 @@ def deciding(opt: Options) -> tuple[str, str] | None:
 
 
 def known_best(opt: Options, state: dict[str, Any]) -> dict[str, Any]:
-    """The best figures up to a state. Without its network, the deciding one is forgotten: the next is kept."""
+    """The best figures up to a state. Without their network they are beaten by those of the next validation."""
     records = {name: dict(metrics) for name, metrics in (state.get('best_metric_results') or {}).items()}
-    if not (Path(opt['path']['models']) / 'net_g_best.pth').exists():
-        name, metric = deciding(opt) or ('', '')
-        records.get(name, {}).pop(metric, None)
+    name, metric = deciding(opt) or ('', '')
+    record = records.get(name, {}).get(metric)
+    if record and not (Path(opt['path']['models']) / 'net_g_best.pth').exists():
+        worst = -math.inf if record['better'] == 'higher' else math.inf
+        records[name][metric] = {**record, 'val': worst, 'iter': -1}
     return records
 
 

@@ -176,13 +176,13 @@ def validate_all(
     model: BaseModel, val_sets: dict[str, Dataset[Any]], iteration: int, journal: Journal, tb_logger: Any
 ) -> None:
     """Measure all validation sets, and keep the network that is the best so far."""
+    results = {}
     for name, dataset in val_sets.items():
-        results = validate(model, dataset, iteration, tb_logger, name)
-        journal.validation(iteration, name, results)
-    if (decided := checkpoints.deciding(model.opt)) and model.opt['rank'] == 0:
-        name, metric = decided
-        if model.best_metric_results[name][metric]['iter'] == iteration:
-            checkpoints.save_networks(model, 'best')
+        results[name] = validate(model, dataset, iteration, tb_logger, name)
+        journal.validation(iteration, name, results[name])
+    name, metric = checkpoints.deciding(model.opt) or ('', '')
+    if results.get(name) and model.opt['rank'] == 0 and model.best_metric_results[name][metric]['iter'] == iteration:
+        checkpoints.save_networks(model, 'best', iter=iteration)
 
 
 @contextlib.contextmanager

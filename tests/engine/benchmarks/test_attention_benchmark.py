@@ -26,6 +26,7 @@ from nlsn_plugin.engine.benchmarks.cases import SUITES, Case
 from nlsn_plugin.errors import UserError
 
 FORMS = ['reference', 'streamed', 'streamed-onednn', 'fused']
+READS_PROC = pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='reads of processes in /proc')
 
 
 def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path: Path) -> None:
@@ -124,24 +125,37 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         assert last is not None
 
 
-def test_a_step_that_the_system_kills_leaves_the_others_their_peaks(
+DEADLY = """
+import os, signal
+def killed(device):
+    return int, lambda: os.kill(os.getpid(), signal.SIGKILL)
+def failing(device):
+    return int, lambda: 1 / 0
+"""
+
+
+@READS_PROC
+def test_steps_that_are_killed_or_fail_leave_the_others_their_peaks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = 'lambda: os.kill(os.getpid(), signal.SIGKILL)'
-    (tmp_path / 'deadly.py').write_text(f'import os, signal\ndef prepare(device):\n    return lambda: None, {step}\n')
+    (tmp_path / 'deadly.py').write_text(DEADLY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    deadly = importlib.import_module('deadly')
     jobs = [
-        measuring.Job('a', importlib.import_module('deadly').prepare, ()),
-        measuring.Job('b', network.one_image, ('auto', [64, 64], 'float32'), {'num_feat': 8, 'num_block': 1}),
+        measuring.Job('a', deadly.killed, ()),
+        measuring.Job('b', deadly.failing, ()),
+        measuring.Job('c', network.one_image, ('auto', [64, 64], 'float32'), {'num_feat': 8, 'num_block': 1}),
     ]
-    failed, last = measuring.peak_memories(jobs, 'cpu')
-    assert failed is None
-    assert 'a: memory could not be measured: exit status -9' in capsys.readouterr().err.splitlines()
-    assert last or not measuring.process_memory('VmHWM')
+    killed, failed, last = measuring.peak_memories(jobs, 'cpu')
+    assert killed is failed is None
+    assert last is not None
+    said = capsys.readouterr().err.splitlines()
+    assert 'a: memory could not be measured: exit status -9' in said
+    assert 'b: memory could not be measured: ZeroDivisionError: division by zero' in said
 
 
-@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+@READS_PROC
 def test_peaks_are_told_as_they_become_known_and_processes_that_nobody_waits_for_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,12 +168,12 @@ def test_peaks_are_told_as_they_become_known_and_processes_that_nobody_waits_for
     ]
     peaks = measuring.peak_memories(jobs, 'cpu')
     next(peaks)
-    while len(running(started[0].pid)) < 2:
-        time.sleep(0.01)
-    before = time.monotonic()
-    peaks.close()
-    while running(started[0].pid):
-        assert time.monotonic() - before < 5
+    for are_there in (lambda found: len(found) == 2, lambda found: not found):
+        before = time.monotonic()
+        while not are_there(running(started[0].pid)):
+            assert time.monotonic() - before < 5
+            time.sleep(0.01)
+        peaks.close()
 
 
 def running(session: int) -> list[str]:
@@ -308,7 +322,7 @@ def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> Non
     assert 'the sum: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not measuring.process_memory('VmHWM'), reason='reads the memory of the process')
+@READS_PROC
 def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None:
     small = {'num_feat': 64, 'num_block': 4, 'attention_at': [2]}
     jobs = [

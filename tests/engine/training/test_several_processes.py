@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -141,9 +142,10 @@ class TestSeveralProcesses:
             )
             for rank in range(2)
         ]
-        for process in processes:
-            with process:
-                assert process.wait(timeout=300) == 0
+        with contextlib.ExitStack() as running:
+            for process in processes:
+                running.enter_context(process)
+            assert [process.wait(timeout=300) for process in processes] == [0, 0]
         compare(result(experiment(place)), result(experiment(of_two)))
 
     def test_two_hosts_do_the_same(self, of_two: Path, place: Path, short: Path, hosts: dict[str, str]) -> None:
