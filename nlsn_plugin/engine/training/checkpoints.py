@@ -110,9 +110,10 @@ def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -
 def iteration_in(best: Path) -> int:
     """That of a best network; 0 if it is damaged, or of a version that did not say."""
     try:
-        return int(load_safely(best).get('iter', 0))
+        content = load_safely(best)
     except CheckpointError:
         return 0
+    return int(content.get('iter', 0)) if isinstance(content, dict) else 0
 
 
 def deciding(opt: Options) -> tuple[str, str] | None:
@@ -123,7 +124,7 @@ def deciding(opt: Options) -> tuple[str, str] | None:
 
 
 def known_best(opt: Options, state: dict[str, Any]) -> dict[str, Any]:
-    """The best figures up to a state. Without their network they are beaten by those of the next validation."""
+    """The best figures up to a state. The one that decides is beaten by any if the best network is not there."""
     records = {name: dict(metrics) for name, metrics in (state.get('best_metric_results') or {}).items()}
     name, metric = deciding(opt) or ('', '')
     record = records.get(name, {}).get(metric)

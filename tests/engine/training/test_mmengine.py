@@ -30,6 +30,8 @@ from nlsn_plugin.models.mmengine_model import SuperResolutionModel
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
 TINY = 'nlsn_x2c8b8_1xb2-12_div2k'
 ACCUMULATE = 'optim_wrapper.accumulative_counts=2'
+NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+"""Loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 NETWORK = {'type': 'NLSN', 'num_feat': 8, 'num_block': 1, 'n_hashes': 1, 'chunk_size': 16}
 
 
@@ -244,7 +246,7 @@ def test_a_run_begins_from_the_authors_weights(
     train(place, *begin, 'model.generator.num_feat=16', 'optim_wrapper.optimizer.lr=0.0')
     saved = loaded(place / 'work_dirs' / TINY / 'iter_1.pth')['state_dict']
     assert all(saved[f'generator.{name}'].equal(w) for name, w in loaded(OFFICIAL).items())
-    said = error_of(['train-mmengine', TINY, *begin], capsys)
+    said = error_of(['train-mmengine', TINY, *begin, *NO_WORKERS], capsys)
     assert said.startswith(f'nlsn: {OFFICIAL} does not fit NLSN')
 
 
@@ -288,7 +290,7 @@ def test_a_checkpoint_that_would_run_code_is_one_line(
 ) -> None:
     monkeypatch.chdir(place)
     torch.save({'state_dict': Asking(os.mkdir, 'executed')}, 'bad.pth')
-    said = error_of(['train-mmengine', TINY, '--cfg-options', 'load_from=bad.pth'], capsys)
+    said = error_of(['train-mmengine', TINY, '--cfg-options', 'load_from=bad.pth', *NO_WORKERS], capsys)
     expected = (
         r'nlsn: bad\.pth: a checkpoint that does not load \(nothing in it was executed\): .*(unsupported|Unsupported) '
     )

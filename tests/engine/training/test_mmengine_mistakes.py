@@ -18,6 +18,8 @@ from nlsn_plugin.errors import OptionError, UserError
 
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
 TINY = 'nlsn_x2c8b8_1xb2-12_div2k'
+NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+"""Loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 BROKEN = {
     'syntax.py': 'scale = 2\nmodel = = 3',
     'name.py': 'scale = 2\nmodel = nothing',
@@ -289,6 +291,8 @@ def test_checkpoints_that_do_not_load(
 ) -> None:
     monkeypatch.chdir(place)
     save_damaged(Path('bad.pth'), what)
-    line = said_by(['train-mmengine', TINY, '--resume', 'bad.pth', '--cfg-options', 'custom_hooks=[]'], capsys)
+    line = said_by(
+        ['train-mmengine', TINY, '--resume', 'bad.pth', '--cfg-options', 'custom_hooks=[]', *NO_WORKERS], capsys
+    )
     assert line.startswith(f'nlsn: {said}')
     assert '\n' not in line
