@@ -43,6 +43,8 @@ GOLDEN = Path(__file__).parent / 'golden'
 OPTION_FILES = sorted((ROOT / 'options').glob('*.yml'))
 GOLDEN_LAYERS = sorted(path.stem for path in GOLDEN.glob('nlsa_*.npz'))
 GOLDEN_NETWORKS = sorted(path.stem for path in GOLDEN.glob('nlsn_*.npz'))
+NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+"""For mmengine: loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 
 
 def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -19,8 +19,8 @@ def test_a_command_that_nobody_reads_ends_without_a_word(closed: str) -> None:
     errors = subprocess.PIPE if closed == 'stdout' else writing
     with start(['-m', 'nlsn_plugin', 'modules', 'EDSR'], stdout=writing, stderr=errors) as process:
         os.close(writing)
-        assert process.stderr is None or process.stderr.read() == ''
         assert process.wait(timeout=120) == 141
+        assert process.stderr is None or process.stderr.read() == ''
 
 
 def test_another_pipe_that_breaks_is_a_defect_to_see(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_output_to_a_full_disk_is_one_line() -> None:
     with Path('/dev/full').open('w') as full:
         process = start(['-m', 'nlsn_plugin', 'options'], stdout=full, stderr=subprocess.PIPE)
     with process:
+        assert process.wait(timeout=120) == 1
         assert process.stderr is not None
         assert process.stderr.read() == 'nlsn: nothing more can be written: No space left on device\n'
-        assert process.wait(timeout=120) == 1
 
 
 def test_what_is_said_into_closed_streams_goes_nowhere(photographs: Path, tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ def test_standard_input_to_standard_output(folder: Path, repeating: dict[int, Pa
     with Path('in/a.png').open('rb') as given, Path('larger').open('wb') as larger:
         process = start(words, stdin=given, stdout=larger, stderr=subprocess.PIPE)
     with process:
+        assert process.wait(timeout=120) == 0
         assert process.stderr is not None
         assert process.stderr.read().startswith('- -> -: 60x40, ')
-        assert process.wait(timeout=120) == 0
     with Image.open('larger') as picture:
         assert (picture.format, picture.size) == ('PNG', (60, 40))
 

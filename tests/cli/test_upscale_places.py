@@ -333,9 +333,9 @@ def test_a_full_standard_output_is_one_line(folder: Path, repeating: dict[int, P
     with Path('/dev/full').open('wb') as full:
         process = start(command(repeating[2], 'in/a.png', *words), stdout=full, stderr=subprocess.PIPE)
     with process:
+        assert process.wait(timeout=120) == 1
         assert process.stderr is not None
         assert process.stderr.read() == 'nlsn: standard output could not be written: No space left on device\n'
-        assert process.wait(timeout=120) == 1
 
 
 @pytest.mark.parametrize('words', [['-o', '-'], ['-o', 'out', '--json']])
@@ -344,9 +344,9 @@ def test_a_reader_that_has_enough_ends_it_quietly(folder: Path, repeating: dict[
     os.close(reading)
     with start(command(repeating[2], 'in/a.png', *words), stdout=writing, stderr=subprocess.PIPE) as process:
         os.close(writing)
+        assert process.wait(timeout=120) == 141
         assert process.stderr is not None
         assert process.stderr.read() == ''
-        assert process.wait(timeout=120) == 141
 
 
 def test_names_that_are_no_utf_8_are_printed_with_marks(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
-from conftest import GOLDEN, ROOT, run
+from conftest import GOLDEN, NO_WORKERS, ROOT, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, Registry
@@ -30,8 +30,6 @@ from nlsn_plugin.models.mmengine_model import SuperResolutionModel
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
 TINY = 'nlsn_x2c8b8_1xb2-12_div2k'
 ACCUMULATE = 'optim_wrapper.accumulative_counts=2'
-NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-"""Loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 NETWORK = {'type': 'NLSN', 'num_feat': 8, 'num_block': 1, 'n_hashes': 1, 'chunk_size': 16}
 
 

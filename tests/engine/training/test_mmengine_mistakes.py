@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import NO_WORKERS, ROOT, run
 from mmengine.config import Config
 from mmengine.registry import MODELS, Registry
 
@@ -18,8 +18,6 @@ from nlsn_plugin.errors import OptionError, UserError
 
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
 TINY = 'nlsn_x2c8b8_1xb2-12_div2k'
-NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-"""Loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 BROKEN = {
     'syntax.py': 'scale = 2\nmodel = = 3',
     'name.py': 'scale = 2\nmodel = nothing',
