@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch.distributed
 from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.train import init_tb_loggers
-from basicsr.utils import AvgTimer, check_resume, get_root_logger, get_time_str
+from basicsr.utils import AvgTimer, get_root_logger
 from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,12 +22,13 @@ from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.options.documents import keep_copy
 from nlsn_plugin.engine.training import checkpoints, randomness
 from nlsn_plugin.engine.training.batches import Order, close, endless
+from nlsn_plugin.engine.training.folders import claimed, make_folders
 from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
+from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.errors import DataError, InterruptedRunError, UserError
-from nlsn_plugin.models.writing import check_folder
 
 Options = dict[str, Any]
 
@@ -226,105 +225,6 @@ def save(
         checkpoints.prune(opt, opt['logger'].get('keep_last'))
     if opt['dist']:
         torch.distributed.barrier()
-
-
-def resume_state(opt: Options) -> dict[str, Any] | None:
-    """The state to go on from: the one named, or with --auto_resume the newest that is intact; None for a new run."""
-    path = opt['path'].get('resume_state')
-    state = None
-    if opt['auto_resume']:
-        found = checkpoints.newest_intact(opt, print if opt['rank'] == 0 else lambda message: None)
-        path, state = found or (None, None)
-        opt['path']['resume_state'] = str(path) if path else None
-        if not found and opt['rank'] == 0:
-            print(f'there is no state in {opt["path"]["training_states"]}: the run begins at 0')
-    elif path is not None:
-        state = checkpoints.load_state(opt, Path(path))
-    if state:
-        check_same_course(opt, state, path)
-        if opt['seed_is_drawn']:  # the run's own was, when it began
-            opt['manual_seed'] = state.get('run', {}).get('seed', opt['manual_seed'])
-        check_resume(opt, state['iter'])
-        resumed = [name for name in opt if name.startswith('network_') and name not in ignored_networks(opt)]
-        for name in resumed:  # its weights are this run's own, whatever those were called that it began with
-            opt['path'][name.replace('network_', 'param_key_')] = 'params'
-            opt['path'][name.replace('network_', 'strict_load_')] = True
-    return state
-
-
-def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
-    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers."""
-    if state['iter'] > opt['train']['total_iter']:
-        raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
-    now = course_of(opt)
-    for section, before in state.get('run', {}).get('course', now).items():
-        if now[section] != before:
-            raise UserError(
-                f'train: {section} is {now[section]}, with which {path} cannot go on: its run has {before}; '
-                'to change it begin a new run with pretrain_network_g'
-            )
-
-
-def course_of(opt: Options) -> dict[str, Options | None]:
-    """What is fixed from the first update of a run to its last. Not for a model's options, which lack some of it."""
-    return {section: opt['train'].get(section) for section in ('optim_g', 'optim_d', 'scheduler')}
-
-
-def ignored_networks(opt: Options) -> list[str]:
-    """The networks that begin with weights of their own though the run goes on."""
-    return opt['path'].get('ignore_resume_networks') or []
-
-
-def make_folders(opt: Options, resuming: bool) -> None:
-    """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
-    root = Path(opt['path']['experiments_root'])
-    if opt['rank'] == 0:
-        check_folder(root)
-        networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
-        if (networks or states) and not resuming:
-            ended = root / 'models' / 'net_g_latest.pth' in networks
-            if opt['archive']:
-                with claimed(opt):
-                    root.rename(f'{root}_archived_{get_time_str()}')
-            elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
-                with claimed(opt):
-                    folder = checkpoints.set_aside(networks, 'without_state')
-                print(f'networks of a run that was stopped before its first state are in {folder} now')
-            else:
-                holds = 'a run already: --auto_resume goes on with it, '
-                if opt['auto_resume']:
-                    holds = 'networks of a run and none of its states: '
-                raise UserError(
-                    f'{root} holds {holds}--archive moves it aside and begins anew, or choose another '
-                    'name in the option file'
-                )
-        for key in ('experiments_root', 'models', 'training_states', 'visualization'):
-            Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
-    if opt['dist']:
-        torch.distributed.barrier()
-
-
-@contextlib.contextmanager
-def claimed(opt: Options) -> Iterator[None]:
-    """Keep other runs out of the experiment's folder while the block runs. They would prune each other's states.
-
-    By a lock that ends with the process, however that ends, and that its workers do not inherit.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    if opt['rank'] > 0:
-        yield
-        return
-    root = Path(opt['path']['experiments_root'])
-    with (root / '.lock').open('w') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
-        except OSError as error:  # there are file systems without locks
-            print(f'{root} cannot be kept from other runs: {error.strerror}', file=sys.stderr)  # no log has begun
-        yield
 
 
 def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:

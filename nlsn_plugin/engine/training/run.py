@@ -19,6 +19,7 @@ from nlsn_plugin.engine.training.checkpoints import saved_states
 from nlsn_plugin.engine.training.comparison import compare_with_bicubic
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.randomness import seeded
+from nlsn_plugin.engine.training.resumption import ignored_networks
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.models.writing import check_folder
 
@@ -79,7 +80,7 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     if opt['dist']:
         torch.distributed.barrier()
     check_scale(opt, option_file)
-    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not loop.ignored_networks(opt)
+    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not ignored_networks(opt)
     check_paths(opt, option_file, begins=not goes_on)
     return opt, option_file
 

@@ -1,0 +1,71 @@
+"""An experiment's folders: made, never written over, and kept from other runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from basicsr.utils import get_time_str
+
+from nlsn_plugin.engine.training import checkpoints
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.writing import check_folder
+
+Options = dict[str, Any]
+
+
+def make_folders(opt: Options, resuming: bool) -> None:
+    """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
+    root = Path(opt['path']['experiments_root'])
+    if opt['rank'] == 0:
+        check_folder(root)
+        networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
+        if (networks or states) and not resuming:
+            ended = root / 'models' / 'net_g_latest.pth' in networks
+            if opt['archive']:
+                with claimed(opt):
+                    root.rename(f'{root}_archived_{get_time_str()}')
+            elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
+                with claimed(opt):
+                    folder = checkpoints.set_aside(networks, 'without_state')
+                print(f'networks of a run that was stopped before its first state are in {folder} now')
+            else:
+                holds = 'a run already: --auto_resume goes on with it, '
+                if opt['auto_resume']:
+                    holds = 'networks of a run and none of its states: '
+                raise UserError(
+                    f'{root} holds {holds}--archive moves it aside and begins anew, or choose another '
+                    'name in the option file'
+                )
+        for key in ('experiments_root', 'models', 'training_states', 'visualization'):
+            Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
+    if opt['dist']:
+        torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def claimed(opt: Options) -> Iterator[None]:
+    """Keep other runs out of the experiment's folder while the block runs. They would prune each other's states.
+
+    By a lock that ends with the process, however that ends, and that its workers do not inherit.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    if opt['rank'] > 0:
+        yield
+        return
+    root = Path(opt['path']['experiments_root'])
+    with (root / '.lock').open('w') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
+        except OSError as error:  # there are file systems without locks
+            print(f'{root} cannot be kept from other runs: {error.strerror}', file=sys.stderr)  # no log has begun
+        yield

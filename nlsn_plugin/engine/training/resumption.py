@@ -1,0 +1,60 @@
+"""Where a run goes on from: the state, and what of the option file has to be as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import check_resume
+
+from nlsn_plugin.engine.training import checkpoints
+from nlsn_plugin.errors import UserError
+
+Options = dict[str, Any]
+
+
+def resume_state(opt: Options) -> dict[str, Any] | None:
+    """The state to go on from: the one named, or with --auto_resume the newest that is intact; None for a new run."""
+    path = opt['path'].get('resume_state')
+    state = None
+    if opt['auto_resume']:
+        found = checkpoints.newest_intact(opt, print if opt['rank'] == 0 else lambda message: None)
+        path, state = found or (None, None)
+        opt['path']['resume_state'] = str(path) if path else None
+        if not found and opt['rank'] == 0:
+            print(f'there is no state in {opt["path"]["training_states"]}: the run begins at 0')
+    elif path is not None:
+        state = checkpoints.load_state(opt, Path(path))
+    if state:
+        check_same_course(opt, state, path)
+        if opt['seed_is_drawn']:  # the run's own was, when it began
+            opt['manual_seed'] = state.get('run', {}).get('seed', opt['manual_seed'])
+        check_resume(opt, state['iter'])
+        resumed = [name for name in opt if name.startswith('network_') and name not in ignored_networks(opt)]
+        for name in resumed:  # its weights are this run's own, whatever those were called that it began with
+            opt['path'][name.replace('network_', 'param_key_')] = 'params'
+            opt['path'][name.replace('network_', 'strict_load_')] = True
+    return state
+
+
+def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
+    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers."""
+    if state['iter'] > opt['train']['total_iter']:
+        raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
+    now = course_of(opt)
+    for section, before in state.get('run', {}).get('course', now).items():
+        if now[section] != before:
+            raise UserError(
+                f'train: {section} is {now[section]}, with which {path} cannot go on: its run has {before}; '
+                'to change it begin a new run with pretrain_network_g'
+            )
+
+
+def course_of(opt: Options) -> dict[str, Options | None]:
+    """What is fixed from the first update of a run to its last. Not for a model's options, which lack some of it."""
+    return {section: opt['train'].get(section) for section in ('optim_g', 'optim_d', 'scheduler')}
+
+
+def ignored_networks(opt: Options) -> list[str]:
+    """The networks that begin with weights of their own though the run goes on."""
+    return opt['path'].get('ignore_resume_networks') or []
