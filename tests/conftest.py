@@ -113,6 +113,29 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
+def write_pairs(folder: Path, count: int) -> None:
+    """Images of noise, HR/0.png and so on, LR/0.png of half the size, and their names in this order in order.txt."""
+    for name, size in (('HR', 64), ('LR', 32)):
+        (folder / name).mkdir()
+        for number in range(count):
+            noise = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
+            cv2.imwrite(str(folder / name / f'{number}.png'), noise)
+    (folder / 'order.txt').write_text(''.join(f'{number}.png\n' for number in range(count)))
+
+
+def of_pairs(phase: str) -> list[str]:
+    """What --force_yml takes for a data set of these, each of them once in an epoch of training."""
+    keys = [
+        'meta_info_file=order.txt',
+        "filename_tmpl='{}'",
+        'io_backend:type=disk',
+        'dataroot_gt=HR',
+        'dataroot_lq=LR',
+    ]
+    words = [f'datasets:{phase}:{key}' for key in keys]
+    return [*words, 'datasets:train:num_worker_per_gpu=0', 'datasets:train:dataset_enlarge_ratio=1']
+
+
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tiles for the fused kernels in Triton's interpreter, to which one costs as much as a small one."""

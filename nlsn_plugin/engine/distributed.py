@@ -76,6 +76,15 @@ def take_over_from_slurm(port: int) -> None:
         os.environ['MASTER_ADDR'] = hosts[0]
 
 
+def first_error(error: UserError | None) -> UserError | None:
+    """The first of the errors that the processes have, so that all end of the same; None if none has any."""
+    if not torch.distributed.is_initialized():
+        return error
+    errors: list[UserError | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(errors, error)
+    return next((found for found in errors if found), None)
+
+
 def agreed(value: Any) -> Any:
     """The value that rank 0 has."""
     if not torch.distributed.is_initialized():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -136,12 +137,35 @@ def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generat
         yield from loaded
 
 
-def close(batches: Generator[dict[str, Any], None, None]) -> None:
-    """End what `endless` began, its loader's workers too.
+class ReadAhead:
+    """Batches, read two before their turn: if one cannot be, several processes can still agree to save what they have.
 
-    They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that failed
-    could wait for them for ever.
+    Raises:
+        UserError: of a batch, in its turn.
     """
-    batches.close()
-    for worker in multiprocessing.active_children():
-        worker.kill()
+
+    def __init__(self, batches: Generator[dict[str, Any], None, None]) -> None:
+        self.batches = batches
+        self.read: deque[dict[str, Any]] = deque()
+        self.error: UserError | None = None
+        """Of the batch after those that were read."""
+
+    def __next__(self) -> dict[str, Any]:
+        while len(self.read) < 3 and not self.error:
+            try:
+                self.read.append(next(self.batches))
+            except UserError as error:
+                self.error = error
+        if self.error and not self.read:
+            raise self.error
+        return self.read.popleft()
+
+    def close(self) -> None:
+        """End what `endless` began, its loader's workers too.
+
+        They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that
+        failed could wait for them for ever.
+        """
+        self.batches.close()
+        for worker in multiprocessing.active_children():
+            worker.kill()

@@ -35,10 +35,14 @@ class Interruption:
         self.had_ctrl_c |= number == signal.SIGINT
         self.signal = self.signal or signal.Signals(number)
 
-    def wanted(self) -> bool:
+    def wanted(self, failing: bool = False) -> bool:
         """Whether to end now. To be called by all processes after each iteration.
 
         With several, what they told each other after the iteration before: so that no process waits for another.
+
+        Args:
+            failing: whether this process knows that it cannot do the iteration after the next, for which the others
+                would wait. One alone does what it can.
         """
         if self.group is None:
             return self.signal is not None
@@ -47,7 +51,7 @@ class Interruption:
             told, work = self.asked
             work.wait()
             answer = bool(told.item())
-        told = torch.tensor([float(self.signal is not None)])
+        told = torch.tensor([float(failing or self.signal is not None)])
         work = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True)
         self.asked = told, work
         return answer

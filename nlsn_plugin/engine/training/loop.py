@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.engine.distributed import agreed, first_error
 from nlsn_plugin.engine.options.documents import keep_copy
 from nlsn_plugin.engine.training import checkpoints, randomness
-from nlsn_plugin.engine.training.batches import Order, close, endless
+from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless
 from nlsn_plugin.engine.training.folders import claimed, make_folders
 from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Journal
@@ -84,11 +85,11 @@ def train_from(
     )
     with interruptible() as interruption:
         journal = Journal(opt, start, tb_logger)
-        batches = endless(train_set, order, opt)
+        batches = ReadAhead(endless(train_set, order, opt))
         try:
             run(model, batches, order, val_sets, journal, tb_logger, state, course_of(opt), interruption)
         finally:
-            close(batches)
+            batches.close()
             journal.close()
     logger.info('Save the latest model.')
     if opt['rank'] == 0:
@@ -119,7 +120,7 @@ def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
 
 def run(
     model: BaseModel,
-    batches: Any,
+    batches: ReadAhead,
     order: Order,
     val_sets: dict[str, Dataset[Any]],
     journal: Journal,
@@ -140,7 +141,8 @@ def run(
             save(model, state['epoch'], start, course)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
-            with saved_first(model, epoch, iteration - 1, course):
+            # Several processes have agreed before, in `wanted`; about the first two batches they cannot.
+            with contextlib.nullcontext() if opt['dist'] else saved_first(model, epoch, iteration - 1, course):
                 batch = next(batches)
             data_timer.record()
             model.update_learning_rate(iteration, warmup_iter=warmup)
@@ -156,10 +158,12 @@ def run(
             if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
                 with saved_first(model, epoch, iteration, course, validation_is_due=True):
                     validate_all(model, val_sets, iteration, journal, tb_logger)
-            interrupted = interruption.wanted() and not last
+            interrupted = interruption.wanted(failing=batches.error is not None) and not last
             if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
                 save(model, epoch, iteration, course)
             if interrupted:
+                if opt['dist'] and (error := first_error(batches.error)):
+                    raise goes_on_from(iteration, error) from error
                 number = interruption.signal
                 raise InterruptedRunError(
                     f'ended by {number.name if number else "a signal to another process"} and saved at iteration '
@@ -190,16 +194,20 @@ def saved_first(
 ) -> Iterator[None]:
     """Save what was reached before data that cannot be read end the run: with them mended it goes on from there.
 
-    Not in several processes: the others know nothing of it.
+    For what ends all processes at once.
     """
     try:
         yield
     except DataError as error:
         state = Path(model.opt['path']['training_states']) / f'{iteration}.state'
-        if model.opt['dist'] or iteration == 0 or state.exists():
+        if iteration == 0 or agreed(state.exists()):
             raise
         save(model, epoch, iteration, course, validation_is_due)
-        raise DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there') from error
+        raise goes_on_from(iteration, error) from error
+
+
+def goes_on_from(iteration: int, error: UserError) -> DataError:
+    return DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there')
 
 
 def save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from nlsn_plugin.compat import substituted
+from nlsn_plugin.engine.distributed import first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import mean
@@ -36,26 +38,28 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
         iteration: for the log and for the names of images.
         tb_logger: a SummaryWriter, or None.
         name: the data set's.
+
+    Raises:
+        UserError: an image cannot be read or measured; the same in all processes.
     """
     opt = model.opt
-    if type(model).nondist_validation is not SRModel.nondist_validation:
-        if opt['rank'] == 0:
+    metrics = opt['val'].get('metrics') or {}
+    has_its_own = type(model).nondist_validation is not SRModel.nondist_validation
+    values: dict[int, list[float]] = {}
+    error = None
+    try:
+        if not has_its_own:
+            values.update(measured_share(model, dataset, metrics, iteration, name))
+        elif opt['rank'] == 0:
             loader = DataLoader(dataset, batch_size=1)
             loader.dataset.opt = {**getattr(dataset, 'opt', {}), 'name': name}  # type: ignore[attr-defined]
             model.nondist_validation(loader, iteration, tb_logger, opt['val']['save_img'])
+    except UserError as of_an_image:
+        error = of_an_image
+    if error := first_error(error):
+        raise error
+    if has_its_own:
         return {}
-    metrics = opt['val'].get('metrics') or {}
-    values: dict[int, list[float]] = {}
-    # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
-    with substituted(model, net_g=model.get_bare_model(model.net_g)):
-        indices = range(opt['rank'], len(dataset), opt['world_size'])  # type: ignore[arg-type]
-        data = Subset(Reproducible(dataset), [(0, index) for index in indices])  # type: ignore[misc]
-        loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's own
-        bar = tqdm(loader, desc=name, unit='image', leave=False, disable=not opt['val'].get('pbar') or opt['rank'] > 0)
-        for index, sample in zip(indices, bar):
-            if isinstance(sample, UserError):
-                raise sample
-            values[index] = measure(model, sample, metrics, iteration, name)
     everyone: list[Any] = [values]
     if opt['dist']:
         everyone = [None] * opt['world_size']
@@ -75,6 +79,23 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
             if same := sum(any(math.isinf(value) for value in found) for found in together.values()):
                 get_root_logger().warning(f'{name}: {same} images equal theirs, and are left out of the mean PSNR')
     return results
+
+
+def measured_share(
+    model: BaseModel, dataset: Dataset[Any], metrics: dict[str, Any], iteration: int, name: str
+) -> Iterator[tuple[int, list[float]]]:
+    """This process's images, by their places in the data set, and all metrics of each."""
+    opt = model.opt
+    indices = range(opt['rank'], len(dataset), opt['world_size'])  # type: ignore[arg-type]
+    data = Subset(Reproducible(dataset), [(0, index) for index in indices])  # type: ignore[misc]
+    loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's own
+    bar = tqdm(loader, desc=name, unit='image', leave=False, disable=not opt['val'].get('pbar') or opt['rank'] > 0)
+    # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
+    with substituted(model, net_g=model.get_bare_model(model.net_g)):
+        for index, sample in zip(indices, bar):
+            if isinstance(sample, UserError):
+                raise sample
+            yield index, measure(model, sample, metrics, iteration, name)
 
 
 def begin_records(model: BaseModel, name: str) -> None:

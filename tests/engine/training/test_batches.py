@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from nlsn_plugin.engine.training.batches import Order, close, endless
+from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless
 from nlsn_plugin.errors import DataError
 
 
@@ -82,6 +82,24 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: i
     assert str(caught.value) == 'image 99 is damaged'
 
 
+@pytest.mark.parametrize('damaged', range(5))
+def test_what_cannot_be_read_is_known_two_batches_before_its_turn(damaged: int) -> None:
+    order = Order(10, 1, 1, 0, 1, seed=0)
+    places = list(itertools.islice(order, damaged + 1))
+
+    class Damaged(Draws):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            return super().__getitem__(99 if index == places[-1][0][1] else index)
+
+    ahead = ReadAhead(endless(Damaged(), order, options(0)))
+    for number in range(damaged):
+        assert next(ahead)['index'].tolist() == [places[number][0][1]]
+        assert (ahead.error is None) == (number < damaged - 2)
+    for _ in range(2):
+        with pytest.raises(DataError, match='image 99 is damaged'):
+            next(ahead)
+
+
 def test_a_worker_that_was_killed_ends_the_run_in_one_line() -> None:
     class Killed(Draws):
         def __getitem__(self, index: int) -> dict[str, object]:
@@ -103,9 +121,10 @@ def test_no_worker_outlives_the_run_even_if_it_hears_nothing() -> None:
             return super().__getitem__(index)
 
     others = set(multiprocessing.active_children())  # of tests before, perhaps
-    stuck = endless(Stuck(), Order(10, 1, 2, 0, 1, seed=0), options(1))
-    next(stuck)
+    batches = endless(Stuck(), Order(10, 1, 2, 0, 1, seed=0), options(1))
+    stuck = ReadAhead(batches)
+    next(batches)
     (worker,) = set(multiprocessing.active_children()) - others
-    close(stuck)
+    stuck.close()
     worker.join(30)
     assert worker.exitcode is not None

@@ -6,11 +6,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-from conftest import TRAIN, experiment, run
+from conftest import TRAIN, experiment, of_pairs, run, write_pairs
 
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
@@ -66,19 +64,11 @@ def test_a_run_that_a_damaged_image_ended_is_saved_and_goes_on_exactly_once_it_i
     place: Path, short: Path, phase: str
 ) -> None:
     """The image stands in the second batch, and in the first validation."""
-    for name, size in (('HR', 64), ('LR', 32)):
-        (place / name).mkdir()
-        for number in range(4):
-            noise = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
-            cv2.imwrite(str(place / name / f'{number}.png'), noise)
-    (place / 'order.txt').write_text(''.join(f'{number}.png\n' for number in range(4)))
+    write_pairs(place, 4)
     second = torch.randperm(4, generator=torch.Generator().manual_seed(0))[2]
     damaged = place / 'HR' / f'{second}.png'
     whole = damaged.read_bytes()
-    words = ['-opt', short, '--force_yml', 'datasets:train:num_worker_per_gpu=0']
-    words += ['datasets:train:dataset_enlarge_ratio=1', f'datasets:{phase}:meta_info_file=order.txt']
-    words += [f"datasets:{phase}:filename_tmpl='{{}}'"]
-    words += [f'datasets:{phase}:{key}' for key in ('io_backend:type=disk', 'dataroot_gt=HR', 'dataroot_lq=LR')]
+    words = ['-opt', short, '--force_yml', *of_pairs(phase)]
     run(TRAIN, *words, 'name=undisturbed', cwd=place)
     damaged.write_bytes(b'')
     stopped = run(TRAIN, *words, 'name=stopped', 'logger:save_checkpoint_freq=100', cwd=place, check=False)

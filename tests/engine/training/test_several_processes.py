@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN, experiment, make_short, run, write_options
+import torch
+from conftest import TRAIN, experiment, make_short, of_pairs, run, write_options, write_pairs
 from warm import start
 
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.training.resume_check import compare, result
+from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.errors import UserError
 
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
@@ -164,6 +165,24 @@ class TestSeveralProcesses:
         ]
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
         compare(result(experiment(place)), result(experiment(of_two)))
+
+    @pytest.mark.parametrize(('phase', 'reached'), [('train', 4), ('val', 6)])
+    def test_what_one_cannot_read_ends_all_saved(self, place: Path, short: Path, phase: str, reached: int) -> None:
+        """The image stands in the fifth batch, and in the first validation."""
+        write_pairs(place, 24)
+        in_fifth = torch.randperm(24, generator=torch.Generator().manual_seed(0))[8 + 1]  # of the second process
+        damaged = place / 'HR' / f'{in_fifth if phase == "train" else 1}.png'
+        damaged.write_bytes(b'')
+        words = ['--launcher', 'pytorch', '--force_yml', *of_pairs(phase), 'datasets:train:batch_size_per_gpu=1']
+        ended = run(
+            *TORCHRUN, 2, TRAIN, '-opt', short, *words, 'logger:save_checkpoint_freq=100', cwd=place, check=False
+        )
+        assert ended.returncode == 1
+        assert newest(experiment(place)) == f'{reached}.state'
+        assert [line for line in ended.stderr.splitlines() if line.startswith('nlsn: ')] == 2 * [
+            f'nlsn: HR/{damaged.name} is not an image, or a damaged one (0 bytes); '
+            f'saved at iteration {reached}, --auto_resume goes on from there'
+        ]
 
     def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
         words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']
