@@ -50,3 +50,27 @@ class InterruptedRunError(UserError):
 
 class ExportError(UserError):
     """A network that cannot be written as a graph, or whose graph computes something else."""
+
+
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What networks of others raise on arguments, and on inputs, that are not theirs."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in one line; with its class where that is half of what it says."""
+    line = next((line for line in str(error).splitlines() if line.strip()), '')
+    kind = type(error).__name__
+    if not line:
+        return kind
+    return f'{kind}: {line}' if isinstance(error, (LookupError, ArithmeticError)) else line

@@ -12,24 +12,11 @@ from torch import nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.errors import ArgumentError, MissingToolboxError
+from nlsn_plugin.errors import FAILURES, ArgumentError, MissingToolboxError, first_line
 
 Options = dict[str, Any]
 BASICSR_SUFFIX = '_basicsr'
 """Ends the names of some networks in BasicSR's registry, which finds them without it too."""
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What networks of others raise on arguments, and on inputs, that are not theirs."""
 
 
 def innermost(network: Options) -> Options:
@@ -158,12 +145,3 @@ def build_base(arch: Options) -> nn.Module:
         raise ArgumentError(f'arch: {error}') from error
     except FAILURES as error:
         raise ArgumentError(f'arch: {name} cannot be built: {first_line(error)}') from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of others says, in one line; with its class where that is half of what it says."""
-    line = next((line for line in str(error).splitlines() if line.strip()), '')
-    kind = type(error).__name__
-    if not line:
-        return kind
-    return f'{kind}: {line}' if isinstance(error, (LookupError, ArithmeticError)) else line

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import FAILURES, first_line
-from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.errors import FAILURES, ArgumentError, first_line
 
 SIZES = ((16, 24), (32, 48), (56, 84), (64, 96), (128, 192), (48, 48), (64, 64))
 """Heights and widths to try: windows of 7 or 8 pixels and their multiples; not square, which tells height from width

@@ -16,7 +16,7 @@ from nlsn_plugin.cli.drawings import check_drawing
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_json
+from nlsn_plugin.files import check_json
 
 
 def add(commands: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.models.writing import check_writable
+from nlsn_plugin.files import check_writable
 
 
 def check_drawing(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_folder
+from nlsn_plugin.files import check_folder
 
 TEXT = 'PSNR, SSIM, time and memory of networks on benchmark sets, beside bicubic'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_writable
+from nlsn_plugin.files import check_writable
 
 TEXT = 'a page of pictures before and after, with a slider over each'
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.models.writing import check_folder
+from nlsn_plugin.files import check_folder
 from nlsn_plugin.paper.studies import STUDIES
 
 TEXT = "the paper's tables and figures, trained, measured and printed beside its numbers"

@@ -10,7 +10,7 @@ from typing import Any
 from nlsn_plugin import checks
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.models.writing import check_json
+from nlsn_plugin.files import check_json
 
 TRAIN = 'train a network by an option file'
 TEST = 'test a network on benchmark sets by an option file'

@@ -69,11 +69,11 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
         return found
     found = {}
     for word in wanted:
-        name, is_named, path = word.partition('=')
-        folder = Path(path) if is_named else base / word
-        if not is_named:
-            folder = folder if folder.is_dir() else Path(word)
-            name = folder.name or folder.resolve().name
+        folder = base / word if (base / word).is_dir() else Path(word)
+        name = folder.name or folder.resolve().name
+        if '=' in word and not folder.is_dir():  # else it is part of a folder's name
+            name, _, path = word.partition('=')
+            folder = Path(path)
         if not folder.is_dir():
             raise UserError(f'there is no set {word}{hint(word, base)}')
         if name in found:

@@ -1,4 +1,4 @@
-"""How much memory there is that nobody needs."""
+"""How much memory there is that nobody needs, and whether it ran out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from nlsn_plugin.data.damage import ran_out_of_memory
 
 
 def available_memory(device: str) -> int:
@@ -49,3 +51,15 @@ def left_in(folder: Path, limit_file: str, usage_file: str) -> Iterator[int]:
     if limit != 'max':
         cached = int(stat.get('total_inactive_file', stat.get('inactive_file', 0)))
         yield max(0, int(limit) - usage + cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, and nothing else, was the trouble."""
+    words = str(error)
+    return (
+        ran_out_of_memory(error)
+        or isinstance(error, torch.cuda.OutOfMemoryError)
+        or 'not enough memory' in words
+        or 'DefaultCPUAllocator' in words
+        or 'out of memory' in words
+    )

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin.errors import SaveError
+from nlsn_plugin.files import check_writable, write_whole
 from nlsn_plugin.models.building import PROBE, network_of, scale_of, upscaled
 from nlsn_plugin.models.checkpoint import Stored, Weights, read_stored
 from nlsn_plugin.models.description import OF_THE_RUN, Arguments, Description, describe
 from nlsn_plugin.models.formats import layout_of, refuse_what_does_nothing, write_layout
 from nlsn_plugin.models.recognition import RELEASED
-from nlsn_plugin.models.writing import check_writable, write_whole
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nlsn_plugin import __version__
-from nlsn_plugin.archs.bases import FAILURES, first_line
-from nlsn_plugin.errors import ExportError, MissingToolboxError, UserError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.errors import FAILURES, ExportError, MissingToolboxError, UserError, first_line
+from nlsn_plugin.files import write_whole
+from nlsn_plugin.layers.nlsa import attentions_of
 from nlsn_plugin.models.building import channels_of
 from nlsn_plugin.models.checkpoint import Metadata
-from nlsn_plugin.models.writing import write_whole
 from nlsn_plugin.ops import MAX_BUCKETS
 
 LEAST_OPSET = 18
@@ -229,8 +228,7 @@ def shapes_to_compare(net: nn.Module, size: Size | None) -> list[tuple[int, int,
 
 def chunk_size_of(net: nn.Module) -> int:
     """The largest of a network's attentions; without one, that of the paper."""
-    layers = [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
-    return max((layer.chunk_size for layer in layers), default=144)
+    return max((layer.chunk_size for layer in attentions_of(net)), default=144)
 
 
 def image(net: nn.Module, shape: tuple[int, int, int]) -> Tensor:

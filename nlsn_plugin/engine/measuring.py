@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import nlsn_plugin
 from nlsn_plugin.engine.available_memory import available_memory
-from nlsn_plugin.errors import BackendError
+from nlsn_plugin.errors import BackendError, first_line
 from nlsn_plugin.ops import tf32
 
 Step = Callable[[], Any]
@@ -84,8 +84,7 @@ def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]
         try:
             graphs[name] = recorded(step)
         except RuntimeError as error:
-            first_line = str(error).partition('\n')[0]
-            tqdm.write(f'{name}: cannot be recorded as a CUDA graph: {first_line}', file=sys.stderr)
+            tqdm.write(f'{name}: cannot be recorded as a CUDA graph: {first_line(error)}', file=sys.stderr)
     return interleaved(graphs, 'cuda', budget) if graphs else {}
 
 

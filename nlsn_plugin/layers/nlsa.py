@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nlsn_plugin import checks, ops
 from nlsn_plugin.errors import ArgumentError
@@ -147,7 +147,7 @@ class NonLocalSparseAttention(ResidualAttention):
             return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
         if self.partition == 'lsh':
-            return ops.attend(match, value, self._rotations_for(match.shape[1], rotations), *settings)
+            return ops.attend(match, value, self.rotations_for(match.shape[1], rotations), *settings)
         return ops.attend_in_order(match, value, self._random_order(match), *settings)
 
     def extra_repr(self) -> str:
@@ -158,8 +158,12 @@ class NonLocalSparseAttention(ResidualAttention):
             f'window={self.window}'
         )
 
-    def _rotations_for(self, length: int, given: Tensor | None) -> Tensor:
-        """The rotations to hash `length` pixels with, [C / reduction, r, m/2]: given, from the bank, or drawn."""
+    def rotations_for(self, length: int, given: Tensor | None = None) -> Tensor:
+        """The rotations to hash `length` pixels with, [C / reduction, r, m/2]: given, those of eval mode, or drawn.
+
+        Raises:
+            ArgumentError (a ValueError): given ones of another shape.
+        """
         half = ops.count_buckets(length, self.chunk_size) // 2
         shape = (self.channels // self.reduction, self.n_hashes, half)
         if given is not None:
@@ -224,3 +228,15 @@ class NonLocalSparseAttention(ResidualAttention):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fill_rotation_bank()
         return self
+
+
+def attentions_of(net: nn.Module) -> list[NonLocalSparseAttention]:
+    """The layers of a network that hash, in the order in which it has them."""
+    return [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
+
+
+def set_rounds(net: nn.Module, n_hashes: int | None) -> None:
+    """Set the rounds of all layers of a network that hash; None leaves them."""
+    if n_hashes is not None:
+        for layer in attentions_of(net):
+            layer.n_hashes = n_hashes

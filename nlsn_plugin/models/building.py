@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.archs.bases import FAILURES, base_class, first_line, innermost
+from nlsn_plugin.archs.bases import base_class, innermost
 from nlsn_plugin.archs.places import in_channels
-from nlsn_plugin.errors import ArgumentError, CheckpointError, UserError
+from nlsn_plugin.errors import FAILURES, ArgumentError, CheckpointError, UserError, first_line
 from nlsn_plugin.models.checkpoint import Weights, load_weights
 from nlsn_plugin.models.description import Arguments, Description
 

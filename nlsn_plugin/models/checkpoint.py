@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nlsn_plugin.archs import WithNLSA
-from nlsn_plugin.archs.bases import first_line
-from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.errors import CheckpointError, first_line
 from nlsn_plugin.models.inert import load_inertly
 
 Weights = dict[str, Tensor]

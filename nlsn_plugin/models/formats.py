@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.building import network_of
 from nlsn_plugin.models.checkpoint import EMBEDDED, METADATA_KEY, Metadata, Stored, checked_metadata, read_stored
 from nlsn_plugin.models.description import as_json, assumption, describe
-from nlsn_plugin.models.writing import write_whole
 
 LAYOUTS = {'authors': '.pt', 'basicsr': '.pth', 'safetensors': '.safetensors', 'mmengine': '.pth'}
 """What a file can be, and the ending of its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -33,11 +34,13 @@ def window_of(network: dict[str, Any]) -> int:
         network: its type and arguments.
     """
     network = innermost(network)
+    if network['type'] == 'NLSN':
+        return 1
     if network['type'] == 'RRDBNet':  # takes pixels apart before it enlarges by 4
         return {2: 2, 1: 4}.get(network.get('scale', 4), 1)
     parameter = inspect.signature(base_class(network['type'])).parameters.get('window_size')
     window = network.get('window_size', parameter.default if parameter else 1)
-    return max(window) if isinstance(window, (list, tuple)) else window
+    return math.lcm(*window) if isinstance(window, (list, tuple)) else window
 
 
 def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from nlsn_plugin.errors import first_line
 from nlsn_plugin.ops.kernel_parts import INTERPRETED, SPARE
 from nlsn_plugin.ops.kernels import (
     circle_kernel,
@@ -174,8 +175,7 @@ def failure(device: torch.device) -> str | None:
     except torch.cuda.OutOfMemoryError:
         raise  # says nothing of Triton, and another time may be another
     except Exception as error:  # noqa: BLE001  (its compiler's, the C compiler's, the driver's: any)
-        first_line = str(error).strip().partition('\n')[0]
-        return f'Triton cannot run kernels here ({type(error).__name__}: {first_line})'
+        return f'Triton cannot run kernels here ({type(error).__name__}: {first_line(error)})'
     return None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nlsn_plugin import ops
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.layers.nlsa import NonLocalSparseAttention, attentions_of
 from nlsn_plugin.ops.reference import into_chunks, normalise, with_neighbours
 
 MOST_COLUMNS, MOST_ROUNDS = 8, 24
@@ -50,7 +50,7 @@ def view(layer: NonLocalSparseAttention, x: Tensor, row: int, column: int) -> Vi
         raise UserError(f'{width}x{height} pixels are fewer than a chunk of {layer.chunk_size}: all attend to all')
     with torch.no_grad():
         match = layer.conv_match(x).flatten(2).transpose(1, 2)  # [1, L, c]
-        codes = ops.hash_codes(match, layer._rotations_for(length, None))[0].long()  # [r, L]
+        codes = ops.hash_codes(match, layer.rotations_for(length))[0].long()  # [r, L]
         order = ops.bucket_order(codes[None].to(torch.uint8))
         sparse = sparse_weights(match[0], order, layer.chunk_size, layer.neighbours, pixel)
         dense = (normalise(match[0]) @ match[0, pixel]).softmax(dim=0)
@@ -77,8 +77,7 @@ def features_of(net: nn.Module, x: Tensor, number: int | None) -> tuple[NonLocal
     Raises:
         UserError: the network has no such attention.
     """
-    layers = [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
-    layers = [layer for layer in layers if layer.partition == 'lsh' and layer.window is None]
+    layers = [layer for layer in attentions_of(net) if layer.partition == 'lsh' and layer.window is None]
     if not layers:
         raise UserError('the network has no attention that hashes the whole image')
     if number is not None and number not in range(len(layers)):

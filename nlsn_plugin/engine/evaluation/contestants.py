@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import completed, innermost
+from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.options.classes import Misfits, misfits_of_class
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.options.misfits import misfits_of_network
 from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
 from nlsn_plugin.engine.options.words import pairs
-from nlsn_plugin.errors import ArgumentError, UserError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
+from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.metrics.protocols import in_colour
 from nlsn_plugin.models.building import ADVICE
 from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
@@ -72,7 +73,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
         UserError: a word is missing or too many, no such network, arguments that it does not take.
     """
     shown = f'--net {" ".join(words)}'
-    plain = [word for word in words if not re.match(r'\w+=', word)]
+    plain = [word for word in words if Path(word).is_file() or not re.match(r'\w+=', word)]
     if len(plain) != 2:
         raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
     kind, weights = plain
@@ -194,16 +195,6 @@ class Contestant:
         return np.ascontiguousarray(tensor2img(y))
 
 
-def attentions_of(net: nn.Module) -> list[NonLocalSparseAttention]:
-    return [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
-
-
-def set_rounds(net: nn.Module, n_hashes: int | None) -> None:
-    if n_hashes is not None:
-        for attention in attentions_of(net):
-            attention.n_hashes = n_hashes
-
-
 def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> Tensor:
     """Enlarge [1, 3, h, w].
 
@@ -225,10 +216,9 @@ def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> 
         whole = in_whole_windows(fitting, window_of({'type': recipe.type, **recipe.arguments}), recipe.scale)
         with torch.no_grad():
             return enlarged(whole, x, recipe.scale, **asdict(inference))
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f'{recipe.label} has too little memory for {list(x.shape)}: try --tile 256') from error
     except UserError:
         raise
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'{recipe.label} fails on an input of shape {list(x.shape)}: {reason}') from error
+    except (*FAILURES, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(f'{recipe.label} has too little memory for {list(x.shape)}: try --tile 256') from error
+        raise UserError(f'{recipe.label} fails on an input of shape {list(x.shape)}: {first_line(error)}') from error

@@ -17,12 +17,11 @@ from nlsn_plugin.engine.evaluation.contestants import (
     Contestant,
     Inference,
     Recipe,
-    attentions_of,
     build,
-    set_rounds,
     upscale,
 )
 from nlsn_plugin.engine.measuring import Step, interleaved, peak_memory
+from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 BUDGET = 5.0

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.data.benchmark_sets import BenchmarkSet, open_set
 from nlsn_plugin.data.parallel import processes
 from nlsn_plugin.data.prepare import prepare_training_data
@@ -25,8 +24,8 @@ from nlsn_plugin.engine.measuring import describe_machine
 from nlsn_plugin.engine.names import readable
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.training.interruption import run_interruptibly
-from nlsn_plugin.errors import InterruptedRunError, UserError
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.errors import InterruptedRunError, UserError, first_line
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
 Options = dict[str, Any]

@@ -14,10 +14,10 @@ from basicsr.metrics.metric_util import to_y_channel
 from nlsn_plugin.data.benchmark_sets import BICUBIC
 from nlsn_plugin.data.images import crop_to_multiple, read_image
 from nlsn_plugin.data.workshop import named
+from nlsn_plugin.engine.details import DETAIL, densest
 from nlsn_plugin.engine.evaluation.records import Record, plain, write_image
 from nlsn_plugin.engine.evaluation.reports import Results, Table
 from nlsn_plugin.engine.pages import render
-from nlsn_plugin.engine.training.comparison import DETAIL, largest_detail
 
 BRIGHTEST = 48
 """The error in levels of Y from which on a map is brightest."""
@@ -76,7 +76,7 @@ def where_they_differ(images: Sequence[Record], folder: Path) -> tuple[int, int,
     amount = np.stack([to_y_channel(image)[..., 0] for image in compared]).astype(np.float64).var(axis=0)
     inner = np.zeros_like(amount)  # along the edges networks differ without meaning
     inner[EDGE:-EDGE, EDGE:-EDGE] = amount[EDGE:-EDGE, EDGE:-EDGE]
-    return largest_detail(inner)
+    return densest(inner, DETAIL, DETAIL)
 
 
 def draw(images: Sequence[Record], top: int, left: int, folder: Path, number: int) -> Mapping[str, Any]:

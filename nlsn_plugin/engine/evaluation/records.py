@@ -12,7 +12,7 @@ import numpy as np
 
 from nlsn_plugin.data.images import encode
 from nlsn_plugin.data.workshop import named, whole_lines
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.files import write_whole
 
 Record = dict[str, Any]
 

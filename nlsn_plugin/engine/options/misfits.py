@@ -16,7 +16,6 @@ from pydantic import BaseModel as Section
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs import bases
-from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.options.classes import (
     Misfits,
     Options,
@@ -35,7 +34,7 @@ from nlsn_plugin.engine.options.schema import (
     Validation,
     kind_of_dataset,
 )
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import FAILURES, UserError, first_line
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:

@@ -11,7 +11,6 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.options.classes import (
     Misfits,
     Options,
@@ -20,6 +19,7 @@ from nlsn_plugin.engine.options.classes import (
     without_type,
 )
 from nlsn_plugin.engine.options.documents import Keys
+from nlsn_plugin.errors import FAILURES, first_line
 
 
 def misfits_of_schedule(train: Options) -> Misfits:

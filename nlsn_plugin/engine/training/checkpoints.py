@@ -16,8 +16,8 @@ from torch import nn
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.checkpoint import load_safely, read_weights
-from nlsn_plugin.models.writing import write_whole
 
 Options = dict[str, Any]
 

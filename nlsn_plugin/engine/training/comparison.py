@@ -8,17 +8,16 @@ import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
-from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
+from tabulate import tabulate
 
 from nlsn_plugin.data.images import enlarge
+from nlsn_plugin.data.paired import build_dataset
+from nlsn_plugin.engine.details import DETAIL, densest
 from nlsn_plugin.engine.options.reading import Options
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 from nlsn_plugin.models.inference import in_whole_windows, window_of
-
-DETAIL = 56
-"""Edge of the magnified detail, in pixels of the ground truth."""
 
 
 def compare_with_bicubic(opt: Options) -> Path:
@@ -60,16 +59,19 @@ def table(title: str, figures: dict[str, dict[str, float]]) -> str:
     """The figures as text, one row a method, and the gain of the last over the first."""
     metrics = list(next(iter(figures.values())))
     first, last = next(iter(figures)), next(reversed(figures))
-    rows = {**figures, f'{last} - {first}': {m: figures[last][m] - figures[first][m] for m in metrics}}
-    width = max(map(len, [title, *rows]))
-    lines = ['', f'{title:<{width}}' + ''.join(f'{metric.upper():>10}' for metric in metrics)]
-    for label, row in rows.items():
-        sign = '+' if ' - ' in label else ''
-        cells = (
-            f'{value:{sign}.2f}' if metric.startswith('psnr') else f'{value:{sign}.4f}' for metric, value in row.items()
-        )
-        lines.append(f'{label:<{width}}' + ''.join(f'{cell:>10}' for cell in cells))
-    return '\n'.join(lines)
+    gain = {metric: figures[last][metric] - figures[first][metric] for metric in metrics}
+    rows = [(label, row, '') for label, row in figures.items()] + [(f'{last} - {first}', gain, '+')]
+    cells = [
+        [label, *(f'{value:{sign}.{decimals(metric)}f}' for metric, value in row.items())] for label, row, sign in rows
+    ]
+    headers = [title, *(metric.upper() for metric in metrics)]
+    alignment = ['left', *('right' for _ in metrics)]
+    return '\n' + tabulate(cells, headers, tablefmt='plain', disable_numparse=True, colalign=alignment)
+
+
+def decimals(metric: str) -> int:
+    """As many as papers give of a metric."""
+    return 2 if metric.startswith('psnr') else 4
 
 
 def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], path: Path) -> None:
@@ -87,7 +89,10 @@ def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], pa
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         whole.imshow(rgb)
         whole.add_patch(Rectangle((left, top), DETAIL, DETAIL, fill=False, edgecolor='red', linewidth=1.5))
-        numbers = [f'{v:.2f} dB' if m.startswith('psnr') else f'{v:.4f}' for m, v in figures.get(label, {}).items()]
+        numbers = [
+            f'{value:.{decimals(metric)}f}' + ' dB' * metric.startswith('psnr')
+            for metric, value in figures.get(label, {}).items()
+        ]
         whole.set_title(label + ('\n' + ' / '.join(numbers) if numbers else '\n'), fontsize=11)
         detail.imshow(rgb[top : top + DETAIL, left : left + DETAIL], interpolation='nearest')
         whole.axis('off')
@@ -101,13 +106,4 @@ def most_improved(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> t
     def error(image: np.ndarray) -> np.ndarray:
         return ((image.astype(np.float64) - truth) ** 2).sum(axis=2)
 
-    top, left, _ = largest_detail(error(first) - error(second))
-    return top, left
-
-
-def largest_detail(amount: np.ndarray) -> tuple[int, int, float]:
-    """Top-left corner of the DETAIL square that holds most of an amount for each pixel, [H, W], and how much it is."""
-    found = cv2.boxFilter(amount, -1, (DETAIL, DETAIL), anchor=(0, 0), normalize=False)
-    found = found[: max(1, found.shape[0] - DETAIL + 1), : max(1, found.shape[1] - DETAIL + 1)]
-    top, left = np.unravel_index(found.argmax(), found.shape)
-    return int(top), int(left), float(found[top, left])
+    return densest(error(first) - error(second), DETAIL, DETAIL)[:2]

@@ -14,7 +14,7 @@ from basicsr.utils import get_time_str
 
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.writing import check_folder
+from nlsn_plugin.files import check_folder
 
 Options = dict[str, Any]
 

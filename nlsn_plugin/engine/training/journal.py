@@ -13,7 +13,7 @@ import torch
 from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
 
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.files import write_whole
 
 Options = dict[str, Any]
 

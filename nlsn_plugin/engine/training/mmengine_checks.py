@@ -26,9 +26,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.training.mmengine_config import fault
-from nlsn_plugin.errors import ArgumentError, OptionError
+from nlsn_plugin.errors import FAILURES, ArgumentError, OptionError, first_line
 
 NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 PHASES = (

@@ -14,9 +14,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import FAILURES, first_line
 from nlsn_plugin.engine.options.documents import shipped_options
-from nlsn_plugin.errors import OptionError, UserError
+from nlsn_plugin.errors import FAILURES, OptionError, UserError, first_line
 from nlsn_plugin.models.checkpoint import nearest_file
 
 FAULTS = (*FAILURES, SyntaxError, yaml.YAMLError)

@@ -20,9 +20,8 @@ from mmengine.runner import CheckpointLoader, autocast
 from torch import nn
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.engine.training import randomness
-from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.errors import CheckpointError, first_line
 from nlsn_plugin.models.checkpoint import (
     DAMAGES,
     FITTING,

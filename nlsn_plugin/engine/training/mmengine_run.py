@@ -13,11 +13,10 @@ from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader, Runner
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import first_line
 from nlsn_plugin.engine.distributed import STARTED_BY, refuse_unstarted
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config
 from nlsn_plugin.engine.training.mmengine_parts import WholeStateHook, load_from_local
-from nlsn_plugin.errors import ArgumentError, DataError, OptionError, UserError
+from nlsn_plugin.errors import ArgumentError, DataError, OptionError, UserError, first_line
 from nlsn_plugin.models.checkpoint import check_readable
 
 

@@ -21,7 +21,7 @@ from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.engine.training.resumption import ignored_networks
 from nlsn_plugin.engine.training.validation import validate
-from nlsn_plugin.models.writing import check_folder
+from nlsn_plugin.files import check_folder
 
 
 def train(args: argparse.Namespace) -> None:

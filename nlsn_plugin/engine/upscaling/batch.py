@@ -22,7 +22,7 @@ from nlsn_plugin.engine.upscaling.planning import Job, Output, Record, Targets, 
 from nlsn_plugin.engine.upscaling.side_by_side import side_by_side
 from nlsn_plugin.engine.upscaling.upscaler import Upscaler
 from nlsn_plugin.errors import DataError, SaveError, UserError
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.files import write_whole
 
 Report = Callable[[Record], None]
 

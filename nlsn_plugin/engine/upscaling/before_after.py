@@ -21,7 +21,7 @@ from nlsn_plugin.engine.pages import render
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, is_picture, real
 from nlsn_plugin.errors import DataError, UserError
-from nlsn_plugin.models.writing import write_whole
+from nlsn_plugin.files import write_whole
 
 SHOWN = {'PNG': 'image/png', 'JPEG': 'image/jpeg', 'WEBP': 'image/webp'}
 """What browsers show, by Pillow's names."""

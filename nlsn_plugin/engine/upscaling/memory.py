@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nlsn_plugin.archs import NLSN
-from nlsn_plugin.data.damage import ran_out_of_memory
+from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.errors import UserError
 
 AT_LEAST = 120_000_000
@@ -60,18 +60,6 @@ def tile_that_fits(net: nn.Module, height: int, width: int, dtype: torch.dtype, 
     while edge > SMALLEST_TILE and needed(net, edge, edge, dtype) > room:
         edge -= TILE_UNIT
     return edge
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, and nothing else, was the trouble."""
-    words = str(error)
-    return (
-        ran_out_of_memory(error)
-        or isinstance(error, torch.cuda.OutOfMemoryError)
-        or 'not enough memory' in words
-        or 'DefaultCPUAllocator' in words
-        or 'out of memory' in words
-    )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from nlsn_plugin.data.encoding import QUALITY, check_size
 from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES, Header
 from nlsn_plugin.engine.upscaling.finding import COMPARISON, STANDARD, Found, real
 from nlsn_plugin.errors import DataError, SaveError, UserError
-from nlsn_plugin.models.writing import try_to_write
+from nlsn_plugin.files import try_to_write
 
 Record = dict[str, Any]
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from nlsn_plugin.data.encoding import by_pillow, on_white, shallow
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.data.pixels import larger_by_bicubic
+from nlsn_plugin.engine.details import densest
 
 LARGEST = 800
 """Pixels along an edge of what is shown of each."""
@@ -40,10 +41,4 @@ def in_colour(picture: Picture) -> np.ndarray:
 
 def where_they_differ(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
     """Top and left of the part of LARGEST pixels in which two pictures differ most."""
-    height, width = one.shape[:2]
-    difference = cv2.absdiff(one, other).sum(axis=2, dtype=np.float32)
-    window = min(LARGEST, height), min(LARGEST, width)
-    sums = cv2.boxFilter(difference, -1, window[::-1], anchor=(0, 0), normalize=False)
-    inner = sums[: height - window[0] + 1, : width - window[1] + 1]
-    top, left = np.unravel_index(inner.argmax(), inner.shape)
-    return int(top), int(left)
+    return densest(cv2.absdiff(one, other).sum(axis=2, dtype=np.float32), LARGEST, LARGEST)[:2]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from nlsn_plugin import checks
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
-from nlsn_plugin.engine.available_memory import available_memory
+from nlsn_plugin.engine.available_memory import available_memory, is_out_of_memory
 from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.devices import device_of
-from nlsn_plugin.errors import ArgumentError, UserError
-from nlsn_plugin.layers import NonLocalSparseAttention
+from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
+from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.models.building import channels_of, network_of
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.description import Description, assumption, describe
@@ -106,17 +106,12 @@ class Upscaler:
         self.scale = int(net.upscale)  # type: ignore[arg-type]
         if settings.scale not in (None, self.scale):
             raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')
-        attentions = [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
-        if settings.n_hashes is not None:
-            if not attentions:
-                raise ArgumentError(f'n_hashes={settings.n_hashes}: {weights} hashes nothing: leave it out')
-            for attention in attentions:
-                attention.n_hashes = settings.n_hashes
+        if settings.n_hashes is not None and not attentions_of(net):
+            raise ArgumentError(f'n_hashes={settings.n_hashes}: {weights} hashes nothing: leave it out')
+        set_rounds(net, settings.n_hashes)
         self.channels = channels_of(net)
         self.net = net.to(self.device)
-        self.window = 1
-        if description.type != 'NLSN':
-            self.window = window_of({'type': description.type, **description.arguments})
+        self.window = window_of({'type': description.type, **description.arguments})
 
     def enlarge(self, picture: Picture, named: str, advance: Advance = lambda share: None) -> Result:
         """Enlarge a picture; `advance` is told of each share of the work, 1 in all.
@@ -134,7 +129,7 @@ class Upscaler:
             try:
                 y = self.run(self.as_input(colour), tile, advance)
                 break
-            except (RuntimeError, ValueError, AssertionError, IndexError, MemoryError) as error:
+            except (*FAILURES, MemoryError) as error:
                 tile = self.smaller_tile(tile, height, width, named, error, notes)
         if tile is not None and self.overlap(tile) < self.settings.overlap:
             notes.append(f'these share {self.overlap(tile)} pixels, not {self.settings.overlap}: half of them at most')
@@ -181,9 +176,8 @@ class Upscaler:
             UserError: something else went wrong, or tiles cannot be made smaller.
         """
         subject = f'{named} of {width}x{height} pixels'
-        if not memory.is_out_of_memory(error):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f'{subject}: the network fails on it: {reason}') from error
+        if not is_out_of_memory(error):
+            raise UserError(f'{subject}: the network fails on it: {first_line(error)}') from error
         edge = tile or max(height, width)
         smaller = max(memory.SMALLEST_TILE, edge // 2)
         if self.settings.tile != 'auto':

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import yaml
+from conftest import TRAIN, experiment, make_short, run, write_options
 
 from nlsn_plugin.engine.training.comparison import DETAIL, most_improved, table
 
@@ -21,8 +25,17 @@ def test_the_table_ends_with_the_gain() -> None:
     text = table('chelsea, x2', {'bicubic': {'psnr': 35.26, 'ssim': 0.916}, 'NLSN': {'psnr': 36.5, 'ssim': 0.938}})
     assert text.split('\n') == [
         '',
-        'chelsea, x2         PSNR      SSIM',
-        'bicubic            35.26    0.9160',
-        'NLSN               36.50    0.9380',
-        'NLSN - bicubic     +1.24   +0.0220',
+        'chelsea, x2       PSNR     SSIM',
+        'bicubic          35.26   0.9160',
+        'NLSN             36.50   0.9380',
+        'NLSN - bicubic   +1.24  +0.0220',
     ]
+
+
+def test_the_validation_images_may_lie_in_an_lmdb(place: Path, short: Path) -> None:
+    of_training = write_options(place / 'read.yml', 'train_NLSN_x2', make_short)
+    roots = yaml.safe_load(of_training.read_text())['datasets']['train']
+    words = [f'datasets:val:{key}={roots[key]}' for key in ('dataroot_gt', 'dataroot_lq')]
+    words += ['datasets:val:io_backend:type=lmdb', 'compare_with_bicubic=true', 'train:total_iter=1']
+    done = run(TRAIN, '-opt', short, '--force_yml', *words, cwd=place)
+    assert done.stdout.splitlines()[-1].startswith(f'Side by side: {experiment(place)}/comparison_')

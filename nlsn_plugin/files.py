@@ -12,8 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nlsn_plugin.archs.bases import first_line
-from nlsn_plugin.errors import ArgumentError, SaveError, UserError
+from nlsn_plugin.errors import ArgumentError, SaveError, UserError, first_line
 
 
 def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = True) -> None:

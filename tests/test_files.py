@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nlsn_plugin.errors import SaveError
-from nlsn_plugin.models.writing import check_folder, check_writable, write_whole
+from nlsn_plugin.files import check_folder, check_writable, write_whole
 
 NOT_FOR_FILES = Path('/proc')
 """Nobody can make a file in it, not even root."""
