@@ -127,6 +127,8 @@ def test_layers_and_networks_need_neither_toolbox() -> None:
 from nlsn_plugin import NLSN
 import torch
 print(NLSN(num_feat=8, num_block=1)(torch.rand(1, 3, 4, 4)).shape)
+from nlsn_plugin.models.inference import window_of  # as spandrel's loader does
+assert window_of({'type': 'NLSN'}) == 1
 """
     )
     result = python(code)

@@ -119,10 +119,14 @@ def benchmark_training(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine.benchmarks import training
     from nlsn_plugin.engine.training.run import read
 
+    check_shared(args)
     opt, _ = read(args, is_train=True)
     if not opt['train']['ema_decay']:
         raise UserError('there is no moving average to measure: add --force_yml train:ema_decay=0.999')
-    check_shared(args)
+    if not opt['datasets']['train']['num_worker_per_gpu']:
+        raise UserError(
+            "BasicSR's own loader takes no num_worker_per_gpu 0: add --force_yml datasets:train:num_worker_per_gpu=1"
+        )
     results = training.run(opt, args.budget)
     show(results, ('what', 'form', 'milliseconds', 'spread', 'speedup', 'runs'))
     conclude(args, results)

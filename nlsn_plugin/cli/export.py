@@ -72,4 +72,4 @@ def export(args: argparse.Namespace) -> None:
     say('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
     size = (height, width) if args.size else None
     opset = LEAST_OPSET if args.opset is None else args.opset
-    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset, say=say)
+    export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset, replaces=args.force, say=say)

@@ -42,7 +42,11 @@ def gallery(args: argparse.Namespace) -> None:
     check_writable(page, whole=True)
     if page.exists() and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
-    count = before_after.write(pairs, page, lambda line: print(one_line(f'nlsn: {line}'), file=sys.stderr))
+
+    def report(line: str) -> None:
+        print(one_line(f'nlsn: {line}'), file=sys.stderr)
+
+    count = before_after.write(pairs, page, report, replaces=args.force)
     if count:
         size = f'{page.stat().st_size / 1e6:.1f} MB'
         print(one_line(f'{count} {"pair" if count == 1 else "pairs"}: {page} ({size})'))

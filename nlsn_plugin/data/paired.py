@@ -114,6 +114,8 @@ class SafePairedImageDataset(PairedImageDataset):
 
 OPEN: dict[str, lmdb.Environment] = {}
 """The LMDBs that this process has open, which it may open but once."""
+LOOKED_AT: dict[str, tuple[int, ...]] = {}
+"""What tells the files of those that `check_lmdb` found whole from others of their names."""
 READING = threading.Lock()
 """Held while OPEN is used."""
 
@@ -165,14 +167,18 @@ def check_lmdb(path: Path) -> None:
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise DataError(f'{path} is no LMDB of images: there is no {path / name}')
+    place, file = os.path.realpath(path), (path / 'data.mdb').stat()
+    identity = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
     try:
         with READING:
-            if os.path.realpath(path) in OPEN:  # and was looked at before
+            if LOOKED_AT.get(place) == identity:
                 return
+            if place in OPEN:  # another file, in whose place this one was made
+                OPEN.pop(place).close()
             with lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False) as environment:
                 expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     except lmdb.Error as error:
         raise DataError(f'{path / "data.mdb"} is damaged: {error}') from error
-    size = (path / 'data.mdb').stat().st_size
-    if size < expected:
-        raise DataError(f'{path / "data.mdb"} was cut short: {size} bytes, {expected} are expected')
+    if file.st_size < expected:
+        raise DataError(f'{path / "data.mdb"} was cut short: {file.st_size} bytes, {expected} are expected')
+    LOOKED_AT[place] = identity

@@ -41,4 +41,9 @@ def prepare_sample_data(output: Path, scale: int) -> None:
                     shutil.copyfileobj(photograph, copy)
         prepare_training_data(photographs, made, 'sample_train', [scale], crop_size=120, step=60)
         prepare_test_data(held_out, made / 'sample_test', [scale])
-        made.rename(output)
+        with named(output):
+            try:
+                made.rename(output)
+            except OSError:
+                if not (output / 'sample_test').is_dir():  # else another run has made it meanwhile
+                    raise

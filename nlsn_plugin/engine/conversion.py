@@ -73,7 +73,7 @@ def convert(
         write_layout(path, weights, metadata, layout, wish.embed, wish.prefix)
         proved.append(prove(path, target, layout, weights, description, net, wish.half))
 
-    write_whole(target, save)
+    write_whole(target, save, replaces=wish.force)
     found = f'{description.type} x{scale_of(net)}, {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters'
     return [
         f'{source}: {stored.layout}, {found}',

@@ -54,17 +54,19 @@ def export(
     onnx: bool,
     size: Size | None = None,
     opset: int = LEAST_OPSET,
+    replaces: bool = True,
     say: Callable[[str], object] = print,
 ) -> None:
     """Write a network as a graph, once it is shown that the graph computes what the network computes.
 
     Args:
         net: in eval mode, on the CPU; `net.upscale` is its scale.
-        path: the file; an older one is replaced.
+        path: the file.
         metadata: {'type': ..., 'arguments': {...}}, kept in the file.
         onnx: an ONNX file; otherwise a program of torch.export.
         size: height and width of the one image that the graph takes; None for any number of any size.
         opset: of the ONNX file.
+        replaces: whether a file that is there by then is replaced.
         say: takes the lines that tell what was done.
 
     Raises:
@@ -87,7 +89,7 @@ def export(
         if run := loaded(file, onnx, say):
             compare(net, run, shapes_to_compare(net, size), say)
 
-    write_whole(path, save)
+    write_whole(path, save, replaces)
     kind = f'ONNX, opset {opset}' if onnx else f'torch.export of PyTorch {torch.__version__}'
     taken = 'any batch, height and width' if size is None else f'1 image of {size[0]}x{size[1]}'
     say(f'written: {path}, {kind}, {path.stat().st_size / 1e6:.1f} MB, for {taken}')

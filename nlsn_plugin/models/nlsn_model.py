@@ -15,6 +15,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nlsn_plugin import checks
 from nlsn_plugin.errors import NonFiniteLossError
 from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
@@ -44,7 +45,7 @@ class NLSNModel(SRModel):
 
     def __init__(self, opt: Options) -> None:
         train = opt.get('train') or {}
-        self.amp_dtype = AMP[train.get('amp', 'off')]
+        self.amp_dtype = AMP[checks.one_of('amp', train.get('amp') or 'off', tuple(AMP))]  # YAML reads off as false
         self.channels_last = train.get('channels_last', False)
         self.window = window_of(opt['network_g'])
         super().__init__(opt)
@@ -259,12 +260,8 @@ class NLSNModel(SRModel):
         return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + skipped}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        fused = [[group.get('fused') for group in optimizer.param_groups] for optimizer in self.optimizers]
-        super().resume_training(resume_state)
-        for optimizer, chosen in zip(self.optimizers, fused):  # for this device, which the state may know nothing of
-            for group, kernels in zip(optimizer.param_groups, chosen):
-                if 'fused' in group:
-                    group['fused'] = kernels
+        loaded = [for_this_device(*both) for both in zip(resume_state['optimizers'], self.optimizers)]
+        super().resume_training({**resume_state, 'optimizers': loaded})
         if 'model' in resume_state:  # BasicSR's own states have none
             if resume_state['model']['scaler']:  # empty, if the precision was another
                 self.scaler.load_state_dict(resume_state['model']['scaler'])
@@ -297,3 +294,12 @@ class NLSNModel(SRModel):
         if metadata is not None and metadata['type'] == kind:
             for name, (value, other) in differing(complete(kind, network), metadata).items():
                 get_root_logger().warning(f'{path} is of a network with {name}={other!r}; network_g has {value!r}')
+
+
+def for_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state, with the choice of kernels that was made here, of which it may know nothing.
+
+    On loading, PyTorch puts numbers of steps where those kernels want them, on the parameters' device or the CPU.
+    """
+    chosen = [{'fused': group['fused']} if 'fused' in group else {} for group in optimizer.param_groups]
+    return {**state, 'param_groups': [{**group, **own} for group, own in zip(state['param_groups'], chosen)]}

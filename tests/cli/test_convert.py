@@ -207,6 +207,25 @@ def test_killed_before_the_proof_ends_it_leaves_what_was_there(tmp_path: Path, m
     assert read_stored(target).layout == 'basicsr'
 
 
+def test_what_appears_meanwhile_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / 'a.safetensors'
+    prove = conversion.prove
+
+    def late(*arguments: Any) -> str:
+        target.write_text('of another')
+        return prove(*arguments)
+
+    monkeypatch.setattr(conversion, 'prove', late)
+    line = error_of(['convert', str(OFFICIAL_X2), str(target)], capsys)
+    assert line == f'nlsn: {target} is there by now, and was left as it is'
+    assert target.read_text() == 'of another'
+    assert list(tmp_path.iterdir()) == [target]
+    convert(OFFICIAL_X2, target, '--force')
+    assert load_network(target).upscale == 2
+
+
 def test_what_is_there_is_replaced_by_force_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / 'a.pth'
     target.write_text('mine')

@@ -193,6 +193,19 @@ def test_folders_that_hold_no_pairs_are_named(folders: Path) -> None:
         build_dataset(measuring(folders))
 
 
+def test_an_lmdb_that_was_made_anew_is_read_anew(stores: Path) -> None:
+    key = first_key(stores / HR)
+    for gray in (10, 200):
+        image = cv2.imencode('.png', np.full((32, 32, 3), gray, np.uint8))[1].tobytes()
+        copy = stores / 'new'
+        shutil.copytree(stores / HR, copy)
+        change(copy, key.encode(), image)
+        shutil.rmtree(stores / HR)
+        copy.rename(stores / HR)
+        dataset = build_dataset({**training(stores), 'phase': 'val', 'gt_size': 32})
+        assert dataset.read(str(stores / HR), key)[0, 0, 0] * 255 == pytest.approx(gray)
+
+
 def test_a_patch_larger_than_an_image_is_named(stores: Path) -> None:
     with pytest.raises(DataError, match=r'at least gt_size, 200x200, is expected'):
         build_dataset({**training(stores), 'gt_size': 200})[0]

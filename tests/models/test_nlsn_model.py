@@ -12,6 +12,7 @@ from conftest import GOLDEN, golden, relative_error
 from nlsn_plugin import NLSNModel
 from nlsn_plugin.errors import CheckpointError, NonFiniteLossError
 from nlsn_plugin.models.formats import save_network
+from nlsn_plugin.models.nlsn_model import for_this_device
 
 OFFICIAL_X2 = GOLDEN / 'nlsn_x2_small_official_state_dict.pt'
 
@@ -214,6 +215,25 @@ def test_what_the_guard_counted_and_the_scaler_found_comes_back() -> None:
     other.resume_training(state)
     assert other.nonfinite == 7
     assert other.scaler.get_scale() == model.scaler.get_scale() == 512.0
+
+
+def test_a_state_of_an_optimiser_with_other_kernels_moves_its_steps_to_where_these_want_them() -> None:
+    """On the meta device, for there only is a place other than the CPU on every machine."""
+    model = step(training({}, {'type': 'Adam', 'lr': 1e-3, 'fused': False}))
+    parameter = torch.nn.Parameter(torch.empty(2, device='meta'))
+    fused = torch.optim.Adam([parameter])
+    fused.param_groups[0]['fused'] = True
+    state = model.optimizer_g.state_dict()
+    alone = {'state': {0: state['state'][0]}, 'param_groups': [{**state['param_groups'][0], 'params': [0]}]}
+    assert alone['param_groups'][0]['fused'] is False
+    fused.load_state_dict(for_this_device(alone, fused))
+    assert fused.state[parameter]['step'].device == parameter.device
+    assert fused.param_groups[0]['fused'] is True
+
+
+@pytest.mark.parametrize(('written', 'dtype'), [(False, None), ('off', None), ('bf16', torch.bfloat16)])
+def test_precision_may_be_written_as_yaml_reads_it(written: object, dtype: torch.dtype | None) -> None:
+    assert training({'amp': written}).amp_dtype == dtype
 
 
 def test_the_average_follows_weights_and_copies_buffers() -> None:

@@ -108,12 +108,17 @@ def misfits_of_scheduler(keys: Keys, train: Options) -> Misfits:
     try:
         optimiser = optimiser_of_a_number(train['optim_g'])
         scheduler = cls(optimiser, **arguments)
-        for _ in range(3):
+        for _ in range(min(3, train['total_iter'] - 1)):
             optimiser.step()
             scheduler.step()
     except FAILURES as error:
         yield keys, f'{name}: {first_line(error)}'
         return
+    warmup = train.get('warmup_iter', -1)
+    for key in PLACES:
+        places = arguments.get(key)
+        if any(0 < place < warmup for place in (places if isinstance(places, (list, tuple)) else ())):
+            yield (*keys, key), f'{places} have one before warmup_iter {warmup}, until when the rate is another'
     periods, steps, total = arguments.get('periods'), arguments.get('total_steps'), train['total_iter']
     if periods is not None and sum(periods) < total:
         yield keys, f'periods {periods} end before total_iter {total}'

@@ -146,6 +146,7 @@ class ReadAhead:
 
     def __init__(self, batches: Generator[dict[str, Any], None, None]) -> None:
         self.batches = batches
+        self.others = set(multiprocessing.active_children())
         self.read: deque[dict[str, Any]] = deque()
         self.error: UserError | None = None
         """Of the batch after those that were read."""
@@ -161,11 +162,11 @@ class ReadAhead:
         return self.read.popleft()
 
     def close(self) -> None:
-        """End what `endless` began, its loader's workers too.
+        """End what `endless` began since this was made, its loader's workers too.
 
         They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that
         failed could wait for them for ever.
         """
         self.batches.close()
-        for worker in multiprocessing.active_children():
+        for worker in set(multiprocessing.active_children()) - self.others:
             worker.kill()

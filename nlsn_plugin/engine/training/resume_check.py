@@ -98,6 +98,9 @@ def result(folder: Path) -> dict[str, Any]:
 
 def compare(found: Any, expected: Any, where: str = '') -> None:
     """Refuse any difference, however small."""
+    differ = UserError(f'the run that was killed ends otherwise than the one that was not:{where} differs')
+    if type(found) is not type(expected):
+        raise differ
     if isinstance(expected, dict) and found.keys() == expected.keys():
         for key, value in expected.items():
             compare(found[key], value, f'{where} {key}')
@@ -105,4 +108,4 @@ def compare(found: Any, expected: Any, where: str = '') -> None:
         for number, value in enumerate(expected):
             compare(found[number], value, f'{where} {number}')
     elif not (found.equal(expected) if isinstance(expected, torch.Tensor) else found == expected):
-        raise UserError(f'the run that was killed ends otherwise than the one that was not:{where} differs')
+        raise differ

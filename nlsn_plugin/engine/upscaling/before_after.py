@@ -129,13 +129,14 @@ def pairs_of_benchmark(folder: Path) -> Iterator[Pair]:
         raise DataError(f'{path} is not what nlsn benchmark writes: {error!r}') from error
 
 
-def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object]) -> int:
+def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object], replaces: bool) -> int:
     """Write the page, unless no pair can be shown.
 
     Args:
         pairs: of `find_pairs`.
         path: of the page.
         report: is told what is wrong with a pair that is left out.
+        replaces: whether a file that is there by then is replaced.
 
     Returns:
         How many pairs it shows.
@@ -152,7 +153,7 @@ def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object]) ->
             report(str(error))
     if contents:
         page = render('before_after.html', pairs=contents)
-        write_whole(path, lambda temporary: temporary.write_text(page, encoding='utf-8'))
+        write_whole(path, lambda temporary: temporary.write_text(page, encoding='utf-8'), replaces)
     return len(contents)
 
 

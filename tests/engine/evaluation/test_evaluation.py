@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -426,6 +427,29 @@ class TestMistakes:
                 find_sets(words, tmp_path)
         with pytest.raises(UserError, match='has none of Set5, Set14'):
             find_sets(None, two)
+
+    def test_names_may_have_an_equals_sign(self, weights: Path, two: Path, tmp_path: Path) -> None:
+        folder = tmp_path / 'lr=1e-4'
+        folder.mkdir()
+        assert find_sets([str(folder), f'mine={folder}'], None) == {'lr=1e-4': folder, 'mine': folder}
+        assert find_sets(['lr=1e-4', str(two)], tmp_path) == {'lr=1e-4': folder, two.name: two}
+        shutil.copy(weights, folder)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(tmp_path)
+            assert contestant(Path('lr=1e-4', weights.name)).recipe.weights == 'lr=1e-4/small.pth'
+
+    @pytest.mark.parametrize(
+        'error',
+        [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.cuda.OutOfMemoryError('no')],
+    )
+    def test_a_lack_of_memory_is_told_with_what_helps(self, error: Exception, weights: Path) -> None:
+        def fail(module: object, inputs: object) -> None:
+            raise error
+
+        found = contestant(weights)
+        found.net.register_forward_pre_hook(fail)
+        with pytest.raises(UserError, match=r'^NLSN has too little memory for \[1, 3, 24, 24\]: try --tile 256$'):
+            found.enlarge(np.zeros((24, 24, 3), np.uint8), Inference())
 
     def test_a_corrupt_image_is_named_before_anything_is_measured(self, two: Path, tmp_path: Path) -> None:
         folder = tmp_path / 'set'

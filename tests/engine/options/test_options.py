@@ -112,9 +112,14 @@ IN_AND_OUT = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64}
             {'type': 'MSRResNet', **IN_AND_OUT, 'num_block': 16, 'upscale': 4},
             scheduler={'type': 'CosineAnnealingRestartLR', 'periods': [250000] * 4, 'restart_weights': [1] * 4},
         ),
+        published(
+            {'type': 'MSRResNet', **IN_AND_OUT, 'num_block': 16, 'upscale': 4},
+            scheduler={'type': 'CosineAnnealingRestartLR', 'periods': [2], 'restart_weights': [1]},
+            total_iter=2,
+        ),
         published({'type': 'SwinIR', 'upscale': 2, 'in_chans': 3, 'img_size': 48, 'window_size': 8}, 'SwinIRModel'),
     ],
-    ids=['EDSR', 'RCAN', 'MSRResNet', 'SwinIR'],
+    ids=['EDSR', 'RCAN', 'MSRResNet', 'the shortest', 'SwinIR'],
 )
 def test_option_files_like_basicsrs_recipes_pass(text: str, tmp_path: Path) -> None:
     opt = checked(Document(Path(write(tmp_path / 'a.yml', text))), is_train=True)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from nlsn_plugin.cli.main import parsed
 from nlsn_plugin.engine.training import resume_check
@@ -38,3 +39,19 @@ def test_runs_lie_where_they_are_looked_for(place: Path, short: Path, monkeypatc
         words = said.read().splitlines()
     opt, _ = read(parsed(words[words.index('train') :]), is_train=True)
     assert opt['path']['experiments_root'] == str(place / 'experiments' / 'resume_check_killed')
+
+
+@pytest.mark.parametrize(
+    ('found', 'expected', 'where'),
+    [
+        ({'a': 1}, {'a': {'b': 1}}, ' a'),
+        ({'a': None}, {'a': torch.zeros(1)}, ' a'),
+        ([1.0, 2], [1.0, None], ' 1'),
+        ({'a': 1}, {'b': 1}, ''),
+        (torch.zeros(2), torch.tensor([0.0, 1.0]), ''),
+    ],
+)
+def test_a_difference_of_any_kind_is_told_with_its_place(found: object, expected: object, where: str) -> None:
+    resume_check.compare(expected, expected)
+    with pytest.raises(UserError, match=rf'than the one that was not:{where} differs$'):
+        resume_check.compare(found, expected)
