@@ -1,14 +1,16 @@
-"""Files that are either written as a whole or not at all, and places that are refused before the work."""
+"""Files that are written as a whole or not at all, lines of JSON, and places that are refused before the work."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -122,3 +124,10 @@ def try_to_write(folder: Path) -> None:
     """Make a file without a name."""
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def whole_lines(path: Path) -> Iterator[Any]:
+    """The lines of JSON in a file, if it is there; one that was cut short is passed over."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

@@ -1,4 +1,5 @@
-"""Networks, one `*_arch.py` each; they import torch alone and are registered by `nlsn_plugin.registry`."""
+"""Networks, one `*_arch.py` each, registered by `nlsn_plugin.registry`. They need torch alone; `bases.py` finds those
+of the toolboxes."""
 
 from nlsn_plugin.archs.nlsn_arch import NLSN
 from nlsn_plugin.archs.with_nlsa_arch import WithNLSA

@@ -221,7 +221,7 @@ def chosen(after: str | Sequence[str], net: nn.Module, trial: Trial) -> list[Pla
         ArgumentError: one names nothing, with the nearest names; or a module after which no attention can stand.
     """
     selectors = [after] if isinstance(after, str) else checks.sequence('after', after)
-    names = {name for selector in selectors for name in selected(selector, net, trial)}
+    names = {name for selector in selectors for name in selected(selector, net)}
     if not names:
         raise ArgumentError('after=[] is not allowed: at least one module is expected')
     for name in trial.others:
@@ -230,7 +230,7 @@ def chosen(after: str | Sequence[str], net: nn.Module, trial: Trial) -> list[Pla
     return [place for name, place in trial.places.items() if name in names]
 
 
-def selected(selector: Any, net: nn.Module, trial: Trial) -> list[str]:
+def selected(selector: Any, net: nn.Module) -> list[str]:
     """The modules that a selector names, in the network's order."""
     parts = SELECTOR.fullmatch(selector) if isinstance(selector, str) else None
     if not parts:

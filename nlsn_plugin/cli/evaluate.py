@@ -77,7 +77,7 @@ def benchmark(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
     import torch
 
-    from nlsn_plugin.data.benchmark_sets import BICUBIC, STANDARD, find_sets, open_set
+    from nlsn_plugin.data.benchmark_sets import BICUBIC, find_sets, open_set
     from nlsn_plugin.engine.evaluation import gallery, reports, scoring
     from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
     from nlsn_plugin.engine.measuring import check_device
@@ -93,7 +93,7 @@ def benchmark(args: argparse.Namespace) -> None:
         )
     recipes, scales = named_networks(args)
     folders = find_sets(args.sets, args.data)
-    if absent := [name for name in STANDARD if args.sets is None and name not in folders]:
+    if absent := [name for name in table1.SETS if args.sets is None and name not in folders]:
         print(f'not there, and left out: {", ".join(absent)}')
     if args.compare_with_paper:
         table1.check(args.compare_with_paper, scales, folders)

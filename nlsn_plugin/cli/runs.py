@@ -44,6 +44,7 @@ def add_run(parser: argparse.ArgumentParser, run: object) -> None:
     parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
     parser.add_argument('--archive', action='store_true', help='move an older run of this name aside and begin anew')
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 updates, print each')
+    # Older launchers add it, and BasicSR's own takes it; the environment says the same.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options, such as train:total_iter=100')
     parser.set_defaults(run=run)

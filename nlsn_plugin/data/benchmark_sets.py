@@ -13,8 +13,8 @@ import numpy as np
 from nlsn_plugin.data.images import crop_to_multiple, read_image, reduce
 from nlsn_plugin.data.prepare import checked
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.paper.table1 import SETS
 
-STANDARD = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 BICUBIC = 'bicubic'
 """Where LR images come from: made from the HR images."""
 
@@ -60,10 +60,10 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
     """
     base = root or Path('datasets/benchmark')
     if wanted is None:
-        found = {name: base / name for name in STANDARD if (base / name).is_dir()}
+        found = {name: base / name for name in SETS if (base / name).is_dir()}
         if not found:
             raise UserError(
-                f'{base} has none of {", ".join(STANDARD)}: say where they lie by --data FOLDER, or name folders of '
+                f'{base} has none of {", ".join(SETS)}: say where they lie by --data FOLDER, or name folders of '
                 'images by --sets FOLDER ...'
             )
         return found
@@ -87,7 +87,7 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
 def hint(name: str, root: Path) -> str:
     """At the set that may have been meant."""
     there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    close = difflib.get_close_matches(name, [*there, *STANDARD], n=1)
+    close = difflib.get_close_matches(name, [*there, *SETS], n=1)
     if close and close[0] in there:
         return f': did you mean {close[0]}?'
     return f': {root} has {", ".join(there) or "none"}; for a folder elsewhere write its path, or NAME=FOLDER'

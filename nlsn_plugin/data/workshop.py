@@ -15,6 +15,7 @@ import lmdb
 
 from nlsn_plugin.data.images import PNG_COMPRESSION
 from nlsn_plugin.errors import SaveError, UserError
+from nlsn_plugin.files import whole_lines, write_whole
 
 RECORD = '.prepared.json'
 """In what was made: what it was made from. BasicSR's datasets pass over hidden files."""
@@ -147,7 +148,7 @@ class Workshop:
         The last of what was planned may be in place, or not wanted, now.
         """
         plan = [[*self.images], *([str(target), settings] for target, settings in self.targets.items())]
-        kept, part = self.path / 'plan.json', self.path / 'plan.part'
+        kept = self.path / 'plan.json'
         before: list[Any] = next(whole_lines(kept), [])
         done = []
         if plan == before[: len(plan)] and all(self.place(target).is_dir() for target in self.targets):
@@ -159,8 +160,7 @@ class Workshop:
                     shutil.rmtree(path)
                 elif path.name != 'lock':
                     path.unlink()
-        part.write_text(json.dumps(plan))
-        part.replace(kept)
+        write_whole(kept, lambda temporary: temporary.write_text(json.dumps(plan)))
         return done
 
     def place(self, target: Path) -> Path:
@@ -203,10 +203,3 @@ def named(path: Path) -> Iterator[None]:
     except (OSError, lmdb.Error) as error:
         reason = getattr(error, 'strerror', None) or error
         raise SaveError(f'cannot write to {path}: {reason}; what was made so far is kept') from error
-
-
-def whole_lines(path: Path) -> Iterator[Any]:
-    """The lines of JSON in a file; the last may have been cut short."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)

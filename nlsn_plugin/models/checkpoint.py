@@ -52,7 +52,7 @@ class Stored(NamedTuple):
     Attributes:
         weights: name -> tensor, as the network has them.
         metadata: {'type': ..., 'arguments': {...}} of the network; None if the file says nothing.
-        layout: 'authors' (a flat state dict), 'basicsr', 'mmengine' or 'safetensors'.
+        layout: 'authors' (a flat state dict), 'basicsr', 'mmengine' or 'safetensors'; 'spandrel' for what that gives.
     """
 
     weights: Weights
@@ -288,11 +288,12 @@ def mismatches(net: nn.Module, weights: Weights) -> list[str]:
     return lines
 
 
-FITTING = 'To load only what fits (x4 from x2 weights, say), set strict_load_g: false'
+WHAT_FITS = 'To load only what fits (x4 from x2 weights, say), set '
+ADVICE = WHAT_FITS + 'strict_load_g: false'
 
 
 def load_weights(
-    net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = FITTING
+    net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = ADVICE
 ) -> list[str]:
     """Load `weights` into `net`; return what did not fit (a line each).
 

@@ -89,7 +89,16 @@ def attend_in_order(
 ) -> Tensor:
     """`attend`, with chunks cut from an order that is given.
 
-    order: the pixels, r times, [N, r, L]; None if there are fewer than a chunk holds, which all attend to one another.
+    Args:
+        match, value, chunk_size, backend, neighbours: as of `attend`.
+        order: for each round all pixels, each once, [N, r, L], int64, which is not checked; None if there are fewer
+            than a chunk holds, which all attend to one another.
+
+    Returns:
+        y, [N, L, C], in the dtype of `value`.
+
+    Raises:
+        ArgumentError, BackendError: as `attend`.
     """
     check_sizes(match, value, chunk_size)
     if order is not None:

@@ -24,6 +24,7 @@ class Entry:
         paper: PSNR on Set5 x2 as printed, in dB; None where the paper prints none.
         remark: on what is printed.
         x: place on the axis of a figure.
+        curve: which of a figure's curves it belongs to.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Entry:
     paper: float | None = None
     remark: str = ''
     x: int | None = None
+    curve: str = ''
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,16 @@ STUDIES = {
     'fig5': Study(
         'Figure 5: size k of the attention bucket',
         (
-            *(Entry(f'NLSA, k = {e}^2', f'nlsa_k{e * e}', x=e * e) for e in EDGES),
-            *(Entry(f'NLA, {e} x {e} pixels', f'nla_w{e}', x=e * e) for e in EDGES),
+            *(Entry(f'NLSA, k = {e}^2', f'nlsa_k{e * e}', x=e * e, curve='NLSA') for e in EDGES),
+            *(Entry(f'NLA, {e} x {e} pixels', f'nla_w{e}', x=e * e, curve='NLA') for e in EDGES),
         ),
         axis='pixels attended to, k',
     ),
     'fig6': Study(
         'Figure 6: receptive fields (sizes are our choice)',
         (
-            *(Entry(f'NLSA in {e} x {e}', f'nlsa_w{e}', x=e * e) for e in EDGES),
-            *(Entry(f'NLA, {e} x {e} pixels', f'nla_w{e}', x=e * e) for e in EDGES),
+            *(Entry(f'NLSA in {e} x {e}', f'nlsa_w{e}', x=e * e, curve='NLSA') for e in EDGES),
+            *(Entry(f'NLA, {e} x {e} pixels', f'nla_w{e}', x=e * e, curve='NLA') for e in EDGES),
         ),
         axis='pixels in the receptive field',
     ),

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nlsn_plugin.engine.measuring import Step, interleaved
 from nlsn_plugin.layers import NonLocalAttention, NonLocalSparseAttention
 from nlsn_plugin.ops.library import COUNTS_FLOPS
+from nlsn_plugin.paper.studies import ROUNDS
 
 CHANNELS, EDGE = 64, 100
-ROUNDS = (1, 2, 4, 8)
 
 FORMULA = """GFLOPs: two for each multiply-add. A 3x3 convolution 2 L 9 C C. NLA 2 L L (C/4 + C), its matrix products
 alone, as the paper counts it. NLSA its two projections, 2 L C C/4 9 and 2 L C C, and in each round the hashing,

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from nlsn_plugin.data.benchmark_sets import BenchmarkSet, open_set
+from nlsn_plugin.data.benchmark_sets import BICUBIC, BenchmarkSet, open_set
 from nlsn_plugin.data.parallel import processes
 from nlsn_plugin.data.prepare import prepare_training_data
 from nlsn_plugin.data.workshop import RECORD
@@ -221,13 +221,12 @@ def measure(
     settings = scoring.Settings(n_hashes=rounds, device=laboratory.device, cost_size=None)
     contestant = Contestant(from_option_file(str(path)), laboratory.device)
     results = scoring.run([contestant], {contestant.recipe.scale: sets}, settings, laboratory.output / 'images')
-    labels = {
-        f'{contestant.recipe.label}, n_hashes {r}' if len(rounds) > 1 else contestant.recipe.label: r for r in rounds
-    }
+    as_trained = contestant.attentions[0].n_hashes if contestant.attentions else None
+    asked = {as_trained if r is None else r: r for r in rounds}
     found: dict[tuple[str, int | None], dict[str, float]] = {(network, r): {} for r in rounds}
     for figure in results['figures']:
-        if figure['network'] in labels:
-            found[network, labels[figure['network']]][figure['set']] = figure['psnr_y']['mean']
+        if figure['network'] != BICUBIC:
+            found[network, asked[figure['n_hashes']]][figure['set']] = figure['psnr_y']['mean']
     return found
 
 
@@ -307,9 +306,9 @@ def draw(results: Results, path: Path) -> None:
     name = results['conditions']['measured on'][0]
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
-    for kind in ('NLSA', 'NLA'):
-        rows = [row for row in results['rows'] if row['label'].split(',')[0].split()[0] == kind]
-        axes.semilogx([row['x'] for row in rows], [row['psnr'][name] for row in rows], marker='.', label=kind)
+    for curve in dict.fromkeys(row['curve'] for row in results['rows']):
+        rows = [row for row in results['rows'] if row['curve'] == curve]
+        axes.semilogx([row['x'] for row in rows], [row['psnr'][name] for row in rows], marker='.', label=curve)
     axes.set(xlabel=results['axis'], title=results['title'])
     axes.set_ylabel(f'PSNR on {readable(name)}, dB', parse_math=False)
     axes.grid(alpha=0.3)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nlsn_plugin.data.images import encode
-from nlsn_plugin.data.workshop import named, whole_lines
-from nlsn_plugin.files import write_whole
+from nlsn_plugin.data.workshop import named
+from nlsn_plugin.files import whole_lines, write_whole
 
 Record = dict[str, Any]
 
@@ -51,9 +51,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     """A PNG, whole or not at all."""
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix('.part')
-        part.write_bytes(encode(image, '.png'))
-        part.replace(path)
+        write_whole(path, lambda temporary: temporary.write_bytes(encode(image, '.png')))
 
 
 def plain(label: str) -> str:

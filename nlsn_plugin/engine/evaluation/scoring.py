@@ -218,9 +218,15 @@ def figures(images: Sequence[Record]) -> Iterator[Record]:
         groups.setdefault((image['scale'], image['set'], image['network']), []).append(image)
     for (scale, name, network), group in groups.items():
         seeds = list(dict.fromkeys(image['seed'] for image in group))
-        found: Record = {'scale': scale, 'set': name, 'network': network, 'seeds': seeds}
-        found['images'] = len(group) // len(seeds)
-        found['identical'] = len({image['image'] for image in group if image['psnr_y'] is None})
+        found: Record = {
+            'scale': scale,
+            'set': name,
+            'network': network,
+            'n_hashes': group[0]['n_hashes'],
+            'seeds': seeds,
+            'images': len(group) // len(seeds),
+            'identical': len({image['image'] for image in group if image['psnr_y'] is None}),
+        }
         for metric in METRICS:
             by_seed = [mean_of([image[metric] for image in group if image['seed'] == seed]) for seed in seeds]
             finite = [value for value in by_seed if value is not None]

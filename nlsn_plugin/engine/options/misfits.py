@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from nlsn_plugin.engine.options.classes import (
 from nlsn_plugin.engine.options.documents import Keys
 from nlsn_plugin.engine.options.schedules import OWN_SCHEDULERS, misfits_of_schedule
 from nlsn_plugin.engine.options.schema import (
+    READERS,
     Path,
     TestOptions,
     Train,
@@ -33,6 +33,7 @@ from nlsn_plugin.engine.options.schema import (
     TrainingValidation,
     Validation,
     kind_of_dataset,
+    reader_of,
 )
 from nlsn_plugin.errors import FAILURES, UserError, first_line
 
@@ -54,6 +55,14 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
         yield ('val',), 'has no metrics and writes no images: there is nothing to do'
     if not is_train:
         return
+    yield from misfits_of_training(opt)
+    yield from misfits_of_wandb(opt['logger'])
+    if opt['compare_with_bicubic']:
+        yield from misfits_of_comparison(opt)
+
+
+def misfits_of_training(opt: Options) -> Misfits:
+    """Losses, schedule, model and batches."""
     train, data = opt['train'], opt['datasets']['train']
     for key in ('pixel_opt', 'perceptual_opt', 'gan_opt'):
         if train.get(key):
@@ -70,22 +79,27 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
         yield ('train', 'accumulate'), text
     if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
         yield ('datasets', 'train', 'prefetch_mode'), 'cuda needs pin_memory: true'
-    if val and len(opt['datasets']) == 1:
+    if opt.get('val') and len(opt['datasets']) == 1:
         yield ('val',), 'there is nothing to validate on: datasets has no val'
-    wandb = opt['logger']['wandb']
-    if wandb and wandb['project']:
-        if not opt['logger']['use_tb_logger']:
+
+
+def misfits_of_wandb(logger: Options) -> Misfits:
+    if logger['wandb'] and logger['wandb']['project']:
+        if not logger['use_tb_logger']:
             yield ('logger', 'wandb', 'project'), 'needs use_tb_logger: true'
         if not importlib.util.find_spec('wandb'):
             yield ('logger', 'wandb', 'project'), 'wandb is not installed: type `pip install wandb`'
-    if opt['compare_with_bicubic']:
-        if not (val and val['metrics']):
-            yield ('compare_with_bicubic',), 'needs val with metrics'
-        measured = [dataset for phase, dataset in opt['datasets'].items() if phase.startswith('val')]
-        if not measured:
-            yield ('compare_with_bicubic',), 'needs a data set val'
-        if any(dataset.get('color') for dataset in measured):
-            yield ('compare_with_bicubic',), 'needs images in colour: a data set val has color'
+
+
+def misfits_of_comparison(opt: Options) -> Misfits:
+    """What comparing with bicubic at the end needs."""
+    if not (opt.get('val') and opt['val']['metrics']):
+        yield ('compare_with_bicubic',), 'needs val with metrics'
+    measured = [dataset for phase, dataset in opt['datasets'].items() if phase.startswith('val')]
+    if not measured:
+        yield ('compare_with_bicubic',), 'needs a data set val'
+    if any(dataset.get('color') for dataset in measured):
+        yield ('compare_with_bicubic',), 'needs images in colour: a data set val has color'
 
 
 def misfits_of_datasets(datasets: Options) -> Misfits:
@@ -172,10 +186,6 @@ def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
             )
 
 
-READERS = {'NLSNModel': 'NLSNModel', 'GAN': 'GAN models', 'training': 'training', 'testing': 'testing'}
-"""What the schema says in brackets of a key that not all read."""
-
-
 def ignored(opt: Options, is_train: bool) -> Misfits:
     """What was set and nobody would read."""
     if opt['model_type'] not in MODEL_REGISTRY:
@@ -190,12 +200,12 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
     ]
     for keys, options, section in sections:
         for key, field in section.model_fields.items():
-            reader = re.search(r'\((NLSNModel|GAN|training|testing)\b', field.description or '')
+            reader = reader_of(field)
             is_set = options.get(key, field.default) != field.default
-            if reader and is_set and not any(reader[1] in name for name in reading):
-                text = f'is read by {READERS[reader[1]]} alone, not by {opt["model_type"]}'
-                if reader[1] in ('training', 'testing'):
-                    text = f'is read in {reader[1]} alone'
+            if reader and is_set and not any(reader in name for name in reading):
+                text = f'is read by {READERS[reader]} alone, not by {opt["model_type"]}'
+                if reader in ('training', 'testing'):
+                    text = f'is read in {reader} alone'
                 yield (*keys, key), text
     val = opt.get('val') or {}
     if val.get('tile') is None and val.get('tile_overlap') not in (

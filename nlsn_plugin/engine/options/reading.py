@@ -42,7 +42,7 @@ EXPECTED = {
 
 
 def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:
-    """Read an option file, refuse what is wrong with it, and complete it.
+    """Read an option file, refuse what is wrong with it, and complete it; join other processes, seed all generators.
 
     Args:
         option_file: the file.
@@ -65,17 +65,12 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     opt = checked(document, is_train)
     if opt.get('network_d') is None:  # or BasicSR looks for its weights when a run goes on
         opt.pop('network_d', None)
-    distributed.start(args.launcher, **opt['dist_params'])
-    opt['dist'] = args.launcher != 'none'
-    opt['rank'], opt['world_size'] = get_dist_info()
+    join(opt, args.launcher)
     if args.auto_resume:
         root = home(opt, option_file, root)
     opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
     opt['archive'] = getattr(args, 'archive', False)
-    opt['seed_is_drawn'] = opt['manual_seed'] is None
-    if opt['seed_is_drawn']:
-        opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
-    set_random_seed(opt['manual_seed'] + opt['rank'])
+    seed(opt)
     if args.debug and not opt['name'].startswith('debug'):
         opt['name'] = f'debug_{opt["name"]}'
     fit_to_machine(opt)
@@ -86,6 +81,21 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
         if opt.get('val'):
             opt['val']['val_freq'] = 8
     return opt
+
+
+def join(opt: Options, launcher: str) -> None:
+    """Join the other processes, if a launcher started several."""
+    distributed.start(launcher, **opt['dist_params'])
+    opt['dist'] = launcher != 'none'
+    opt['rank'], opt['world_size'] = get_dist_info()
+
+
+def seed(opt: Options) -> None:
+    """Seed all generators, by a number that all processes share where the option file leaves it to chance."""
+    opt['seed_is_drawn'] = opt['manual_seed'] is None
+    if opt['seed_is_drawn']:
+        opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
+    set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
 def checked(document: Document, is_train: bool) -> Options:

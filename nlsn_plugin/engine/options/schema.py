@@ -20,6 +20,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 
 def whole(value: Any) -> Any:
@@ -58,6 +59,21 @@ Text = Annotated[str, Strict()]
 Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)]
+
+
+READERS = {'NLSNModel': 'NLSNModel', 'GAN': 'GAN models', 'training': 'training', 'testing': 'testing'}
+"""Who reads a key that not all read: models whose class has this in the name of one it comes from, or a command."""
+
+
+def read_by(reader: str, default: Any, description: str) -> Any:
+    """Such a key; `misfits.ignored` refuses it elsewhere."""
+    return Field(default, description=f'{description} ({READERS[reader]})', json_schema_extra={'read_by': reader})
+
+
+def reader_of(field: FieldInfo) -> str | None:
+    """Of READERS the one that reads a key; None if all do."""
+    extra = field.json_schema_extra
+    return str(extra['read_by']) if isinstance(extra, dict) else None
 
 
 class Section(BaseModel):
@@ -171,17 +187,13 @@ class Path(Section):
     pretrain_network_g: Text | None = Field(None, description='weights to begin with')
     param_key_g: Text | None = Field('params', description='which of them: params, params_ema, or null for a flat file')
     strict_load_g: Flag = Field(True, description='refuse weights that do not fit everywhere')
-    resume_state: Text | None = Field(None, description='state to go on from (training)')
-    ignore_resume_networks: list[Text] | None = Field(
-        None, description='networks not taken from the run resumed (training)'
-    )
-    experiments_root: Text | None = Field(
-        None, description="instead of the working directory's experiments/ (training)"
-    )
-    results_root: Text | None = Field(None, description="instead of the working directory's results/ (testing)")
-    pretrain_network_d: Text | None = Field(None, description='weights of the discriminator (GAN models)')
-    param_key_d: Text | None = Field('params', description='which of them (GAN models)')
-    strict_load_d: Flag = Field(True, description='refuse weights of the discriminator that do not fit (GAN models)')
+    resume_state: Text | None = read_by('training', None, 'state to go on from')
+    ignore_resume_networks: list[Text] | None = read_by('training', None, 'networks not taken from the run resumed')
+    experiments_root: Text | None = read_by('training', None, "instead of the working directory's experiments/")
+    results_root: Text | None = read_by('testing', None, "instead of the working directory's results/")
+    pretrain_network_d: Text | None = read_by('GAN', None, 'weights of the discriminator')
+    param_key_d: Text | None = read_by('GAN', 'params', 'which of them')
+    strict_load_d: Flag = read_by('GAN', True, 'refuse weights of the discriminator that do not fit')
 
 
 class Train(Section):
@@ -196,22 +208,20 @@ class Train(Section):
     ema_decay: Annotated[float, Strict(), Field(ge=0, lt=1)] = Field(
         0, description='of the moving average of the weights, which is what is validated; 0 for none'
     )
-    amp: Annotated[Literal['off', 'bf16', 'fp16'], BeforeValidator(switched)] = Field(
-        'off', description='precision of the network (NLSNModel)'
+    amp: Annotated[Literal['off', 'bf16', 'fp16'], BeforeValidator(switched)] = read_by(
+        'NLSNModel', 'off', 'precision of the network'
     )
-    compile: Flag = Field(False, description='torch.compile the network (NLSNModel)')
-    channels_last: Flag = Field(False, description='memory format of weights and images (NLSNModel)')
-    clip_grad_norm: Annotated[float, Strict(), Field(gt=0)] | None = Field(
-        None, description='largest norm of all gradients together (NLSNModel)'
+    compile: Flag = read_by('NLSNModel', False, 'torch.compile the network')
+    channels_last: Flag = read_by('NLSNModel', False, 'memory format of weights and images')
+    clip_grad_norm: Annotated[float, Strict(), Field(gt=0)] | None = read_by(
+        'NLSNModel', None, 'largest norm of all gradients together'
     )
-    accumulate: Positive = Field(1, description='parts in which a batch is computed, to save memory (NLSNModel)')
-    nonfinite_limit: Whole = Field(
-        20, description='updates that may be skipped because they are not finite (NLSNModel)'
-    )
-    optim_d: Typed | None = Field(None, description="the discriminator's optimiser (GAN models)")
-    gan_opt: Typed | None = Field(None, description='the adversarial loss (GAN models)')
-    net_d_iters: Positive = Field(1, description='updates of the discriminator for one of the network (GAN models)')
-    net_d_init_iters: Whole = Field(0, description='updates of the discriminator alone (GAN models)')
+    accumulate: Positive = read_by('NLSNModel', 1, 'parts in which a batch is computed, to save memory')
+    nonfinite_limit: Whole = read_by('NLSNModel', 20, 'updates that may be skipped because they are not finite')
+    optim_d: Typed | None = read_by('GAN', None, "the discriminator's optimiser")
+    gan_opt: Typed | None = read_by('GAN', None, 'the adversarial loss')
+    net_d_iters: Positive = read_by('GAN', 1, 'updates of the discriminator for one of the network')
+    net_d_init_iters: Whole = read_by('GAN', 0, 'updates of the discriminator alone')
 
     @model_validator(mode='after')
     def has_a_loss(self) -> Train:
@@ -227,11 +237,11 @@ class Metric(Typed):
 class Validation(Section):
     save_img: Flag = Field(description='write the images')
     metrics: dict[Text, Metric] | None = Field(None, description='by any names; the first one chooses net_g_best.pth')
-    suffix: Text | None = Field(None, description="of the images' names, instead of the experiment's (testing)")
+    suffix: Text | None = read_by('testing', None, "of the images' names, instead of the experiment's")
     pbar: Flag = Field(False, description='show a progress bar')
-    tile: Positive | None = Field(None, description='upscale in tiles of so many pixels (NLSNModel)')
-    tile_overlap: Whole = Field(16, description='pixels that neighbouring tiles share (NLSNModel)')
-    self_ensemble: Flag = Field(False, description='mean over eight orientations (NLSNModel)')
+    tile: Positive | None = read_by('NLSNModel', None, 'upscale in tiles of so many pixels')
+    tile_overlap: Whole = read_by('NLSNModel', 16, 'pixels that neighbouring tiles share')
+    self_ensemble: Flag = read_by('NLSNModel', False, 'mean over eight orientations')
 
     @model_validator(mode='after')
     def tiles_advance(self) -> Validation:
@@ -275,9 +285,7 @@ class Common(Section):
     path: Path = Field(description='weights and states')
     dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
     sample_data: Text | None = Field(None, description='folder for the sample data, made on first use')
-    compare_with_bicubic: Flag = Field(
-        False, description='at the end compare with bicubic on the validation set (training)'
-    )
+    compare_with_bicubic: Flag = read_by('training', False, 'at the end compare with bicubic on the validation set')
 
 
 class TrainingOptions(Common):
@@ -287,7 +295,7 @@ class TrainingOptions(Common):
     train: Train = Field(description='how to train')
     val: TrainingValidation | None = Field(None, description='how to validate')
     logger: Logger = Field(description='what is written, and when')
-    network_d: Typed | None = Field(None, description='the discriminator (GAN models)')
+    network_d: Typed | None = read_by('GAN', None, 'the discriminator')
     find_unused_parameters: Flag = Field(False, description='for networks that do not use all their parameters')
 
 

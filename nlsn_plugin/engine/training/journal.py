@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
 
-from nlsn_plugin.files import write_whole
+from nlsn_plugin.files import whole_lines, write_whole
 
 Options = dict[str, Any]
 
@@ -34,7 +33,7 @@ class Journal:
         total = opt['train']['total_iter']
         self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
         if self.active:
-            kept = [line for line in read(self.path) if line['iter'] <= iteration]
+            kept = [line for line in whole_lines(self.path) if line['iter'] <= iteration]
             write_whole(self.path, lambda path: path.write_text(''.join(json.dumps(line) + '\n' for line in kept)))
 
     def iteration(self) -> None:
@@ -69,18 +68,7 @@ class Journal:
     def plot(self) -> None:
         """Losses and metrics over the iterations, as curves.png."""
         if self.active:
-            draw(read(self.path), self.path.with_name('curves.png'), self.opt['name'])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON log; one that a crash cut short is passed over."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+            draw(list(whole_lines(self.path)), self.path.with_name('curves.png'), self.opt['name'])
 
 
 def peak_bytes() -> int:
@@ -114,6 +102,4 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         if axis.has_data():
             axis.legend()
     figure.suptitle(title)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.png')
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120, format='png'))

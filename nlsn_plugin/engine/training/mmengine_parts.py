@@ -24,7 +24,7 @@ from nlsn_plugin.engine.training import randomness
 from nlsn_plugin.errors import CheckpointError, first_line
 from nlsn_plugin.models.checkpoint import (
     DAMAGES,
-    FITTING,
+    WHAT_FITS,
     check_readable,
     is_safetensors,
     load_weights,
@@ -34,7 +34,7 @@ from nlsn_plugin.models.checkpoint import (
 PREFIX = 'generator.'
 """Before the network's names in SuperResolutionModel and in mmagic's models."""
 STATE = 'nlsn_random_state'
-ADVICE = FITTING.replace('strict_load_g: false', 'strict=False in the config of AnyWeightsHook')
+ADVICE = WHAT_FITS + 'strict=False in the config of AnyWeightsHook'
 
 
 class AnyWeightsHook(Hook):

@@ -69,7 +69,7 @@ def make_folders(opt: Options) -> None:
 
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
-    """Find, read and check the option file, making the quickstart's data on first use."""
+    """Find, read and check the option file, go to its run's folder, and make the quickstart's data on first use."""
     option_file = find_option_file(args.opt).resolve()
     opt = read_options(option_file, args, Path.cwd(), is_train)
     os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began

@@ -25,7 +25,7 @@ from nlsn_plugin.metrics.protocols import mean
 Results = dict[str, float]
 
 
-def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger: Any, name: str) -> Results:
+def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_logger: Any, name: str) -> Results:
     """Measure a model on one data set; log the means and keep the best in `model.best_metric_results`.
 
     BasicSR lets rank 0 work alone while the others run into the next iteration. Here each process takes every n-th
@@ -35,7 +35,7 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
     Args:
         model: SRModel or one derived from it; one with a validation of its own is left to that, on rank 0.
         dataset: of pairs.
-        iteration: for the log and for the names of images.
+        iteration: for the log and for the names of images; in testing BasicSR says the experiment's name there.
         tb_logger: a SummaryWriter, or None.
         name: the data set's.
 
@@ -82,7 +82,7 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int, tb_logger:
 
 
 def measured_share(
-    model: BaseModel, dataset: Dataset[Any], metrics: dict[str, Any], iteration: int, name: str
+    model: BaseModel, dataset: Dataset[Any], metrics: dict[str, Any], iteration: int | str, name: str
 ) -> Iterator[tuple[int, list[float]]]:
     """This process's images, by their places in the data set, and all metrics of each."""
     opt = model.opt
@@ -109,7 +109,7 @@ def begin_records(model: BaseModel, name: str) -> None:
 
 
 def measure(
-    model: BaseModel, sample: dict[str, Any], metrics: dict[str, Any], iteration: int, name: str
+    model: BaseModel, sample: dict[str, Any], metrics: dict[str, Any], iteration: int | str, name: str
 ) -> list[float]:
     """All metrics of one image, which is written too where the option file says so."""
     opt = model.opt
@@ -132,7 +132,7 @@ def measure(
     return [float(calculate_metric(images, metric)) for metric in metrics.values()]
 
 
-def image_path(opt: dict[str, Any], lq_path: str, iteration: int, name: str) -> Path:
+def image_path(opt: dict[str, Any], lq_path: str, iteration: int | str, name: str) -> Path:
     """Where BasicSR writes an image."""
     stem = Path(lq_path).stem
     folder = Path(opt['path']['visualization'])
