@@ -75,12 +75,11 @@ def add(commands: Any) -> None:
 
 def benchmark(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    import torch
 
     from nlsn_plugin.data.benchmark_sets import BICUBIC, find_sets, open_set
+    from nlsn_plugin.engine.devices import device_of
     from nlsn_plugin.engine.evaluation import gallery, reports, scoring
     from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
-    from nlsn_plugin.engine.measuring import check_device
     from nlsn_plugin.engine.names import readable
     from nlsn_plugin.metrics.protocols import find_protocol
     from nlsn_plugin.paper import table1
@@ -97,8 +96,7 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f'not there, and left out: {", ".join(absent)}')
     if args.compare_with_paper:
         table1.check(args.compare_with_paper, scales, folders)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    check_device(device)
+    device = device_of(args.device)
     check_folder(args.output)
     contestants = [Contestant(recipe, device) for recipe in recipes]
     refuse_without_hashing(args, any(contestant.attentions for contestant in contestants))

@@ -47,16 +47,14 @@ def add(commands: Any) -> None:
 
 def paper(args: argparse.Namespace) -> None:
     load_toolbox('basicsr')
-    import torch
 
     from nlsn_plugin.data.benchmark_sets import find_sets
     from nlsn_plugin.data.sample import prepare_sample_data
+    from nlsn_plugin.engine.devices import device_of
     from nlsn_plugin.engine.evaluation import experiments
-    from nlsn_plugin.engine.measuring import check_device
 
     budget = experiments.find_budget(args.budget)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    check_device(device)
+    device = device_of(args.device)
     output = args.output or Path('results', f'paper_{budget.name}')
     check_folder(output)
     data, wanted = args.data, args.sets

@@ -43,9 +43,9 @@ def show_buckets(args: argparse.Namespace) -> None:
     from basicsr.utils import img2tensor
 
     from nlsn_plugin.data.images import read_image
+    from nlsn_plugin.engine.devices import device_of
     from nlsn_plugin.engine.evaluation.attention_view import draw, features_of, view
     from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file, from_words
-    from nlsn_plugin.engine.measuring import check_device
     from nlsn_plugin.engine.names import readable
     from nlsn_plugin.models.inference import window_of
 
@@ -61,7 +61,7 @@ def show_buckets(args: argparse.Namespace) -> None:
         raise UserError(f'{path} is there already: --force overwrites it')
     if path.exists() and path.samefile(args.image):
         raise UserError(f'--output {path} is the image itself')
-    check_device(args.device)
+    device_of(args.device)
     recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)
     window = window_of({'type': recipe.type, **recipe.arguments})
     image = read_image(args.image)

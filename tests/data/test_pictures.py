@@ -17,7 +17,7 @@ from nlsn_plugin.data.images import decode_whole
 from nlsn_plugin.data.pictures import Picture, look, read
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha
 from nlsn_plugin.data.png import chunk, with_chunks
-from nlsn_plugin.engine.measuring import process_memory
+from nlsn_plugin.engine.measuring.memory import process_memory
 from nlsn_plugin.errors import DataError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()

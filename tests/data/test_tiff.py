@@ -15,7 +15,7 @@ from PIL import Image
 
 from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import Picture, look, read
-from nlsn_plugin.engine.measuring import process_memory
+from nlsn_plugin.engine.measuring.memory import process_memory
 from nlsn_plugin.errors import DataError
 
 CHANNELS = {'gray': 1, 'gray with alpha': 2, 'RGB': 3, 'RGBA': 4}

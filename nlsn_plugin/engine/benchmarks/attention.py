@@ -24,18 +24,11 @@ from nlsn_plugin import ops
 from nlsn_plugin.engine.benchmarks import onednn
 from nlsn_plugin.engine.benchmarks.cases import LAYER, SUITES, Case
 from nlsn_plugin.engine.benchmarks.ceilings import ceilings, core_time, fractions
+from nlsn_plugin.engine.devices import device_of
 from nlsn_plugin.engine.dtypes import DTYPES
-from nlsn_plugin.engine.measuring import (
-    Job,
-    Step,
-    check_device,
-    describe_machine,
-    free_memory,
-    interleaved,
-    on_gpu_alone,
-    peak_memories,
-    release,
-)
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.memory import Job, free_memory, peak_memories, release
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, on_gpu_alone
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference, tf32
@@ -251,7 +244,7 @@ def run(
 
     keep: is given what there is so far after each case and each peak, for a run that is stopped.
     """
-    check_device(device)
+    device_of(device)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
     records: list[dict[str, Any]] = []
     ceiling = ceilings(device, dtype)

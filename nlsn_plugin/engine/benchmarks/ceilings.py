@@ -11,7 +11,7 @@ import torch
 from nlsn_plugin import ops
 from nlsn_plugin.engine.benchmarks.cases import Case
 from nlsn_plugin.engine.dtypes import DTYPES
-from nlsn_plugin.engine.measuring import interleaved, on_gpu_alone
+from nlsn_plugin.engine.measuring.timing import interleaved, on_gpu_alone
 from nlsn_plugin.ops import tf32
 
 

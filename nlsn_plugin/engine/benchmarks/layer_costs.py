@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlsn_plugin.engine.measuring import Step, interleaved
+from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.layers import NonLocalAttention, NonLocalSparseAttention
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import ROUNDS

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from nlsn_plugin.data.images import crop_to_multiple, list_images, read_image
 from nlsn_plugin.data.paired import SafePairedImageDataset
 from nlsn_plugin.data.prepare import STORAGE, prepare_training_data
-from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.errors import UserError
 
 SAMPLES = 20

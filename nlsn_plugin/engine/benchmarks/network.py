@@ -14,7 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from nlsn_plugin.archs import NLSN
 from nlsn_plugin.engine.benchmarks import onednn
-from nlsn_plugin.engine.measuring import Job, Step, check_device, describe_machine, interleaved, peak_memories
+from nlsn_plugin.engine.devices import device_of
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.memory import Job, peak_memories
+from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops import tf32
 from nlsn_plugin.ops.cpu_matmul import has_products_in
@@ -47,7 +50,7 @@ def run(
     Random weights: the time depends on them as little as on the image. keep: is given the times, and again after each
     peak.
     """
-    check_device(device)
+    device_of(device)
     times = measure(size, device, budget, compiled)
     base = statistics.median(times['reference, float32'])
     case = f'NLSN x2, {size[0]}x{size[1]}'

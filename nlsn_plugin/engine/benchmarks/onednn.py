@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nlsn_plugin.engine.measuring import Step
+from nlsn_plugin.engine.measuring.timing import Step
 from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 

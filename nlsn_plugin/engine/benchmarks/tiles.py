@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from nlsn_plugin import ops
 from nlsn_plugin.engine.benchmarks.cases import Case
+from nlsn_plugin.engine.devices import device_of
 from nlsn_plugin.engine.dtypes import DTYPES
-from nlsn_plugin.engine.measuring import Step, check_device, describe_machine, interleaved, recorded
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, recorded
 from nlsn_plugin.errors import BackendError
 
 CANDIDATES: dict[str, list[dict[str, int]]] = {
@@ -48,7 +50,7 @@ def run(case: Case, dtype: str, budget: float, device: str = 'cuda') -> dict[str
 
     The forward kernel is timed alone, the query and the key kernel in a backward pass, the other with its default.
     """
-    check_device(device)
+    device_of(device)
     match, value = (
         torch.randn(case.images, case.height * case.width, channels, device=device, dtype=DTYPES[dtype])
         for channels in (case.channels // 4, case.channels)

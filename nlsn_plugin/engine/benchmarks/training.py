@@ -17,7 +17,8 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 
 from nlsn_plugin.data.paired import build_dataset
-from nlsn_plugin.engine.measuring import Step, describe_machine, interleaved
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.engine.training.batches import endless
 from nlsn_plugin.engine.training.loop import order_of
 from nlsn_plugin.errors import UserError

@@ -20,7 +20,8 @@ from nlsn_plugin.engine.evaluation.contestants import (
     build,
     upscale,
 )
-from nlsn_plugin.engine.measuring import Step, interleaved, peak_memory
+from nlsn_plugin.engine.measuring.memory import peak_memory
+from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 

@@ -20,7 +20,7 @@ from nlsn_plugin.data.workshop import RECORD
 from nlsn_plugin.engine.benchmarks.layer_costs import FORMULA, layer_costs
 from nlsn_plugin.engine.evaluation import reports, scoring
 from nlsn_plugin.engine.evaluation.contestants import Contestant, from_option_file
-from nlsn_plugin.engine.measuring import describe_machine
+from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.names import readable
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.training.interruption import run_interruptibly

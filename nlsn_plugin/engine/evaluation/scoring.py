@@ -20,7 +20,8 @@ from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.engine.evaluation import costs
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
 from nlsn_plugin.engine.evaluation.records import Record, Records, digest, plain, write_image
-from nlsn_plugin.engine.measuring import describe_machine, synchronise
+from nlsn_plugin.engine.measuring.machine import describe_machine
+from nlsn_plugin.engine.measuring.timing import synchronise
 from nlsn_plugin.engine.names import readable
 from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, mean, planes, score

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import LOSSY, check_size, encode
 from nlsn_plugin.data.pictures import SUFFIXES
-from nlsn_plugin.engine.measuring import peak_of_process
+from nlsn_plugin.engine.measuring.memory import peak_of_process
 from nlsn_plugin.engine.names import one_line, readable
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.finding import STANDARD, Found

@@ -19,9 +19,9 @@ from nlsn_plugin import checks
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, quantised
 from nlsn_plugin.engine.available_memory import available_memory, is_out_of_memory
+from nlsn_plugin.engine.devices import device_of
 from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.upscaling import memory
-from nlsn_plugin.engine.upscaling.devices import device_of
 from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.models.building import channels_of, network_of

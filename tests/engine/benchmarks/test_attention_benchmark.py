@@ -19,10 +19,11 @@ import torch
 from conftest import ROOT, error_of, run
 
 from nlsn_plugin import NLSN, ops
-from nlsn_plugin.engine import available_memory, measuring
+from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.benchmarks import attention as benchmark
 from nlsn_plugin.engine.benchmarks import ceilings, network, onednn, tiles
 from nlsn_plugin.engine.benchmarks.cases import SUITES, Case
+from nlsn_plugin.engine.measuring import machine, memory, timing
 from nlsn_plugin.errors import UserError
 
 FORMS = ['reference', 'streamed', 'streamed-onednn', 'fused']
@@ -41,7 +42,7 @@ def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path:
     assert {form for form, _ in by_form} == set(FORMS)
     assert by_form['reference', 'forward']['speedup'] == 1
     assert by_form['streamed', 'forward']['runs'] >= 3
-    if measuring.process_memory('VmHWM'):
+    if memory.process_memory('VmHWM'):
         peaks = [by_form[form, 'forward + backward']['peak_bytes'] for form in ('reference', 'streamed')]
         assert peaks[0] > 3 * peaks[1] > 0
     if not torch.cuda.is_available():
@@ -87,7 +88,7 @@ def test_what_fits_beside_the_cache_of_files_and_into_the_containers_is_measured
     case = Case(16, 40, 40)
     assert benchmark.why_not('reference', case, 'cpu', 'float32') is None
     limits.append(1_000_000)
-    assert measuring.free_memory('cpu') == 1_000_000
+    assert memory.free_memory('cpu') == 1_000_000
     assert benchmark.why_not('reference', case, 'cpu', 'float32') == 'needs about 0 GB'
 
 
@@ -114,13 +115,13 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
 ) -> None:
     small = {'num_feat': 8, 'num_block': 1}
     jobs = [
-        measuring.Job(what, network.one_image, (form, size, 'float32'), small)
+        memory.Job(what, network.one_image, (form, size, 'float32'), small)
         for what, form, size in [('a', 'auto', [64, 64]), ('b', 'auto', [8, -8]), ('c', 'no attention', [64, 64])]
     ]
-    first, failed, last = measuring.peak_memories(jobs, 'cpu')
+    first, failed, last = memory.peak_memories(jobs, 'cpu')
     assert failed is None
     assert 'b: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
-    if measuring.process_memory('VmHWM'):
+    if memory.process_memory('VmHWM'):
         assert first > 0
         assert last is not None
 
@@ -143,11 +144,11 @@ def test_steps_that_are_killed_or_fail_leave_the_others_their_peaks(
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     deadly = importlib.import_module('deadly')
     jobs = [
-        measuring.Job('a', deadly.killed, ()),
-        measuring.Job('b', deadly.failing, ()),
-        measuring.Job('c', network.one_image, ('auto', [64, 64], 'float32'), {'num_feat': 8, 'num_block': 1}),
+        memory.Job('a', deadly.killed, ()),
+        memory.Job('b', deadly.failing, ()),
+        memory.Job('c', network.one_image, ('auto', [64, 64], 'float32'), {'num_feat': 8, 'num_block': 1}),
     ]
-    killed, failed, last = measuring.peak_memories(jobs, 'cpu')
+    killed, failed, last = memory.peak_memories(jobs, 'cpu')
     assert killed is failed is None
     assert last is not None
     said = capsys.readouterr().err.splitlines()
@@ -163,10 +164,10 @@ def test_peaks_are_told_as_they_become_known_and_processes_that_nobody_waits_for
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, 'Popen', lambda *words, **rest: started.append(popen(*words, **rest)) or started[0])
     jobs = [
-        measuring.Job('', network.one_image, ('auto', size, 'float32'), {'num_feat': 8, 'num_block': blocks})
+        memory.Job('', network.one_image, ('auto', size, 'float32'), {'num_feat': 8, 'num_block': blocks})
         for size, blocks in (([64, 64], 1), ([512, 512], 10_000))
     ]
-    peaks = measuring.peak_memories(jobs, 'cpu')
+    peaks = memory.peak_memories(jobs, 'cpu')
     next(peaks)
     for are_there in (lambda found: len(found) == 2, lambda found: not found):
         before = time.monotonic()
@@ -189,14 +190,14 @@ def running(session: int) -> list[str]:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu_what_ran_before_in_the_process_hides_no_peak() -> None:
-    jobs = [measuring.Job('', network.one_image, ('auto', [64, 64], 'float32'), {'num_block': 1})] * 2
-    first, again = measuring.peak_memories(jobs, 'cuda')
+    jobs = [memory.Job('', network.one_image, ('auto', [64, 64], 'float32'), {'num_block': 1})] * 2
+    first, again = memory.peak_memories(jobs, 'cuda')
     assert first > 0
     assert again == pytest.approx(first, rel=0.1)
 
 
 def test_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = measuring.describe_machine('cpu')
+    described = machine.describe_machine('cpu')
     assert described['gpu'] is None
     if platform.machine() == 'x86_64' and sys.platform == 'linux':  # where one name is that of CPUs of several years
         assert re.search(r', family \d+, model \d+$', described['cpu'])
@@ -206,14 +207,14 @@ def test_the_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tool.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 550.54.15\n')
     tool.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
-    assert measuring.driver_version() == '550.54.15'
+    assert machine.driver_version() == '550.54.15'
     tool.write_text('#!/bin/sh\nexit 9\n')
-    assert measuring.driver_version() is None
+    assert machine.driver_version() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_gpu_is_described_with_what_decides_on_its_speed() -> None:
-    described = measuring.describe_machine('cuda')
+    described = machine.describe_machine('cuda')
     assert described['compute capability'].partition('.')[0].isdigit()
     assert described['TF32 convolutions'] is False  # as conftest sets it
     assert {'gpu', 'driver', 'CUDA', 'cuDNN', 'Triton', 'TF32 products'} <= set(described)
@@ -270,7 +271,7 @@ def test_on_a_gpu_steps_are_timed_without_the_host_too() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_what_cannot_be_recorded_is_said_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.ones(3, device='cuda')
-    found = measuring.on_gpu_alone({'adds': lambda: x + 1, 'asks': lambda: x.sum().item()}, 0.01)
+    found = timing.on_gpu_alone({'adds': lambda: x + 1, 'asks': lambda: x.sum().item()}, 0.01)
     assert list(found) == ['adds']
     assert 'asks: cannot be recorded as a CUDA graph' in capsys.readouterr().err
 
@@ -318,7 +319,7 @@ def test_standard_attention_is_the_same_by_either_kernel() -> None:
 
 
 def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert measuring.peak_memory('the sum', network.one_image, 'nowhere', 'auto', [8, 8], 'float32') is None
+    assert memory.peak_memory('the sum', network.one_image, 'nowhere', 'auto', [8, 8], 'float32') is None
     assert 'the sum: memory could not be measured: RuntimeError: ' in capsys.readouterr().err
 
 
@@ -326,10 +327,10 @@ def test_a_process_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_whole_image_takes_hardly_more_memory_than_without_attention() -> None:
     small = {'num_feat': 64, 'num_block': 4, 'attention_at': [2]}
     jobs = [
-        measuring.Job(form, network.one_image, (form, [256, 192], 'float32'), small)
+        memory.Job(form, network.one_image, (form, [256, 192], 'float32'), small)
         for form in ('auto', 'no attention', 'reference')
     ]
-    with_attention, without, reference = measuring.peak_memories(jobs, 'cpu')
+    with_attention, without, reference = memory.peak_memories(jobs, 'cpu')
     assert with_attention is not None
     assert without is not None
     assert reference is not None

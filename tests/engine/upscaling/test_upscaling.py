@@ -17,7 +17,7 @@ import nlsn_plugin
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine import available_memory
-from nlsn_plugin.engine.measuring import RETURN_ALL
+from nlsn_plugin.engine.measuring.memory import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
@@ -158,7 +158,7 @@ import numpy as np, torch
 from pathlib import Path
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine.upscaling import memory
-from nlsn_plugin.engine.measuring import process_memory
+from nlsn_plugin.engine.measuring.memory import process_memory
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import UserError
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Time, peak memory, and the machine they were measured on."""
+"""Peak memory of steps, and what is free."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import importlib
 import json
 import multiprocessing
 import os
-import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,12 +20,8 @@ from typing import IO, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-import nlsn_plugin
 from nlsn_plugin.engine.available_memory import available_memory
-from nlsn_plugin.errors import BackendError, first_line
-from nlsn_plugin.ops import tf32
-
-Step = Callable[[], Any]
+from nlsn_plugin.engine.measuring.timing import Step
 
 RETURN_ALL = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
 """For the C library: what is freed goes back to the system, where else some of it is kept, now more, now less."""
@@ -50,59 +43,10 @@ class Job(NamedTuple):
     options: dict[str, Any] = {}
 
 
-def check_device(device: str) -> None:
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise BackendError("device 'cuda' cannot be used: PyTorch finds no GPU")
-
-
 def free_memory(device: str) -> int:
     """Bytes that can still be taken, once nothing is kept for later."""
     release(device)
     return available_memory(device)
-
-
-def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of each step, run in turns for `budget` seconds, at least 3 times, after a first time to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < 3 or time.perf_counter() - started < budget:
-        for name, step in steps.items():
-            synchronise(device)
-            before = time.perf_counter()
-            step()
-            synchronise(device)
-            times[name].append(time.perf_counter() - before)
-    return times
-
-
-def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]]:
-    """`interleaved` of those steps that can be recorded as CUDA graphs, which wait for no launch by the host."""
-    graphs: dict[str, Step] = {}
-    for name, step in steps.items():
-        try:
-            graphs[name] = recorded(step)
-        except RuntimeError as error:
-            tqdm.write(f'{name}: cannot be recorded as a CUDA graph: {first_line(error)}', file=sys.stderr)
-    return interleaved(graphs, 'cuda', budget) if graphs else {}
-
-
-def recorded(step: Step) -> Step:
-    """A step as a CUDA graph to replay; its memory is the graph's as long as that is kept."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # what is compiled, chosen or allocated the first time is not for a graph
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    return graph.replay
-
-
-def synchronise(device: str) -> None:
-    if device == 'cuda':
-        torch.cuda.synchronize()
 
 
 def release(device: str) -> None:
@@ -232,64 +176,6 @@ def process_memory(key: str) -> int:
     """A number of this process's, bytes."""
     found = re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     return 1024 * int(found[1]) if found else 0
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-    return {
-        **describe_cpu(),
-        'instructions': torch.backends.cpu.get_cpu_capability(),  # that PyTorch uses
-        'cores': os.cpu_count(),
-        'threads': torch.get_num_threads(),
-        **(describe_gpu() if device == 'cuda' else {'gpu': None}),
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'nlsn_plugin': nlsn_plugin.__version__,
-        'transparent huge pages': pages.read_text().strip() if pages.exists() else None,
-        'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
-    }
-
-
-def describe_cpu() -> dict[str, Any]:
-    """What it is, and its instructions for bfloat16, which decide on the speed of that; as far as Linux tells."""
-    if not Path('/proc/cpuinfo').exists():
-        return {'cpu': platform.processor()}
-    first = Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in first.splitlines())}
-    if 'model name' not in said:
-        return {'cpu': platform.processor()}
-    family = f', family {said["cpu family"]}, model {said["model"]}' if {'cpu family', 'model'} <= said.keys() else ''
-    for_bfloat16 = [word for word in said.get('flags', '').split() if word.endswith('bf16')]
-    return {'cpu': said['model name'] + family, 'instructions for bfloat16': ' '.join(for_bfloat16) or None}
-
-
-def describe_gpu() -> dict[str, Any]:
-    """What figures of a GPU depend on besides; how float32 is multiplied there, as set when it is asked."""
-    try:
-        import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError:
-        triton = None
-    return {
-        'gpu': torch.cuda.get_device_name(),
-        'compute capability': '.'.join(map(str, torch.cuda.get_device_capability())),
-        'driver': driver_version(),
-        'CUDA': torch.version.cuda,
-        'cuDNN': torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        'Triton': triton.__version__ if triton else None,
-        'TF32 products': tf32.of_products(),
-        'TF32 convolutions': tf32.of_convolutions(),
-    }
-
-
-def driver_version() -> str | None:
-    """Of the GPU; None where its tool is not there to tell."""
-    tool = shutil.which('nvidia-smi')
-    if tool is None:
-        return None
-    words = [tool, '--query-gpu=driver_version', '--format=csv,noheader']
-    result = subprocess.run(words, capture_output=True, text=True, check=False)
-    return next(iter(result.stdout.split()), None) if result.returncode == 0 else None
 
 
 if __name__ == '__main__':

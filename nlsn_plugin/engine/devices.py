@@ -1,4 +1,4 @@
-"""Where networks enlarge pictures: the processor, or a GPU."""
+"""Where networks run: the processor, or a GPU."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def device_of(asked: str | torch.device | None) -> str:
         raise BackendError(f"{subject}: 'cpu', 'cuda' or 'cuda:N' is expected") from error
     if device.type not in ('cpu', 'cuda'):
         raise BackendError(f"{subject}: 'cpu', 'cuda' or 'cuda:N' is expected")
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise BackendError(f'{subject}: PyTorch finds no GPU')
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,1 @@
+"""Time, peak memory, and the machine that they were measured on."""

@@ -1,0 +1,73 @@
+"""The machine, and what figures depend on besides."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nlsn_plugin
+from nlsn_plugin.ops import tf32
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+    return {
+        **describe_cpu(),
+        'instructions': torch.backends.cpu.get_cpu_capability(),  # that PyTorch uses
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        **(describe_gpu() if device == 'cuda' else {'gpu': None}),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'nlsn_plugin': nlsn_plugin.__version__,
+        'transparent huge pages': pages.read_text().strip() if pages.exists() else None,
+        'THP_MEM_ALLOC_ENABLE': os.environ.get('THP_MEM_ALLOC_ENABLE'),
+    }
+
+
+def describe_cpu() -> dict[str, Any]:
+    """What it is, and its instructions for bfloat16, which decide on the speed of that; as far as Linux tells."""
+    if not Path('/proc/cpuinfo').exists():
+        return {'cpu': platform.processor()}
+    first = Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in first.splitlines())}
+    if 'model name' not in said:
+        return {'cpu': platform.processor()}
+    family = f', family {said["cpu family"]}, model {said["model"]}' if {'cpu family', 'model'} <= said.keys() else ''
+    for_bfloat16 = [word for word in said.get('flags', '').split() if word.endswith('bf16')]
+    return {'cpu': said['model name'] + family, 'instructions for bfloat16': ' '.join(for_bfloat16) or None}
+
+
+def describe_gpu() -> dict[str, Any]:
+    """What figures of a GPU depend on besides; how float32 is multiplied there, as set when it is asked."""
+    try:
+        import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        triton = None
+    return {
+        'gpu': torch.cuda.get_device_name(),
+        'compute capability': '.'.join(map(str, torch.cuda.get_device_capability())),
+        'driver': driver_version(),
+        'CUDA': torch.version.cuda,
+        'cuDNN': torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        'Triton': triton.__version__ if triton else None,
+        'TF32 products': tf32.of_products(),
+        'TF32 convolutions': tf32.of_convolutions(),
+    }
+
+
+def driver_version() -> str | None:
+    """Of the GPU; None where its tool is not there to tell."""
+    tool = shutil.which('nvidia-smi')
+    if tool is None:
+        return None
+    words = [tool, '--query-gpu=driver_version', '--format=csv,noheader']
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    return next(iter(result.stdout.split()), None) if result.returncode == 0 else None
