@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from nlsn_plugin import checks
 from nlsn_plugin.data.paired import SafePairedImageDataset
+from nlsn_plugin.errors import ArgumentError
 
 
 class SuperResolutionDataset(SafePairedImageDataset):
@@ -21,6 +23,7 @@ class SuperResolutionDataset(SafePairedImageDataset):
         filename_tmpl: how the low-resolution file of {} is called, '{}x2'; of folders.
 
     Raises:
+        ArgumentError (a ValueError): an argument of another type, or a gt_size that scale does not divide.
         DataError: see SafePairedImageDataset.
     """
 
@@ -34,6 +37,10 @@ class SuperResolutionDataset(SafePairedImageDataset):
         use_rot: bool = True,
         filename_tmpl: str = '{}',
     ) -> None:
+        checks.whole('scale', scale, least=1)
+        if gt_size is not None and checks.whole('gt_size', gt_size, least=1) % scale:
+            nearest = gt_size // scale * scale or scale
+            raise ArgumentError(f'gt_size={gt_size} is not divisible by scale={scale}: {nearest} is')
         is_lmdb = [str(root).rstrip('/').endswith('.lmdb') for root in (dataroot_gt, dataroot_lq)]
         super().__init__(
             {
@@ -44,8 +51,8 @@ class SuperResolutionDataset(SafePairedImageDataset):
                 'scale': scale,
                 'phase': 'val' if gt_size is None else 'train',
                 'gt_size': gt_size,
-                'use_hflip': use_hflip,
-                'use_rot': use_rot,
+                'use_hflip': checks.boolean('use_hflip', use_hflip),
+                'use_rot': checks.boolean('use_rot', use_rot),
             }
         )
         self.metainfo = {'scale': scale, 'images': len(self.paths)}

@@ -26,6 +26,9 @@ class SuperResolutionMetric(BaseMetric):
         collect_device, prefix: see BaseMetric; the prefix is the data set's name.
     """
 
+    GIVEN = METRICS
+    """Names of its figures, without the prefix."""
+
     def __init__(
         self, crop_border: int, protocol: str = 'basicsr', collect_device: str = 'cpu', prefix: str | None = None
     ) -> None:
@@ -42,4 +45,4 @@ class SuperResolutionMetric(BaseMetric):
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         """The means over images; a PSNR that is infinite, of an image that equals its own, is left out."""
-        return {name: mean([result[name] for result in results]) for name in METRICS}
+        return {name: mean([result[name] for result in results]) for name in self.GIVEN}

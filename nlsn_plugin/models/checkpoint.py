@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import pickle
 import struct
@@ -235,8 +236,8 @@ def load_safely(path: str | Path) -> Any:
 
 def refusal(path: str | Path, error: Exception) -> str:
     """Why torch.load does not read a file, without its advice to load it unsafely."""
-    if isinstance(error, OSError):
-        return first_line(error)
+    if isinstance(error, OSError):  # of which a truncated file is one too
+        return 'it is truncated or damaged' if error.errno == errno.EINVAL else first_line(error)
     with Path(path).open('rb') as file:
         begin = file.read(2)
     if begin and begin != b'PK' and begin[:1] != b'\x80':  # neither a zip nor a pickle
@@ -314,7 +315,7 @@ def load_weights(
     if strict and lines:
         shown = '; '.join(lines[:3]) + (f'; and {len(lines) - 3} more' if len(lines) > 3 else '')
         raise CheckpointError(
-            f'{path} does not fit {type(net).__name__}, {len(lines)} of {len(own)} entries: {shown}. {advice}'
+            f'{path} does not fit {type(net).__name__} of {len(own)} entries, {len(lines)} differ: {shown}. {advice}'
         )
     if not fitting:
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')

@@ -17,23 +17,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin import checks
 from nlsn_plugin.errors import NonFiniteLossError
-from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
-from nlsn_plugin.models.description import complete, differing
 from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
+from nlsn_plugin.models.mended_model import MendedModel
 
 AMP = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 Options = dict[str, Any]
 
 
-class NLSNModel(SRModel):
+class NLSNModel(SRModel, MendedModel):
     """SRModel with mixed precision, compilation, clipping, accumulation, and a guard against non-finite updates.
 
     Registered by `nlsn_plugin.registry`. Besides SRModel's options it reads
 
     * `train`: amp ('off', 'bf16' or 'fp16'), compile, channels_last, clip_grad_norm (largest norm of the gradients),
       accumulate (parts in which a batch is computed, for want of memory), nonfinite_limit (updates that may be
-      skipped), any optimiser of torch.optim and any scheduler of torch.optim.lr_scheduler or BasicSR;
+      skipped);
     * `val`: tile, tile_overlap (upscale in tiles of so many low-resolution pixels), self_ensemble (x8).
 
     Networks with windows see images mirrored up to a multiple of them, as by BasicSR's SwinIRModel.
@@ -51,13 +50,10 @@ class NLSNModel(SRModel):
         super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Wrap for distributed training, on CPUs too, where SRModel asks for the current GPU."""
         if self.channels_last:
             net = net.to(memory_format=torch.channels_last)
         if self.is_train and self.opt['train'].get('compile', False):
             net.compile()  # in place: names of weights stay
-        if self.opt['dist'] and self.device.type == 'cpu':
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
         return super().model_to_device(net)
 
     def init_training_settings(self) -> None:
@@ -71,29 +67,11 @@ class NLSNModel(SRModel):
         super().init_training_settings()
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        """Any of torch's optimisers (SRModel knows Adam alone), with its fused kernels where it has them."""
-        optimizer_class = getattr(torch.optim, optim_type)
+        """With the optimiser's fused kernels where it has them."""
         if not {'fused', 'foreach', 'capturable', 'differentiable'} & kwargs.keys():
             with contextlib.suppress(TypeError, RuntimeError):  # has no such form, or not for this device
-                return optimizer_class(params, lr, fused=True, **kwargs)
-        return optimizer_class(params, lr, **kwargs)
-
-    def setup_schedulers(self) -> None:
-        """BasicSR's schedulers, and torch's others."""
-        arguments = dict(self.opt['train']['scheduler'])
-        name = arguments.pop('type')
-        if name in ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'):
-            super().setup_schedulers()
-            return
-        scheduler_class = getattr(torch.optim.lr_scheduler, name)
-        self.schedulers = [scheduler_class(optimizer, **arguments) for optimizer in self.optimizers]
-
-    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """As SRModel, but that warming up ends with the whole rate, from which most schedulers go on: SRModel leaves
-        them one step short of it for good."""
-        super().update_learning_rate(current_iter, warmup_iter)
-        if current_iter == warmup_iter:
-            self._set_lr(self._get_init_lr())
+                return super().get_optimizer(optim_type, params, lr, fused=True, **kwargs)
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the average towards the weights, all in one kernel; buffers, which SRModel forgets, are copied."""
@@ -266,34 +244,6 @@ class NLSNModel(SRModel):
             if resume_state['model']['scaler']:  # empty, if the precision was another
                 self.scaler.load_state_dict(resume_state['model']['scaler'])
             self.nonfinite = resume_state['model']['nonfinite']
-
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
-        """Load weights of any layout that `read_stored` knows, and say where their metadata differ from network_g.
-
-        SRModel's own form fails on a flat state dict with a KeyError, takes any unknown `param_key` for 'params', and
-        with strict=False passes over what does not fit without counting it.
-
-        Raises:
-            CheckpointError: see `read_stored` and `load_weights`.
-        """
-        logger = get_root_logger()
-        bare = self.get_bare_model(net)
-        # A moving average that the file has not begins as the network does.
-        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get('param_key_g') or 'params')
-        dropped = load_weights(bare, stored.weights, load_path, strict)
-        logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
-        self.compare_with_metadata(stored.metadata, load_path)
-        if dropped:
-            listed = '\n'.join(f'  {line}' for line in dropped)
-            logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')
-
-    def compare_with_metadata(self, metadata: Metadata | None, path: str) -> None:
-        """Say what network_g has otherwise than the network whose weights were loaded: fine-tuning may want that."""
-        network = {key: value for key, value in self.opt['network_g'].items() if key != 'type'}
-        kind = self.opt['network_g']['type']
-        if metadata is not None and metadata['type'] == kind:
-            for name, (value, other) in differing(complete(kind, network), metadata).items():
-                get_root_logger().warning(f'{path} is of a network with {name}={other!r}; network_g has {value!r}')
 
 
 def for_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -47,7 +47,10 @@ def infer(weights: Mapping[str, Tensor], path: object, img_range: float | None =
         CheckpointError: they are no NLSN's.
     """
     if any(name.startswith('nlsa.') for name in weights):
-        raise CheckpointError(f'{path} holds a WithNLSA, whose weights do not tell its arch: name it by an option file')
+        raise CheckpointError(
+            f'{path} holds a WithNLSA, whose weights do not tell its arch: '
+            f'`nlsn convert {path} OUT.safetensors -opt FILE` makes a file that does'
+        )
     if not is_edsr(weights):
         raise CheckpointError(
             f'{path} holds no NLSN: head.0.weight, body.0..., tail.1.weight, sub_mean and add_mean are expected, '

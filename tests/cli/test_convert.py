@@ -176,7 +176,7 @@ def test_with_nlsa_goes_round_by_its_option_file(tmp_path: Path, capsys: pytest.
     weights = WithNLSA(**arguments).state_dict()
     torch.save({'params': weights}, tmp_path / 'a.pth')
     words = ['convert', str(tmp_path / 'a.pth'), str(tmp_path / 'a.safetensors')]
-    assert 'a.pth holds a WithNLSA, whose weights do not tell its arch: name it by' in error_of(words, capsys)
+    assert 'a.pth holds a WithNLSA, whose weights do not tell its arch: `nlsn convert' in error_of(words, capsys)
     (tmp_path / 'a.yml').write_text(yaml.safe_dump({'network_g': {'type': 'WithNLSA', **arguments}}))
     convert(*words[1:], '-opt', tmp_path / 'a.yml')
     convert(tmp_path / 'a.safetensors', tmp_path / 'b.pth')

@@ -62,7 +62,7 @@ def test_files_of_other_layouts_load_and_where_their_metadata_differ_is_said(
 
 
 def test_weights_of_another_scale_are_an_error_by_default() -> None:
-    with pytest.raises(CheckpointError, match='does not fit NLSN, 2 of'):
+    with pytest.raises(CheckpointError, match='does not fit NLSN of 52 entries, 2 differ: '):
         NLSNModel(options(upscale=3, pretrain_network_g=str(OFFICIAL_X2)))
 
 

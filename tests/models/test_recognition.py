@@ -89,7 +89,7 @@ def test_attentions_with_the_same_names_are_taken_for_nlsa(attention: str) -> No
         (lambda w: w.pop('body.3.body.0.weight'), 'body.3 is neither a residual block nor an attention'),
         (lambda w: w.pop('body.10.weight'), 'body.10 is no convolution'),
         (lambda w: w.update({'head.0.weight': torch.ones(3)}), 'net.pth holds no NLSN: not enough values'),
-        (lambda w: w.update({'nlsa.body-3.conv_match.0.weight': torch.ones(3)}), 'holds a WithNLSA.* option file'),
+        (lambda w: w.update({'nlsa.body-3.conv_match.0.weight': torch.ones(3)}), 'holds a WithNLSA.*nlsn convert'),
         (
             lambda w: (
                 w.update({name.replace('body.0', 'body.1'): w[name] for name in list(w) if 'body.0.conv' in name})

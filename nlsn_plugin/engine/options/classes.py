@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nlsn_plugin import checks
+from nlsn_plugin.archs.bases import BASICSR_SUFFIX
 from nlsn_plugin.engine.options.documents import Keys
 from nlsn_plugin.errors import ArgumentError
 
@@ -22,6 +23,12 @@ def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry:
         yield place, f'no {name}{checks.nearest(name, registry.keys())}'
     elif arguments is not None:
         yield from misfits_of_call(keys, registry.get(name), without_type(arguments), given)
+
+
+def full_name(name: str, registry: Any) -> str:
+    """A class's name in a registry of BasicSR's, which finds some of its own without their ending."""
+    longer = name + BASICSR_SUFFIX
+    return longer if name not in registry and longer in registry else name
 
 
 def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int) -> Misfits:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel as Section
 
@@ -23,7 +22,7 @@ from nlsn_plugin.engine.options.classes import (
     without_type,
 )
 from nlsn_plugin.engine.options.documents import Keys
-from nlsn_plugin.engine.options.schedules import OWN_SCHEDULERS, misfits_of_schedule
+from nlsn_plugin.engine.options.schedules import misfits_of_schedule
 from nlsn_plugin.engine.options.schema import (
     READERS,
     Path,
@@ -120,20 +119,37 @@ def misfits_of_datasets(datasets: Options) -> Misfits:
 
 
 def misfits_of_model(opt: Options) -> Misfits:
-    """What the model needs and is not there, or is there and BasicSR's models do not know."""
+    """What a model of two networks needs and is not there, or cannot be."""
     model, train = MODEL_REGISTRY.get(opt['model_type']), opt['train']
-    if model.get_optimizer is BaseModel.get_optimizer and train['optim_g']['type'] != 'Adam':
-        yield ('train', 'optim_g', 'type'), f'{opt["model_type"]} knows Adam alone; NLSNModel takes all of torch.optim'
-    if model.setup_schedulers is BaseModel.setup_schedulers and train['scheduler']['type'] not in OWN_SCHEDULERS:
-        known = ', '.join(OWN_SCHEDULERS)
-        yield ('train', 'scheduler', 'type'), f"{opt['model_type']} knows {known} alone; NLSNModel takes PyTorch's too"
-    if any('GAN' in cls.__name__ for cls in model.__mro__):
-        for section, key in ((opt, 'network_d'), (train, 'optim_d'), (train, 'gan_opt')):
-            if not section.get(key):
-                yield (() if section is opt else ('train',)), f'lacks the key {key}, which {opt["model_type"]} needs'
-        if network := opt.get('network_d'):
-            mistakes = list(misfits_of_class(('network_d',), network['type'], network, ARCH_REGISTRY))
-            yield from mistakes or misfits_of_network(('network_d',), network)
+    if not any('GAN' in cls.__name__ for cls in model.__mro__):
+        return
+    for section, key in ((opt, 'network_d'), (train, 'optim_d'), (train, 'gan_opt')):
+        if not section.get(key):
+            yield (() if section is opt else ('train',)), f'lacks the key {key}, which {opt["model_type"]} needs'
+    if train['net_d_init_iters'] >= train['total_iter']:
+        last = train['total_iter']
+        yield ('train', 'net_d_init_iters'), f'less than total_iter {last} is expected, or network_g would never train'
+    if network := opt.get('network_d'):
+        mistakes = list(misfits_of_class(('network_d',), network['type'], network, ARCH_REGISTRY))
+        mistakes = mistakes or list(misfits_of_network(('network_d',), network))
+        yield from mistakes or misfits_of_discriminator(network, opt['datasets']['train'])
+
+
+def misfits_of_discriminator(network: Options, data: Options) -> Misfits:
+    """Patches that it does not take; found by running it on one, at no cost where the meta device will do."""
+    if 'gt_size' not in data:
+        return
+    size = [1, 1 if data.get('color') == 'y' else 3, data['gt_size'], data['gt_size']]
+    said = ''
+    for device in ('meta', 'cpu'):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+                ARCH_REGISTRY.get(network['type'])(**without_type(network)).eval()(torch.zeros(size))
+        except FAILURES as error:
+            said = first_line(error)
+        else:
+            return
+    yield ('network_d',), f'{network["type"]} fails on a patch of {size[1:]}: {said}'
 
 
 def misfits_of_channels(opt: Options) -> Misfits:
@@ -165,25 +181,28 @@ def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
 
 
 def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
-    """A loss that is not there, or refuses its arguments; one between pixels is tried, others may read large files."""
+    """A loss that is not there, or refuses its arguments; it is tried, but for perceptual ones, which read large
+    files."""
     mistakes = [
         *misfits_of_class(keys, options['type'], options, LOSS_REGISTRY),
         *misfits_of_values(keys, options, {'loss_weight': checks.real}),
     ]
     yield from mistakes
-    if mistakes or keys[-1] != 'pixel_opt':
+    if mistakes or keys[-1] == 'perceptual_opt':
         return
-    image = torch.zeros(1, 3, 2, 2)
+    images = torch.zeros(1, 3, 2, 2)
     try:
-        loss = LOSS_REGISTRY.get(options['type'])(**without_type(options))(image, image)
+        loss = LOSS_REGISTRY.get(options['type'])(**without_type(options))
+        if keys[-1] == 'gan_opt':
+            found = loss(images, True, is_disc=True) + loss(images, False, is_disc=True) + loss(images, True)
+        else:
+            found = loss(images, images)
     except FAILURES as error:
         yield keys, f'{options["type"]}: {first_line(error)}'
     else:
-        if loss.dim():
-            yield (
-                keys,
-                f'{options["type"]} gives {list(loss.shape)} for images of {list(image.shape)}: one number is expected',
-            )
+        if found.dim():
+            shapes = f'{list(found.shape)} for images of {list(images.shape)}'
+            yield keys, f'{options["type"]} gives {shapes}: one number is expected'
 
 
 def ignored(opt: Options, is_train: bool) -> Misfits:
@@ -207,6 +226,10 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
                 if reader in ('training', 'testing'):
                     text = f'is read in {reader} alone'
                 yield (*keys, key), text
+    networks = [key for key in opt if key.startswith('network_') and opt[key]]
+    for name in opt['path']['ignore_resume_networks'] or ():
+        if name not in networks:
+            yield ('path', 'ignore_resume_networks'), f'there is no {name}{checks.nearest(name, networks)}'
     val = opt.get('val') or {}
     if val.get('tile') is None and val.get('tile_overlap') not in (
         None,

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
 from nlsn_plugin.archs.bases import innermost
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
+from nlsn_plugin.engine.options.classes import full_name
 from nlsn_plugin.engine.options.documents import OVERRIDES, Document
 from nlsn_plugin.engine.options.misfits import misfits
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions
@@ -112,6 +114,9 @@ def checked(document: Document, is_train: bool) -> Options:
     except ValidationError as error:
         mistakes = [said(document, model, dict(mistake)) for mistake in error.errors()]
     else:
+        opt['model_type'] = full_name(opt['model_type'], MODEL_REGISTRY)
+        for network in (opt[key] for key in opt if key.startswith('network_') and opt[key]):
+            network['type'] = full_name(network['type'], ARCH_REGISTRY)
         mistakes = [f'{document.where(keys)}: {": ".join(keys)}: {text}' for keys, text in misfits(opt, is_train)]
     if len(mistakes) > 1:
         raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
@@ -240,12 +245,12 @@ def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
                     '(see `nlsn prepare --help`), or see NLSN train on sample data by '
                     '`nlsn train -opt quickstart_NLSN_x2.yml`'
                 )
-    weights = opt['path'].get('pretrain_network_g')
-    if weights is not None and begins:
-        try:
-            check_readable(weights)
-        except CheckpointError as error:
-            raise CheckpointError(f'{option_file}: path: pretrain_network_g: {error}') from error
+    for key, weights in opt['path'].items():
+        if key.startswith('pretrain_network_') and weights is not None and begins:
+            try:
+                check_readable(weights)
+            except CheckpointError as error:
+                raise CheckpointError(f'{option_file}: path: {key}: {error}') from error
 
 
 def check_scale(opt: Options, option_file: Path) -> None:

@@ -277,7 +277,7 @@ class Common(Section):
         None, alias='_base_', exclude=True, description='option file whose keys this one changes and adds to'
     )
     name: Annotated[Text, AfterValidator(folder_name)] = Field(description='of the experiment, and of its folder')
-    model_type: Text = Field(description="NLSNModel, or any of BasicSR's registry")
+    model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry that reads no keys but these")
     scale: Positive = Field(description='of the low-resolution images')
     num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
     manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')

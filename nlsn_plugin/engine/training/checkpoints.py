@@ -198,7 +198,9 @@ def load_state(opt: Options, path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path} is no training state')
     check_sums(path)
     models, ending = Path(opt['path']['models']), f'_{state["iter"]}.pth'
-    for network in {models / f'net_g{ending}', *models.glob(f'net_*{ending}')}:
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    letters = [name.removeprefix('network_') for name in opt if name.startswith('network_') and name not in ignored]
+    for network in {*models.glob(f'net_*{ending}'), *(models / f'net_{letter}{ending}' for letter in letters)}:
         read_weights(network)
         check_sums(network)
     return state

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 from basicsr.train import init_tb_loggers
 from basicsr.utils import AvgTimer, get_root_logger
@@ -30,6 +29,7 @@ from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.errors import DataError, InterruptedRunError, UserError
+from nlsn_plugin.models.mended_model import build_model
 
 Options = dict[str, Any]
 

@@ -26,8 +26,11 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from nlsn_plugin import checks
+from nlsn_plugin.engine.options.classes import misfits_of_values
+from nlsn_plugin.engine.options.schedules import ALLOWED
 from nlsn_plugin.engine.training.mmengine_config import fault
 from nlsn_plugin.errors import FAILURES, ArgumentError, OptionError, first_line
+from nlsn_plugin.metrics.mmengine_metric import SuperResolutionMetric
 
 NEEDED = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 PHASES = (
@@ -82,6 +85,7 @@ NUMBERS = (
     ('train_cfg', 'val_begin', None),
     ('train_cfg', 'val_interval', 1),
     ('default_hooks.checkpoint', 'interval', None),
+    ('default_hooks.checkpoint', 'max_keep_ckpts', None),
     ('default_hooks.logger', 'interval', None),
 )
 """Whole numbers that are looked at when the run is on its way, and what they are at least."""
@@ -138,6 +142,10 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
     for key, options in entries_of(cfg, 'optim_wrapper.clip_grad'):
         if options is not None:
             yield from misfits_of_clipping(key, options)
+    for key, options in entries_of(cfg, 'param_scheduler'):
+        if isinstance(options, Mapping):
+            yield from ((': '.join(place), text) for place, text in misfits_of_values((key,), dict(options), ALLOWED))
+    yield from misfits_of_best(cfg)
 
 
 def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
@@ -191,6 +199,20 @@ def misfits_of_number(key: str, name: str, value: Any, least: int | None) -> Ite
         checks.count(name, value, least)
     except ArgumentError as error:
         yield key, str(error)
+
+
+def misfits_of_best(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Figures that are to choose the best checkpoint, and that the plugin's metric does not give."""
+    evaluators = [options for _, options in entries_of(cfg, 'val_evaluator') if isinstance(options, Mapping)]
+    if not evaluators or any(options.get('type') != SuperResolutionMetric.__name__ for options in evaluators):
+        return
+    prefixes = [options.get('prefix') for options in evaluators]
+    known = [f'{prefix}/{name}' if prefix else name for prefix in prefixes for name in SuperResolutionMetric.GIVEN]
+    for key, options in entries_of(cfg, 'default_hooks.checkpoint'):
+        asked = options.get('save_best') if isinstance(options, Mapping) else None
+        for name in asked if isinstance(asked, (list, tuple)) else [asked]:
+            if name not in (None, 'auto', *known):
+                yield f'{key}.save_best', f'val_evaluator gives no {name}{checks.nearest(str(name), known)}'
 
 
 def misfits_of_clipping(key: str, options: Any) -> Iterator[tuple[str, str]]:

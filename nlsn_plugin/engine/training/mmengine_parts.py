@@ -6,8 +6,8 @@ Registered by `nlsn_plugin.registry`.
 from __future__ import annotations
 
 import contextlib
-import pickle
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.engine.training import randomness
-from nlsn_plugin.errors import CheckpointError, first_line
+from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import (
     DAMAGES,
     WHAT_FITS,
@@ -29,6 +29,7 @@ from nlsn_plugin.models.checkpoint import (
     is_safetensors,
     load_weights,
     read_weights,
+    refusal,
 )
 
 PREFIX = 'generator.'
@@ -72,7 +73,7 @@ class AnyWeightsHook(Hook):
 
 
 class WholeStateHook(Hook):
-    """Refuse to go on from what is no state of a run; know whether all that a config describes has been built."""
+    """Refuse to go on from what is no state of this run; know whether all that a config describes has been built."""
 
     priority = 'VERY_HIGH'
     is_built = False
@@ -82,6 +83,9 @@ class WholeStateHook(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         refuse_weights_alone(runner, checkpoint)
+        if runner._resume:
+            checkpoint['meta'].pop('config', None)  # of an older mmengine: a program, which Runner.resume would run
+            refuse_another_course(runner, checkpoint)
 
 
 class RandomStateHook(Hook):
@@ -143,21 +147,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location=map_location)
     except DAMAGES as error:
-        raise CheckpointError(f'{path}: a checkpoint that does not load{reason_of(error)}') from error
+        raise CheckpointError(f'{path} does not load: {refusal(path, error)}') from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path} holds a {type(content).__name__}: a dict of tensors is expected')
     return content
-
-
-def reason_of(error: Exception) -> str:
-    """Why PyTorch refused a file, without its advice to load it all the same."""
-    if not isinstance(error, pickle.UnpicklingError) or 'Weights only' not in str(error):
-        return f': it is damaged, or none ({type(error).__name__}: {first_line(error).split(". ")[0]})'
-    lines = [line.strip() for line in str(error).splitlines()]
-    advice = ('Weights only load failed', '(1)', '(2)', 'Check the documentation')
-    reasons = [line for line in lines if line and not line.startswith(advice)]
-    reason = reasons[0].split(' Please use')[0] if reasons else lines[0]
-    return f' (nothing in it was executed): {reason}'
 
 
 def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -165,6 +158,55 @@ def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
     if runner._resume and not {'iter', 'epoch'} <= checkpoint.get('meta', {}).keys():
         path = runner._load_from or runner.work_dir
         raise CheckpointError(f'{path} holds weights alone: begin a new run from them, load_from without resume')
+
+
+def refuse_another_course(runner: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse what a run that goes on could not follow: mmengine takes the optimiser's settings and the schedules from
+    the checkpoint, whatever the config says."""
+    path, reached = runner._load_from or runner.work_dir, checkpoint['meta']['iter']
+    if reached > runner.max_iters:
+        raise CheckpointError(f'{path} is of iteration {reached}: the config has max_iters={runner.max_iters}')
+    optimisers = settings_of(checkpoint.get('optimizer')), settings_of(runner.optim_wrapper.state_dict())
+    schedules = schedules_of(checkpoint.get('param_schedulers')), schedules_of(runner.param_schedulers)
+    for part, (before, now) in (('optim_wrapper.optimizer', optimisers), ('param_scheduler', schedules)):
+        for place in [place for place in before if before[place] != now.get(place, before[place])]:
+            raise CheckpointError(
+                f'{part}: {place[-1]} is {now[place]}, with which {path} cannot go on: its run has {before[place]}; to '
+                'change it begin a new run with load_from'
+            )
+
+
+def settings_of(state: Mapping[str, Any] | None) -> dict[tuple[Any, ...], Any]:
+    """What was set of one optimiser, or of several, by their names, groups and keys; of what schedules change, that
+    which they begin with."""
+    found = {}
+    for name, part in ({'': state} if 'param_groups' in (state or {}) else state or {}).items():
+        for number, group in enumerate(part['param_groups']) if isinstance(part, Mapping) else ():
+            begun = {key.removeprefix('initial_'): value for key, value in group.items() if key.startswith('initial_')}
+            for key, value in {**group, **begun}.items():
+                if key not in OF_THE_MACHINE and not key.startswith('initial_'):
+                    found[name, number, key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+OF_THE_MACHINE = ('params', 'fused', 'foreach', 'capturable', 'differentiable')
+"""Of a group of parameters what is no setting of the run's."""
+
+
+def schedules_of(schedules: Any) -> dict[tuple[Any, ...], Any]:
+    """What was set of schedules, or is in their states, by their numbers and keys; where they stand and end is not."""
+    found = {}
+    for name, part in (schedules if isinstance(schedules, Mapping) else {'': schedules or ()}).items():
+        for number, schedule in enumerate(part):
+            state = schedule if isinstance(schedule, Mapping) else schedule.state_dict()
+            for key in OF_SCHEDULES & state.keys():
+                value = state[key]
+                found[name, number, key] = sorted(value.elements()) if isinstance(value, Counter) else value
+    return found
+
+
+OF_SCHEDULES = {'begin', 'by_epoch', 'eta_min', 'factor', 'gamma', 'milestones', 'power', 'start_factor', 'step_size'}
+"""What mmengine's schedules keep of their arguments."""
 
 
 def bare(model: nn.Module) -> Any:

@@ -93,7 +93,8 @@ def newest(folder: Path) -> str:
 def result(folder: Path) -> dict[str, Any]:
     """What a run ends with."""
     state = folder / 'training_states' / newest(folder)
-    return {**load_safely(folder / 'models' / 'net_g_latest.pth'), 'state': load_safely(state)}
+    networks = {path.stem: load_safely(path) for path in (folder / 'models').glob('net_*_latest.pth')}
+    return {**networks, 'state': load_safely(state)}
 
 
 def compare(found: Any, expected: Any, where: str = '') -> None:

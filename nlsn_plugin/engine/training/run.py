@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import torch.distributed
-from basicsr.models import build_model
 from basicsr.utils import get_root_logger, get_time_str
 
 from nlsn_plugin.data.paired import build_dataset
@@ -22,6 +21,7 @@ from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.engine.training.resumption import ignored_networks
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.files import check_folder
+from nlsn_plugin.models.mended_model import build_model
 
 
 def train(args: argparse.Namespace) -> None:

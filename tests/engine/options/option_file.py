@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,6 @@ def write(path: Path, change: dict[str, object] | str, base: str = 'train_NLSN_x
         if value is ...:
             del section[key]
         else:
-            section[key] = value
+            section[key] = deepcopy(value)  # later changes may be of what is in it
     path.write_text(yaml.safe_dump(options, sort_keys=False))
     return str(path)

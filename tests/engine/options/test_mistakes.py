@@ -76,12 +76,8 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'train:scheduler': {'type': 'StepLR', 'step_size': 0}}, 'step_size: 0 is not allowed: a whole number of at'),
         ({'train:scheduler': {'type': 'LambdaLR', 'lr_lambda': 1}}, 'train: scheduler: LambdaLR: '),
         (
-            {'model_type': 'SRModel', 'train:optim_g:type': 'AdamW'},
-            'train: optim_g: type: SRModel knows Adam alone; NLSNModel takes all of torch.optim',
-        ),
-        (
-            {'model_type': 'SRModel', 'train:scheduler': {'type': 'StepLR', 'step_size': 2}},
-            'train: scheduler: type: SRModel knows MultiStepLR, MultiStepRestartLR, CosineAnnealingRestartLR alone',
+            {'path:ignore_resume_networks': ['netwrok_g']},
+            'path: ignore_resume_networks: there is no netwrok_g: did you mean network_g?',
         ),
         ({'network_d': {'type': 'Nothing'}}, 'network_d: is read by GAN models alone, not by NLSNModel'),
         ({'path:pretrain_network_d': 'a.pth'}, 'path: pretrain_network_d: is read by GAN models alone'),
@@ -191,6 +187,48 @@ def test_what_a_model_of_two_networks_lacks_is_named(tmp_path: Path, capsys: pyt
     assert 'network_d: type: no VGGStyleDiscriminators: did you mean VGGStyleDiscriminator?' in said
     assert 'train: lacks the key optim_d, which SRGANModel needs' in said
     assert 'train: lacks the key gan_opt, which SRGANModel needs' in said
+
+
+ADVERSARIAL = {
+    'model_type': 'SRGANModel',
+    'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
+    'train:optim_d': {'type': 'AdamW', 'lr': 1e-4},
+    'train:gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+}
+"""A model of two networks, one of them by the short name that BasicSR takes too."""
+
+
+def test_a_model_of_two_networks_is_taken(tmp_path: Path) -> None:
+    opt = checked(Document(Path(write(tmp_path / 'a.yml', ADVERSARIAL))), is_train=True)
+    assert opt['network_d']['type'] == 'UNetDiscriminatorSN_basicsr'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'train:gan_opt:gan_type': 'hinged'}, 'train: gan_opt: GANLoss: '),
+        ({'train:gan_opt:real_label_val': 'a'}, 'train: gan_opt: GANLoss: '),
+        ({'train:optim_d:type': 'AdamX'}, 'train: optim_d: type: no AdamX: did you mean Adam'),
+        (
+            {'network_d': {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 4}},
+            'network_d: VGGStyleDiscriminator fails on a patch of [3, 96, 96]: ',
+        ),
+        ({'network_d:num_in_ch': 1}, 'network_d: UNetDiscriminatorSN_basicsr fails on a patch of [3, 96, 96]: '),
+        ({'train:net_d_init_iters': 1000000}, 'train: net_d_init_iters: less than total_iter 1000000 is expected'),
+        ({'path:pretrain_network_d': 'a.pth'}, 'path: pretrain_network_d: there is no file a.pth'),
+    ],
+)
+def test_a_mistake_in_what_is_of_two_networks_is_one_line(
+    change: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    roots = {f'datasets:{phase}:{key}': '.' for phase in ('train', 'val') for key in ('dataroot_gt', 'dataroot_lq')}
+    assert message in error_of(['train', '-opt', write(tmp_path / 'a.yml', {**ADVERSARIAL, **change, **roots})], capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
 
 
 def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, experiment, of_pairs, run, write_pairs
+from conftest import TRAIN, experiment, make_short, of_pairs, run, write_options, write_pairs
 
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
@@ -57,6 +58,30 @@ def test_states_and_networks_of_other_numbers_than_were_written_are_passed_over(
     assert 'iter: 4.' in resumed.stderr
     compare(result(experiment(ran)), expected)
     assert not list((experiment(ran) / 'models').glob('.*'))
+
+
+def test_a_state_whose_second_network_is_not_there_is_passed_over(place: Path) -> None:
+    def adversarial(options: dict[str, Any]) -> None:
+        make_short(options)
+        options.update(
+            model_type='SRGANModel', network_d={'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+        )
+        options['train'].update(
+            optim_d={'type': 'Adam', 'lr': 1e-4},
+            gan_opt={'type': 'GANLoss', 'gan_type': 'vanilla', 'real_label_val': 1.0, 'fake_label_val': 0.0},
+        )
+        options['train']['gan_opt']['loss_weight'] = 0.1
+
+    options = write_options(place / 'short.yml', 'train_NLSN_x2', adversarial)
+    run(TRAIN, '-opt', options, '--force_yml', 'train:total_iter=8', cwd=place)
+    models, expected = experiment(place) / 'models', result(experiment(place))
+    assert {'net_g_latest', 'net_d_latest', 'state'} == expected.keys()
+    for later in ('net_d_8.pth', 'net_g_latest.pth', 'net_d_latest.pth'):
+        (models / later).unlink()
+    resumed = run(TRAIN, '-opt', options, '--auto_resume', '--force_yml', 'train:total_iter=8', cwd=place)
+    assert f'8.state: there is no file {models / "net_d_8.pth"}' in resumed.stdout
+    assert 'iter: 4.' in resumed.stderr
+    compare(result(experiment(place)), expected)
 
 
 @pytest.mark.parametrize('phase', ['train', 'val'])

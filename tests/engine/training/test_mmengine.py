@@ -120,6 +120,64 @@ def test_a_run_that_is_stopped_and_goes_on_ends_as_if_it_had_not_been(uninterrup
     assert whole['message_hub']['runtime_info']['best_score'] == part['message_hub']['runtime_info']['best_score']
 
 
+def test_what_a_run_that_goes_on_cannot_follow_is_refused(uninterrupted: Path) -> None:
+    for option, said in (
+        (
+            'optim_wrapper.optimizer.lr=0.5',
+            'optim_wrapper.optimizer: lr is 0.5, with which whole/iter_8.pth cannot go on: ',
+        ),
+        (
+            'param_scheduler.gamma=0.1',
+            'param_scheduler: gamma is 0.1, with which whole/iter_8.pth cannot go on: its run',
+        ),
+        (
+            'param_scheduler.milestones=[9]',
+            'param_scheduler: milestones is [9], with which whole/iter_8.pth cannot go on: ',
+        ),
+        ('train_cfg.max_iters=6', 'whole/iter_8.pth is of iteration 8: the config has max_iters=6'),
+    ):
+        words = [
+            TINY,
+            '--amp',
+            '--work-dir',
+            'refused',
+            '--resume',
+            'whole/iter_8.pth',
+            '--cfg-options',
+            ACCUMULATE,
+            option,
+        ]
+        refused = run(ROOT / 'tools' / 'train_mmengine.py', *words, *NO_WORKERS, cwd=uninterrupted, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith(f'nlsn: {said}')
+
+
+def test_a_config_in_a_checkpoint_which_mmengine_would_run_is_left_alone(uninterrupted: Path) -> None:
+    state = torch.load(uninterrupted / 'whole' / 'iter_12.pth', weights_only=False)
+    state['meta']['config'] = "open('executed', 'w')"  # as an older mmengine wrote it
+    torch.save(state, uninterrupted / 'of_a_stranger.pth')
+    words = ['--work-dir', 'stranger', '--resume', 'of_a_stranger.pth']
+    train(uninterrupted, *words, '--cfg-options', ACCUMULATE, 'train_cfg.max_iters=14', *NO_WORKERS)
+    assert loaded(uninterrupted / 'stranger' / 'iter_14.pth')['meta']['iter'] == 14
+    assert not (uninterrupted / 'executed').exists()
+
+
+@pytest.mark.parametrize(
+    ('argument', 'said'),
+    [
+        ({'scale': 'a'}, "scale='a' is not allowed: a whole number of at least 1 is expected"),
+        ({'gt_size': 'a'}, "gt_size='a' is not allowed: a whole number of at least 1 is expected"),
+        ({'gt_size': 33}, 'gt_size=33 is not divisible by scale=2: 32 is'),
+        ({'use_hflip': 'no'}, "use_hflip='no' is not allowed: true or false is expected"),
+        ({'use_rot': 1}, 'use_rot=1 is not allowed: true or false is expected'),
+    ],
+)
+def test_arguments_of_another_type_are_refused(argument: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        SuperResolutionDataset(**{'dataroot_gt': 'a', 'dataroot_lq': 'b', 'scale': 2, **argument})
+    assert str(error.value) == said
+
+
 def test_resume_without_a_name_takes_the_newest(uninterrupted: Path) -> None:
     sizes = 'train_cfg.max_iters=13', 'train_cfg.val_interval=50', 'val_dataloader.num_workers=0'
     train(uninterrupted, '--work-dir', 'whole', '--resume', '--cfg-options', ACCUMULATE, *sizes)
@@ -289,9 +347,7 @@ def test_a_checkpoint_that_would_run_code_is_one_line(
     monkeypatch.chdir(place)
     torch.save({'state_dict': Asking(os.mkdir, 'executed')}, 'bad.pth')
     said = error_of(['train-mmengine', TINY, '--cfg-options', 'load_from=bad.pth', *NO_WORKERS], capsys)
-    expected = (
-        r'nlsn: bad\.pth: a checkpoint that does not load \(nothing in it was executed\): .*(unsupported|Unsupported) '
-    )
+    expected = r'nlsn: bad\.pth does not load: .*(unsupported|Unsupported) '
     assert re.match(expected, said)
     assert 'weights_only' not in said
     assert not Path('executed').exists()

@@ -109,6 +109,19 @@ def test_a_config_that_does_not_load(name: str, said: str, tmp_path: Path, capsy
         ('train_cfg.val_begin=soon', "train_cfg: val_begin='soon' is not allowed: a whole number is expected"),
         ('default_hooks.checkpoint.interval=abc', "default_hooks.checkpoint: interval='abc' is not allowed: a whole"),
         ('default_hooks.logger.interval=abc', "default_hooks.logger: interval='abc' is not allowed: a whole number"),
+        (
+            'default_hooks.checkpoint.max_keep_ckpts=abc',
+            "default_hooks.checkpoint: max_keep_ckpts='abc' is not allowed",
+        ),
+        (
+            'default_hooks.checkpoint.save_best=Set5/psnr',
+            'default_hooks.checkpoint.save_best: val_evaluator gives no Set5/psnr: did you mean Set5/psnr_y?',
+        ),
+        (
+            'param_scheduler.milestones=[a]',
+            "param_scheduler: milestones: 'a' is not allowed: a whole number of at least",
+        ),
+        ('param_scheduler.gamma=abc', "param_scheduler: gamma: 'abc' is not allowed: a number is expected"),
         ('optim_wrapper.optimizer.lrr=1', 'Adam takes no lrr: did you mean lr?'),
         ('param_scheduler.gama=1', 'MultiStepLR takes no gama: did you mean gamma?'),
         ('default_hooks.chekpoint.interval=1', 'default_hooks.chekpoint: has no type'),
@@ -278,8 +291,8 @@ def save_damaged(path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ('what', 'said'),
     [
-        ('truncated', 'bad.pth: a checkpoint that does not load: it is damaged, or none ('),
-        ('junk', 'bad.pth: a checkpoint that does not load: it is damaged, or none ('),
+        ('truncated', 'bad.pth does not load: it is truncated or damaged'),
+        ('junk', 'bad.pth does not load: it is no file of weights: .pt, .pth or .safetensors is expected'),
         ('list', 'bad.pth holds a list: a dict of tensors is expected'),
         ('weights', 'bad.pth holds weights alone: begin a new run from them'),
     ],

@@ -1,0 +1,94 @@
+"""What BasicSR's models do otherwise under this plugin, whichever they are."""
+
+from __future__ import annotations
+
+import functools
+from copy import deepcopy
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
+from nlsn_plugin.models.description import complete, differing
+
+
+def build_model(opt: dict[str, Any]) -> BaseModel:
+    """The model that an option file names, mended.
+
+    Args:
+        opt: BasicSR's options, which stay as they are.
+    """
+    return mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
+
+
+@functools.cache
+def mended(model_class: type[BaseModel]) -> type[BaseModel]:
+    """A model of this class with MendedModel's methods in the place of BaseModel's; its own stay."""
+    if issubclass(model_class, MendedModel):
+        return model_class
+    return type(model_class.__name__, (model_class, MendedModel), {})
+
+
+class MendedModel(BaseModel):
+    """Processes without GPUs, all optimisers and schedulers of PyTorch's, and weights of any layout."""
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Wrap for distributed training, on CPUs too, where BasicSR asks for the current GPU."""
+        if self.opt['dist'] and self.device.type == 'cpu':
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return super().model_to_device(net)
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        """Any of PyTorch's; BasicSR knows Adam alone."""
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, optim_type)(params, lr, **kwargs)
+        return optimizer
+
+    def setup_schedulers(self) -> None:
+        """BasicSR's schedulers, and PyTorch's others."""
+        arguments = dict(self.opt['train']['scheduler'])
+        name = arguments.pop('type')
+        if name in ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'):
+            super().setup_schedulers()
+            return
+        scheduler_class = getattr(torch.optim.lr_scheduler, name)
+        self.schedulers = [scheduler_class(optimizer, **arguments) for optimizer in self.optimizers]
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """But that warming up ends with the whole rate, from which most schedulers go on: BasicSR leaves
+        them one step short of it for good."""
+        super().update_learning_rate(current_iter, warmup_iter)
+        if current_iter == warmup_iter:
+            self._set_lr(self._get_init_lr())
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: Any = 'params') -> None:
+        """Load weights of any layout that `read_stored` knows, and say where their metadata differ from network_g.
+
+        BasicSR's own form fails on a flat state dict with a KeyError, takes any unknown `param_key` for 'params', and
+        with strict=False passes over what does not fit without counting it.
+
+        Raises:
+            CheckpointError: see `read_stored` and `load_weights`.
+        """
+        logger = get_root_logger()
+        bare = self.get_bare_model(net)
+        # A moving average that the file has not begins as the network does.
+        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get('param_key_g') or 'params')
+        dropped = load_weights(bare, stored.weights, load_path, strict)
+        logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
+        self.compare_with_metadata(stored.metadata, load_path)
+        if dropped:
+            listed = '\n'.join(f'  {line}' for line in dropped)
+            logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')
+
+    def compare_with_metadata(self, metadata: Metadata | None, path: str) -> None:
+        """Say what network_g has otherwise than the network whose weights were loaded: fine-tuning may want that."""
+        network = {key: value for key, value in self.opt['network_g'].items() if key != 'type'}
+        kind = self.opt['network_g']['type']
+        if metadata is not None and metadata['type'] == kind:
+            for name, (value, other) in differing(complete(kind, network), metadata).items():
+                get_root_logger().warning(f'{path} is of a network with {name}={other!r}; network_g has {value!r}')
