@@ -53,6 +53,18 @@ def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = Tru
             temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` of text in UTF-8; what is there and no file, such as /dev/stdout, takes it as it comes.
+
+    Raises:
+        SaveError: see `write_whole`.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding='utf-8')
+    else:
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
+
+
 def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
     """Give a file another name, under which something else is replaced or left.
 

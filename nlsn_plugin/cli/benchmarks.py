@@ -16,7 +16,7 @@ from nlsn_plugin.cli.drawings import check_drawing
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.files import check_json
+from nlsn_plugin.files import check_json, write_text
 
 
 def add(commands: Any) -> None:
@@ -110,6 +110,8 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         print(tabulate(benchmark.rows(results['records']), benchmark.HEADERS, tablefmt='github'))
         print('', *benchmark.left_out(results['records']), sep='\n', end='')
     conclude(args, results)
+    if all('skipped' in record for record in results['records']):
+        raise UserError('nothing could be measured')
     if args.plot:
         benchmark.plot(results['records'], args.plot)
 
@@ -180,4 +182,4 @@ def conclude(args: argparse.Namespace, results: dict[str, Any]) -> None:
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Keep what was measured, where --json says."""
     if args.json:
-        args.json.write_text(json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')
+        write_text(args.json, json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')

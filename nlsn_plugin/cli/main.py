@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,10 @@ COMMANDS = (
 """Each adds what it knows; `nlsn --help` lists them in this order."""
 
 
+OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the system says of places that a user named, and that are not to be read, or written, or cannot be."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -64,6 +69,11 @@ def run(args: argparse.Namespace) -> None:
             ignore_signals()
         print(f'nlsn: {error}', file=sys.stderr)
         sys.exit(error.status)
+    except OSError as error:
+        if error.errno not in OF_THE_PLACE or error.filename is None or os.environ.get('NLSN_TRACE'):
+            raise
+        print(f'nlsn: {error.filename}: {error.strerror}', file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

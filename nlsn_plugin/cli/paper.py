@@ -8,7 +8,7 @@ from typing import Any
 
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.files import check_folder
+from nlsn_plugin.files import check_folder, write_text
 from nlsn_plugin.paper.studies import STUDIES
 
 TEXT = "the paper's tables and figures, trained, measured and printed beside its numbers"
@@ -69,7 +69,7 @@ def paper(args: argparse.Namespace) -> None:
     laboratory = experiments.Laboratory(output, data, sets, budget, device)
     if args.what == 'table1':
         text = experiments.table1(laboratory)
-        (output / 'table1.md').write_text(text, encoding='utf-8')
+        write_text(output / 'table1.md', text)
         written = [output / 'table1.md']
     else:
         results = experiments.run(args.what, laboratory)

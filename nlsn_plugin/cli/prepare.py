@@ -10,6 +10,7 @@ from typing import Any
 from nlsn_plugin import checks
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.files import check_folder
 
 FOR_TRAINING = ('validation', 'name', 'crop_size', 'step', 'storage')
 FOR_MAKING = ('input', 'output', 'scale', 'test', 'lr', *FOR_TRAINING)
@@ -49,8 +50,8 @@ def prepare(args: argparse.Namespace) -> None:
     for option in ('crop_size', 'step', 'workers'):
         if option in given:
             checks.whole(f'--{option.replace("_", "-")}', given[option], least=1)
-    if '/' in given.get('name', ''):
-        raise UserError(f'--name {args.name}: a name without folders is expected')
+    if '/' in given.get('name', '') or given.get('name') == '':
+        raise UserError(f'--name {args.name or "(empty)"}: a name without folders is expected')
     if args.check:
         refuse(given, FOR_MAKING, 'is for making data: leave it or --check out')
         from nlsn_plugin.data.lmdb_check import check
@@ -60,6 +61,7 @@ def prepare(args: argparse.Namespace) -> None:
     for option in ('input', 'output'):
         if option not in given:
             raise UserError(f'--{option} is missing: nlsn prepare --input FOLDER --output FOLDER')
+    check_folder(args.output)
     scales = args.scale or [2]
     if args.test:
         from nlsn_plugin.data.prepare import prepare_test_data
@@ -74,12 +76,11 @@ def prepare(args: argparse.Namespace) -> None:
 
 def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:
     """The LMDBs, and the sets to validate on beside them."""
-    from nlsn_plugin.data.images import list_images
-    from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data
+    from nlsn_plugin.data.prepare import checked, prepare_test_data, prepare_training_data
 
     validation = [folder.resolve() for folder in args.validation or []]
     for folder in validation:
-        list_images([folder])  # is there, before hours of work
+        checked(folder, scales, None, args.workers)  # before hours of work
     made = prepare_training_data(args.input, args.output, scales=scales, workers=args.workers, **chosen)
     for folder in validation:
         name = folder.parent.name if folder.name == 'HR' else folder.name

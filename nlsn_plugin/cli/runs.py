@@ -10,7 +10,7 @@ from typing import Any
 from nlsn_plugin import checks
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
-from nlsn_plugin.files import check_json
+from nlsn_plugin.files import check_json, write_text
 
 TRAIN = 'train a network by an option file'
 TEST = 'test a network on benchmark sets by an option file'
@@ -21,8 +21,15 @@ OPTION_FILE = 'option file, or the name of a shipped one'
 
 def add(commands: Any) -> None:
     """Add the commands to a parser's."""
-    add_run(commands.add_parser('train', help=TRAIN, description=f'{sentence(TRAIN)}.'), train)
-    add_run(commands.add_parser('test', help=TEST, description=f'{sentence(TEST)}.'), test)
+    parser = commands.add_parser('train', help=TRAIN, description=f'{sentence(TRAIN)}.')
+    add_run(parser)
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
+    parser.add_argument('--debug', action='store_true', help='validate and save every 8 updates, print each')
+    parser.set_defaults(run=train)
+
+    parser = commands.add_parser('test', help=TEST, description=f'{sentence(TEST)}.')
+    add_run(parser)
+    parser.set_defaults(run=test, auto_resume=False, debug=False)
 
     parser = commands.add_parser('check-resume', help=CHECK_RESUME, description=f'{sentence(CHECK_RESUME)}.')
     parser.add_argument('-opt', required=True, help=OPTION_FILE)
@@ -37,17 +44,14 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=show_options)
 
 
-def add_run(parser: argparse.ArgumentParser, run: object) -> None:
-    """BasicSR's command line."""
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """BasicSR's command line, as far as training and testing share it."""
     parser.add_argument('-opt', required=True, help=OPTION_FILE)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
-    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
     parser.add_argument('--archive', action='store_true', help='move an older run of this name aside and begin anew')
-    parser.add_argument('--debug', action='store_true', help='validate and save every 8 updates, print each')
     # Older launchers add it, and BasicSR's own takes it; the environment says the same.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options, such as train:total_iter=100')
-    parser.set_defaults(run=run)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,6 +82,6 @@ def show_options(args: argparse.Namespace) -> None:
     options = schema.TestOptions if args.test else schema.TrainingOptions
     if args.json_schema:
         check_json(args.json_schema)
-        args.json_schema.write_text(json.dumps(options.model_json_schema(), indent=1) + '\n')
+        write_text(args.json_schema, json.dumps(options.model_json_schema(), indent=1) + '\n')
     else:
         print('\n'.join(schema.documented(options)))

@@ -74,6 +74,8 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
         if '=' in word and not folder.is_dir():  # else it is part of a folder's name
             name, _, path = word.partition('=')
             folder = Path(path)
+            if not name or not path:
+                raise UserError(f'--sets {word}: NAME=FOLDER is expected')
         if not folder.is_dir():
             raise UserError(f'there is no set {word}{hint(word, base)}')
         if name in found:

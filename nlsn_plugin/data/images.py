@@ -14,7 +14,8 @@ from basicsr.utils.matlab_functions import imresize
 from PIL import Image
 
 from nlsn_plugin.data.damage import named_in_errors, without_limits_of_pillow
-from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.errors import DataError, SaveError, UserError
+from nlsn_plugin.files import write_whole
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 SMALLEST_IMAGE = 24
@@ -135,6 +136,19 @@ def encode(image: np.ndarray, suffix: str) -> bytes:
     """The bytes of a file: '.png', or '.bmp', whose pixels are as in memory."""
     settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION] if suffix == '.png' else []
     return cv2.imencode(suffix, image, settings)[1].tobytes()
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """A PNG, whole or not at all; its folder is made.
+
+    Raises:
+        SaveError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(f'{path} could not be saved: {error.strerror}') from error
+    write_whole(path, lambda temporary: temporary.write_bytes(encode(image, '.png')))
 
 
 def reduce(image: np.ndarray, scale: int) -> np.ndarray:

@@ -29,10 +29,16 @@ def build_dataset(options: Options) -> Dataset[Any]:
     """A data set by its options; a PairedImageDataset as the one below, which gives the same samples.
 
     Without BasicSR's line in the log, which may not have been begun: a run whose data are faulty leaves no traces.
+
+    Raises:
+        DataError: the data are faulty, or the class lacks an option.
     """
     paired = options['type'] == 'PairedImageDataset'
     dataset_class = SafePairedImageDataset if paired else DATASET_REGISTRY.get(options['type'])
-    dataset: Dataset[Any] = dataset_class(deepcopy(options))
+    try:
+        dataset: Dataset[Any] = dataset_class(deepcopy(options))
+    except KeyError as error:
+        raise DataError(f'data set {options["name"]}: {options["type"]} needs the key {error.args[0]}') from error
     return dataset
 
 
@@ -55,7 +61,7 @@ class SafePairedImageDataset(PairedImageDataset):
                 opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
         try:
             super().__init__(opt)
-        except (AssertionError, ValueError, FileNotFoundError) as error:
+        except (AssertionError, ValueError, FileNotFoundError, NotADirectoryError) as error:
             roots = f'{opt["dataroot_gt"]} and {opt["dataroot_lq"]}'
             raise DataError(f'{roots} do not hold pairs: {" ".join(str(error).split())}') from error
         if not self.paths:
@@ -67,7 +73,8 @@ class SafePairedImageDataset(PairedImageDataset):
         gt, lq = self.read(self.gt_folder, gt_path), self.read(self.lq_folder, lq_path)
         height, width = lq.shape[0] * scale, lq.shape[1] * scale
         is_training = self.opt['phase'] == 'train'
-        if gt.shape[:2] != (height, width) and (is_training or gt.shape[0] < height or gt.shape[1] < width):
+        surplus = 0 if is_training else scale - 1  # of images whose size the scale does not divide
+        if not (0 <= gt.shape[0] - height <= surplus and 0 <= gt.shape[1] - width <= surplus):
             raise DataError(
                 f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}, and '
                 f'{self.named(self.lq_folder, lq_path)} {lq.shape[1]}x{lq.shape[0]}: {scale} times as large is expected'

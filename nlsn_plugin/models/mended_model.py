@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
+from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
@@ -22,8 +26,17 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
 
     Args:
         opt: BasicSR's options, which stay as they are.
+
+    Raises:
+        UserError: weights do not load or fit, or those that a perceptual loss fetches cannot be fetched.
     """
-    return mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
+    try:
+        return mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
+    except URLError as error:
+        raise UserError(
+            f'weights of a loss cannot be fetched ({error.reason}): VGG19, as torchvision has it, is expected at '
+            f'{Path(VGG_PRETRAIN_PATH).absolute()}'
+        ) from error
 
 
 @functools.cache

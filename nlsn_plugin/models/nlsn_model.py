@@ -92,6 +92,8 @@ class NLSNModel(SRModel, MendedModel):
         self.lq = data['lq'].to(self.device, non_blocking=True, memory_format=memory_format)
         if 'gt' in data:
             self.gt = data['gt'].to(self.device, non_blocking=True)
+        elif hasattr(self, 'gt'):
+            del self.gt  # of another image
         self.names = list(data.get('gt_path', data.get('lq_path', [])))
 
     def optimize_parameters(self, current_iter: int) -> None:

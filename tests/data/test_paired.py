@@ -169,6 +169,32 @@ def test_pairs_that_do_not_fit_are_named(folders: Path) -> None:
         dataset[index]
 
 
+@pytest.mark.parametrize(('size', 'fits'), [((49, 60), True), ((48, 61), True), ((50, 60), False), ((48, 92), False)])
+def test_images_to_validate_on_may_exceed_theirs_by_what_the_scale_leaves_alone(
+    size: tuple[int, int], fits: bool, folders: Path
+) -> None:
+    cv2.imwrite(str(folders / 'HR' / 'coffee.png'), np.zeros((*size, 3), np.uint8))
+    cv2.imwrite(str(folders / 'LR_bicubic' / 'X2' / 'coffeex2.png'), np.zeros((24, 30, 3), np.uint8))
+    dataset = build_dataset(measuring(folders))
+    index = next(i for i, pair in enumerate(dataset.paths) if 'coffee' in pair['gt_path'])
+    if fits:
+        assert dataset[index]['gt'].shape == (3, 48, 60)
+    else:
+        with pytest.raises(DataError, match=r'coffeex2\.png 30x24: 2 times as large is expected'):
+            dataset[index]
+
+
+def test_what_a_data_set_of_another_class_lacks_is_named(folders: Path) -> None:
+    with pytest.raises(DataError, match=r'^data set a: SingleImageDataset needs the key io_backend$'):
+        build_dataset({'name': 'a', 'type': 'SingleImageDataset', 'dataroot_lq': str(folders / 'HR')})
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(folders: Path) -> None:
+    options = {**measuring(folders), 'dataroot_gt': str(folders / 'HR' / 'coffee.png')}
+    with pytest.raises(DataError, match=r'coffee\.png and .*X2 do not hold pairs: .*Not a directory'):
+        build_dataset(options)
+
+
 def test_an_empty_file_is_named(folders: Path) -> None:
     path = folders / 'HR' / 'coffee.png'
     path.write_bytes(b'')

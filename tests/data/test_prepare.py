@@ -199,6 +199,12 @@ def test_one_command_makes_what_to_train_on_and_what_to_validate_on(
     capsys.readouterr()
     error = error_of(['prepare', '--input', 'mine', '--output', 'other/DIV2K', '--validation', 'Set6/HR'], capsys)
     assert 'there is no folder' in error
+    Path('mine', 'broken.png').write_bytes(b'')
+    with pytest.raises(SystemExit):
+        main(['prepare', *words[:2], '--output', 'other/DIV2K', '--validation', 'mine'])
+    assert 'broken.png does not read as an image' in capsys.readouterr().err.splitlines()[-1]
+    error = error_of(['prepare', *words[:2], '--output', 'other/DIV2K', '--name', ''], capsys)
+    assert error == 'nlsn: --name (empty): a name without folders is expected'
     assert not Path('other').exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from basicsr.models.sr_model import SRModel
 from conftest import GOLDEN, official
 from torch.nn.parallel import DistributedDataParallel
 
-from nlsn_plugin.errors import CheckpointError
+from nlsn_plugin.errors import CheckpointError, UserError
 from nlsn_plugin.models.mended_model import build_model, mended
 
 NETWORK = {'type': 'NLSN', 'num_feat': 16, 'num_block': 8, 'upscale': 2}
@@ -66,6 +67,17 @@ def test_several_processes_need_no_gpu(tmp_path: Path) -> None:
         assert isinstance(model.net_g, DistributedDataParallel)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_weights_of_a_loss_that_cannot_be_fetched_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise URLError('no route to host')
+
+    monkeypatch.setattr('basicsr.losses.basic_loss.VGGFeatureExtractor', fail)
+    opt = options(is_train=True)
+    perceptual = {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1.0}}
+    with pytest.raises(UserError, match=r'cannot be fetched \(no route to host\): VGG19, .* is expected at .*\.pth$'):
+        build_model({**opt, 'train': {**TRAIN, 'perceptual_opt': perceptual}})
 
 
 def test_what_a_model_does_in_its_own_way_stays() -> None:

@@ -30,6 +30,7 @@ from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.measuring.memory import Job, free_memory, peak_memories, release
 from nlsn_plugin.engine.measuring.timing import Step, interleaved, on_gpu_alone
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference, tf32
 
@@ -325,4 +326,4 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         axes.grid(which='both', alpha=0.3)
     figure.axes[0].legend()
     figure.suptitle('Forward pass of the layer, 64 channels')
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120, format=path.suffix[1:]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nlsn_plugin import ops
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.layers.nlsa import NonLocalSparseAttention, attentions_of
 from nlsn_plugin.ops.reference import into_chunks, normalise, with_neighbours
 
@@ -137,7 +138,7 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
         axis.plot(column, row, marker='o', markersize=7, markerfacecolor='none', color='red')
         axis.set_title(f'bucket of round {number + 1}: {same.sum()} pixels', fontsize=10)
     figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:]))
 
 
 def heat(weights: Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ from nlsn_plugin.engine.names import readable
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.training.interruption import run_interruptibly
 from nlsn_plugin.errors import InterruptedRunError, UserError, first_line
-from nlsn_plugin.files import write_whole
+from nlsn_plugin.files import write_text, write_whole
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
 Options = dict[str, Any]
@@ -115,7 +115,7 @@ def train(network: str, laboratory: Laboratory) -> Path:
     experiment = laboratory.output.resolve() / 'experiments' / options['name']
     refuse_others(experiment, experiment / path.name, options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    write_text(path, yaml.safe_dump(options, sort_keys=False))
     if (experiment / 'models' / 'net_g_latest.pth').exists():
         return path
     print(f'training {network}: {options["train"]["total_iter"]} updates', flush=True)
@@ -242,7 +242,7 @@ def note_data(laboratory: Laboratory) -> None:
         plan['images'] = json.loads((laboratory.lmdbs(2)[0] / RECORD).read_text())['images']
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, lambda path: path.write_text(json.dumps(plan, indent=1) + '\n'))
+        write_text(kept, json.dumps(plan, indent=1) + '\n')
         return
     try:
         before = json.loads(kept.read_text())
@@ -313,14 +313,14 @@ def draw(results: Results, path: Path) -> None:
     axes.set_ylabel(f'PSNR on {readable(name)}, dB', parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120, format='png'))
 
 
 def write(name: str, results: Results, output: Path) -> list[Path]:
     """Keep results as JSON and Markdown, and a figure as a picture."""
     paths = [output / f'{name}.json', output / f'{name}.md']
-    paths[0].write_text(json.dumps(results, indent=1) + '\n')
-    paths[1].write_text(markdown(results), encoding='utf-8')
+    write_text(paths[0], json.dumps(results, indent=1) + '\n')
+    write_text(paths[1], markdown(results))
     if results['axis']:
         paths.append(output / f'{name}.png')
         draw(results, paths[-1])

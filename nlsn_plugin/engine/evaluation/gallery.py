@@ -12,12 +12,12 @@ import numpy as np
 from basicsr.metrics.metric_util import to_y_channel
 
 from nlsn_plugin.data.benchmark_sets import BICUBIC
-from nlsn_plugin.data.images import crop_to_multiple, read_image
-from nlsn_plugin.data.workshop import named
+from nlsn_plugin.data.images import crop_to_multiple, read_image, write_image
 from nlsn_plugin.engine.details import DETAIL, densest
-from nlsn_plugin.engine.evaluation.records import Record, plain, write_image
+from nlsn_plugin.engine.evaluation.records import Record, plain
 from nlsn_plugin.engine.evaluation.reports import Results, Table
 from nlsn_plugin.engine.pages import render
+from nlsn_plugin.files import write_text
 
 BRIGHTEST = 48
 """The error in levels of Y from which on a map is brightest."""
@@ -50,8 +50,7 @@ def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int)
             comparisons.append(draw(images, top, left, folder, len(comparisons)))
     page = render('gallery.html', tables=tables, comparisons=comparisons, brightest=BRIGHTEST, detail=DETAIL)
     path = folder / 'index.html'
-    with named(path):
-        path.write_text(page, encoding='utf-8')
+    write_text(path, page)
     return path
 
 

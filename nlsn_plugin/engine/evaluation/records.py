@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nlsn_plugin.data.images import encode
 from nlsn_plugin.data.workshop import named
 from nlsn_plugin.files import whole_lines, write_whole
 
@@ -45,13 +42,6 @@ class Records:
 
 def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """A PNG, whole or not at all."""
-    with named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda temporary: temporary.write_bytes(encode(image, '.png')))
 
 
 def plain(label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from nlsn_plugin.data.benchmark_sets import BICUBIC
-from nlsn_plugin.data.workshop import named
 from nlsn_plugin.engine.names import readable
+from nlsn_plugin.files import write_text, write_whole
 from nlsn_plugin.metrics.protocols import METRICS
 from nlsn_plugin.paper import table1
 
@@ -190,12 +191,12 @@ def write(results: Results, found: Sequence[Table], folder: Path) -> None:
     Raises:
         SaveError: the folder cannot be written to.
     """
-    with named(folder):
-        (folder / 'results.json').write_text(json.dumps(results, indent=1, allow_nan=False) + '\n')
-        (folder / 'table.md').write_text(markdown(found), encoding='utf-8')
-        (folder / 'table.tex').write_text(latex(found), encoding='utf-8')
-        with (folder / 'table.csv').open('w', newline='', encoding='utf-8') as file:
-            write_csv(results, file)
+    lines = io.StringIO(newline='')
+    write_csv(results, lines)
+    write_text(folder / 'results.json', json.dumps(results, indent=1, allow_nan=False) + '\n')
+    write_text(folder / 'table.md', markdown(found))
+    write_text(folder / 'table.tex', latex(found))
+    write_whole(folder / 'table.csv', lambda path: path.write_bytes(lines.getvalue().encode()))  # its ends of lines
 
 
 def write_csv(results: Results, file: Any) -> None:

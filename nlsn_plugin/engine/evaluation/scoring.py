@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 import nlsn_plugin
 from nlsn_plugin.data.benchmark_sets import BICUBIC, BenchmarkSet, Photograph
-from nlsn_plugin.data.images import enlarge
+from nlsn_plugin.data.images import enlarge, write_image
 from nlsn_plugin.engine.evaluation import costs
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
-from nlsn_plugin.engine.evaluation.records import Record, Records, digest, plain, write_image
+from nlsn_plugin.engine.evaluation.records import Record, Records, digest, plain
 from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.measuring.timing import synchronise
 from nlsn_plugin.engine.names import readable

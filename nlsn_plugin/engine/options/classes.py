@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -55,7 +54,7 @@ def misfits_of_values(
 def is_misspelt(value: Any) -> bool:
     """Whether YAML takes a number for text, as it does 1e-4."""
     try:
-        return isinstance(value, str) and math.isfinite(float(value))
+        return isinstance(value, str) and float(value) is not None
     except ValueError:
         return False
 

@@ -11,6 +11,7 @@ from basicsr.utils.options import copy_opt_file
 import nlsn_plugin
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.errors import OptionError, UserError
+from nlsn_plugin.files import write_text
 
 Options = dict[str, Any]
 Keys = tuple[str, ...]
@@ -50,8 +51,9 @@ def find_option_file(name: str) -> Path:
 class Document:
     """An option file with the lines that its keys stand on.
 
-    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it. A
-    class of another type (network_g, say) is taken as it stands here, without the other's arguments.
+    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it,
+    then by its name among those that are shipped. A class of another type (network_g, say) is taken as it stands here,
+    without the other's arguments.
 
     Raises:
         OptionError: it is no YAML of keys and values, a key stands in it twice, or its base is not there.
@@ -85,7 +87,10 @@ class Document:
         where = self.where((BASE,))
         base = self.path.parent / str(name)
         if not base.is_file():
-            raise OptionError(f'{where}: {BASE}: there is no file {base}')
+            try:
+                base = find_option_file(Path(str(name)).name)
+            except UserError as error:
+                raise OptionError(f'{where}: {BASE}: there is no file {base}, and {error}') from error
         if base.resolve() in above:
             raise OptionError(f'{where}: {BASE}: {base} is based on this file itself')
         document = Document(base, above)
@@ -156,4 +161,4 @@ def keep_copy(option_file: Path, folder: Path) -> None:
     if document.is_based:
         copy = folder / option_file.name
         header = [line for line in copy.read_text().splitlines()[:3] if line.startswith('#')]
-        copy.write_text('\n'.join([*header, '', yaml.safe_dump(document.options, sort_keys=False)]))
+        write_text(copy, '\n'.join([*header, '', yaml.safe_dump(document.options, sort_keys=False)]))

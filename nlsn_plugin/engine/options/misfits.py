@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel as Section
 
 from nlsn_plugin import checks
@@ -53,6 +54,10 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
     if val and not val['metrics'] and not val['save_img']:
         yield ('val',), 'has no metrics and writes no images: there is nothing to do'
     if not is_train:
+        if opt['path']['pretrain_network_g'] is None:
+            yield ('path',), 'names no weights: pretrain_network_g is expected'
+        if not opt['datasets']:
+            yield ('datasets',), 'names no data set: test_1 is expected'
         return
     yield from misfits_of_training(opt)
     yield from misfits_of_wandb(opt['logger'])
@@ -102,9 +107,11 @@ def misfits_of_comparison(opt: Options) -> Misfits:
 
 
 def misfits_of_datasets(datasets: Options) -> Misfits:
-    """Names that stand twice, of which BasicSR would take the last alone; means and deviations that do not fit."""
+    """Classes that are not there; names that stand twice, of which BasicSR would take the last alone; means and
+    deviations that do not fit."""
     phases: dict[str, str] = {}
     for phase, dataset in datasets.items():
+        yield from misfits_of_class(('datasets', phase), dataset['type'], None, DATASET_REGISTRY)
         if dataset['name'] in phases:
             yield ('datasets', phase, 'name'), f'{dataset["name"]} is the name of {phases[dataset["name"]]} already'
         elif phase != 'train':
@@ -256,5 +263,5 @@ def misfits_of_network(keys: Keys, options: Options) -> Misfits:
             said = f'{options["type"]} cannot be built: {first_line(error)}'
         else:
             return
-    name, _, text = said.partition(': ')
-    yield ((*keys, name), text) if name in arguments else (keys, said)
+    name, *text = re.split('=|: ', said, maxsplit=1)
+    yield ((*keys, name), text[0]) if name in arguments else (keys, said)

@@ -60,7 +60,11 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     if args.auto_resume and getattr(args, 'archive', False):
         raise OptionError('--auto_resume goes on with a run, --archive begins anew: give one of them')
     document = Document(option_file)
-    for override in shlex.split(os.environ.get(OVERRIDES, '')):
+    try:
+        of_environment = shlex.split(os.environ.get(OVERRIDES, ''))
+    except ValueError as error:
+        raise OptionError(f'{OVERRIDES} {os.environ[OVERRIDES]}: {error}') from error
+    for override in of_environment:
         document.override(override, OVERRIDES)
     for override in args.force_yml or []:
         document.override(override)
@@ -117,7 +121,7 @@ def checked(document: Document, is_train: bool) -> Options:
         opt['model_type'] = full_name(opt['model_type'], MODEL_REGISTRY)
         for network in (opt[key] for key in opt if key.startswith('network_') and opt[key]):
             network['type'] = full_name(network['type'], ARCH_REGISTRY)
-        mistakes = [f'{document.where(keys)}: {": ".join(keys)}: {text}' for keys, text in misfits(opt, is_train)]
+        mistakes = [': '.join((document.where(keys), *keys, text)) for keys, text in misfits(opt, is_train)]
     if len(mistakes) > 1:
         raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
     if mistakes:

@@ -60,10 +60,12 @@ def optimiser_of_a_number(options: Options) -> torch.optim.Optimizer:
     return optimiser
 
 
-def each(check: Callable[[str, Any], object]) -> Callable[[str, Any], object]:
-    """That each of a list passes a check, or what stands there in its place."""
+def each(check: Callable[[str, Any], object], is_list: bool = False) -> Callable[[str, Any], object]:
+    """That each of a list passes a check, or what stands there in its place, unless it has to be one."""
 
     def check_all(name: str, value: Any) -> None:
+        if is_list:
+            checks.sequence(name, value)
         for part in value if isinstance(value, (list, tuple)) else [value]:
             check(name, part)
 
@@ -74,7 +76,7 @@ PLACES = ('milestones', 'restarts')
 SPANS = ('periods', 'step_size', 'step_size_up', 'total_iters', 'total_steps', 'T_0', 'T_max', 'T_mult')
 REALS = ('base_lr', 'end_factor', 'eta_min', 'factor', 'gamma', 'max_lr', 'power', 'restart_weights', 'start_factor')
 ALLOWED = {
-    **dict.fromkeys(PLACES, each(functools.partial(checks.count, least=0))),
+    **dict.fromkeys(PLACES, each(functools.partial(checks.count, least=0), is_list=True)),
     **dict.fromkeys(SPANS, each(functools.partial(checks.count, least=1))),
     **dict.fromkeys(REALS, each(checks.real)),
 }
@@ -116,8 +118,8 @@ def misfits_of_scheduler(keys: Keys, train: Options) -> Misfits:
         return
     warmup = train.get('warmup_iter', -1)
     for key in PLACES:
-        places = arguments.get(key)
-        if any(0 < place < warmup for place in (places if isinstance(places, (list, tuple)) else ())):
+        places = arguments.get(key, ())
+        if any(0 < place < warmup for place in places):
             yield (*keys, key), f'{places} have one before warmup_iter {warmup}, until when the rate is another'
     periods, steps, total = arguments.get('periods'), arguments.get('total_steps'), train['total_iter']
     if periods is not None and sum(periods) < total:

@@ -7,7 +7,7 @@ Sections that name a class (network_g, losses, optimisers, schedulers, metrics) 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -58,6 +58,7 @@ Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
+Name = Annotated[Text, AfterValidator(folder_name)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)]
 
 
@@ -94,7 +95,7 @@ class Backend(Section):
 
 
 class PairedDataset(Section):
-    name: Text = Field(description='for the log')
+    name: Name = Field(description='for the log, and of the folder of its images')
     type: Literal['PairedImageDataset', 'SafePairedImageDataset'] = Field(description='pairs of images')
     dataroot_gt: Text = Field(description='folder or LMDB of high-resolution images')
     dataroot_lq: Text = Field(description='folder or LMDB of low-resolution images')
@@ -139,7 +140,7 @@ class TrainingDataset(Loading, PairedDataset):
 class OtherDataset(Typed):
     """Of another class: it reads what it likes."""
 
-    name: Text = Field(description='for the log')
+    name: Name = Field(description='for the log, and of the folder of its images')
 
 
 class OtherTrainingDataset(Loading, OtherDataset):
@@ -237,7 +238,7 @@ class Metric(Typed):
 class Validation(Section):
     save_img: Flag = Field(description='write the images')
     metrics: dict[Text, Metric] | None = Field(None, description='by any names; the first one chooses net_g_best.pth')
-    suffix: Text | None = read_by('testing', None, "of the images' names, instead of the experiment's")
+    suffix: Name | None = read_by('testing', None, "of the images' names, instead of the experiment's")
     pbar: Flag = Field(False, description='show a progress bar')
     tile: Positive | None = read_by('NLSNModel', None, 'upscale in tiles of so many pixels')
     tile_overlap: Whole = read_by('NLSNModel', 16, 'pixels that neighbouring tiles share')
@@ -276,7 +277,7 @@ class Common(Section):
     base: Text | None = Field(
         None, alias='_base_', exclude=True, description='option file whose keys this one changes and adds to'
     )
-    name: Annotated[Text, AfterValidator(folder_name)] = Field(description='of the experiment, and of its folder')
+    name: Name = Field(description='of the experiment, and of its folder')
     model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry that reads no keys but these")
     scale: Positive = Field(description='of the low-resolution images')
     num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
@@ -285,7 +286,9 @@ class Common(Section):
     path: Path = Field(description='weights and states')
     dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')
     sample_data: Text | None = Field(None, description='folder for the sample data, made on first use')
-    compare_with_bicubic: Flag = read_by('training', False, 'at the end compare with bicubic on the validation set')
+    compare_with_bicubic: Flag = read_by(
+        'training', False, 'at the end compare with bicubic on the first validation image'
+    )
 
 
 class TrainingOptions(Common):
@@ -312,8 +315,14 @@ def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:
         sections = [kind for kind in kinds(field.annotation) if issubclass(kind, BaseModel)]
         default = '' if field.is_required() else f' [{shown(field.default)}]'
         yield f'{indent}{field.alias or name}:{default}  # {field.description}'
+        below = indent + '  '
+        if is_mapping(field.annotation):
+            yield f'{below}NAME:  # one or more of them'
+            below += '  '
         for section in sections[:1]:
-            yield from documented(section, indent + '  ')
+            yield from documented(section, below)
+            if issubclass(section, Typed):
+                yield f'{below}...:  # arguments of the class'
     extra = model.__annotations__.get('__pydantic_extra__')
     if extra:
         yield f'{indent}...:  # more of them'
@@ -325,6 +334,11 @@ def shown(default: Any) -> str:
     if isinstance(default, bool) or default is None:
         return {None: 'null', True: 'true', False: 'false'}[default]
     return str(default)
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Whether what is annotated has names of the user's own."""
+    return get_origin(annotation) is dict or any(is_mapping(part) for part in get_args(annotation))
 
 
 def kinds(annotation: Any) -> Iterator[type]:

@@ -16,6 +16,7 @@ from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.details import DETAIL, densest
 from nlsn_plugin.engine.options.reading import Options
+from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 from nlsn_plugin.models.inference import in_whole_windows, window_of
 
@@ -97,7 +98,7 @@ def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], pa
         detail.imshow(rgb[top : top + DETAIL, left : left + DETAIL], interpolation='nearest')
         whole.axis('off')
         detail.axis('off')
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=110, format='png'))
 
 
 def most_improved(first: np.ndarray, second: np.ndarray, truth: np.ndarray) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.validation import validate
-from nlsn_plugin.errors import DataError, InterruptedRunError, UserError
+from nlsn_plugin.errors import DataError, InterruptedRunError, SaveError, UserError
 from nlsn_plugin.models.mended_model import build_model
 
 Options = dict[str, Any]
@@ -192,13 +192,13 @@ def validate_all(
 def saved_first(
     model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None], validation_is_due: bool = False
 ) -> Iterator[None]:
-    """Save what was reached before data that cannot be read end the run: with them mended it goes on from there.
+    """Save what was reached before data that cannot be read, or images that cannot be written, end the run.
 
     For what ends all processes at once.
     """
     try:
         yield
-    except DataError as error:
+    except (DataError, SaveError) as error:
         state = Path(model.opt['path']['training_states']) / f'{iteration}.state'
         if iteration == 0 or agreed(state.exists()):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch.distributed
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from nlsn_plugin.compat import substituted
+from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.distributed import first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
 from nlsn_plugin.errors import DataError, UserError
@@ -123,19 +126,23 @@ def measure(
         del model.gt
     del model.lq, model.output
     for metric in metrics.values():
+        compared = inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters
+        if 'img2' in compared and 'gt' not in visuals:
+            raise DataError(f'{sample["lq_path"][0]} has no ground truth, with which {metric["type"]} compares')
         border = metric.get('crop_border', 0)
         if min(image.shape[:2]) <= 2 * border:
             size = f'{image.shape[1]}x{image.shape[0]}'
             raise DataError(f'{sample["lq_path"][0]}: crop_border {border} leaves nothing of its result, {size}')
     if opt['val'].get('save_img'):
-        imwrite(image, str(image_path(opt, sample['lq_path'][0], iteration, name)))
+        write_image(image_path(opt, sample['lq_path'][0], iteration, name), image)
     return [float(calculate_metric(images, metric)) for metric in metrics.values()]
 
 
 def image_path(opt: dict[str, Any], lq_path: str, iteration: int | str, name: str) -> Path:
-    """Where BasicSR writes an image."""
+    """Where BasicSR writes an image; of several sets to validate on each has a folder."""
     stem = Path(lq_path).stem
     folder = Path(opt['path']['visualization'])
     if opt['is_train']:
+        folder = folder / name if len(opt['datasets']) > 2 else folder
         return folder / stem / f'{stem}_{iteration}.png'
     return folder / name / f'{stem}_{opt["val"].get("suffix") or opt["name"]}.png'

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, error_of, run
 
 from nlsn_plugin import NLSN, ops
+from nlsn_plugin.cli import main
 from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.benchmarks import attention as benchmark
 from nlsn_plugin.engine.benchmarks import ceilings, network, onednn, tiles
@@ -358,6 +359,18 @@ def test_options_that_would_do_nothing_or_cannot_be_are_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(['benchmark-attention', *words], capsys) == f'nlsn: {message}'
+
+
+def test_nothing_measured_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, 'why_not', lambda *_: 'it cannot')
+    words = ['--suite', 'quick', '--form', 'streamed', '--json', str(tmp_path / 'a.json')]
+    with pytest.raises(SystemExit) as stop:
+        main(['benchmark-attention', *words])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == 'nlsn: nothing could be measured'
+    assert all(record['skipped'] == 'it cannot' for record in json.loads((tmp_path / 'a.json').read_text())['records'])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -388,7 +388,7 @@ class TestMistakes:
             (['NLSN'], r'--net NLSN: TYPE WEIGHTS \[KEY=VALUE \.\.\.\] is expected'),
             (['NLSM', 'w.pth'], 'no NLSM: did you mean NLSN'),
             (['NLSN', 'w.pth', 'num_feats=8'], 'NLSN takes no num_feats: did you mean num_feat'),
-            (['NLSN', 'w.pth', 'num_feat=0'], 'num_feat=0 is not allowed'),
+            (['NLSN', 'w.pth', 'num_feat=0'], 'num_feat: 0 is not allowed'),
             (['NLSN', 'w.pth', 'num_feat=[1'], r'num_feat=\[1: \[1 is no value'),
             (['EDSR', 'w.pth', 'upscale=two'], "upscale='two' is not allowed"),
         ],

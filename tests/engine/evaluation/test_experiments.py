@@ -131,7 +131,7 @@ def test_the_plan_is_written_whole_and_a_damaged_one_is_named(
 ) -> None:
     plan = laboratory.output / 'plan.json'
     with monkeypatch.context() as full:
-        full.setattr(Path, 'write_text', lambda path, text: path.touch() or raise_full())
+        full.setattr(Path, 'write_text', lambda path, *_, **__: path.touch() or raise_full())
         with pytest.raises(SaveError):
             experiments.note_data(laboratory)
     assert not plan.exists()

@@ -126,7 +126,16 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
             'network_g: EDSR cannot be built: ',
         ),
         ({'network_g:n_hash': 4}, 'network_g: n_hash: NLSN takes no n_hash: did you mean n_hashes?'),
-        ({'network_g:upscale': '2'}, "upscale='2' is not allowed: a whole number"),
+        ({'network_g:upscale': '2'}, "network_g: upscale: '2' is not allowed: a whole number"),
+        ({'network_g:chunk_size': -1}, 'network_g: chunk_size: -1 is not allowed: a whole number of at least 1'),
+        (
+            {'datasets:train:type': 'PairedImageDatasets'},
+            'datasets: train: no PairedImageDatasets: did you mean ',
+        ),
+        ({'datasets:val:name': '..'}, "datasets: val: name is '..': the name of a folder is expected"),
+        ({'datasets:val:name': 'a/b'}, "datasets: val: name is 'a/b': the name of a folder is expected"),
+        ({'train:scheduler:milestones': 5}, 'train: scheduler: milestones: 5 is not allowed: a list is expected'),
+        ({'train:optim_g:lr': 'nan'}, "train: optim_g: lr: 'nan' is text"),
         ({'train:pixel_opt:type': 'L3Loss'}, 'train: pixel_opt: type: no L3Loss: did you mean L1Loss?'),
         ({'train:pixel_opt:weight': 1}, 'train: pixel_opt: weight: L1Loss takes no weight: did you mean loss_weight?'),
         ({'train:pixel_opt': ...}, 'train: pixel_opt or perceptual_opt is expected: there is no loss'),
@@ -255,6 +264,32 @@ def test_an_option_file_for_the_other_command_is_one_line(
     assert error == f'nlsn: {path} is an option file for {other}ing: nlsn {other} -opt {path}'
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'path:pretrain_network_g': None}, 'path: names no weights: pretrain_network_g is expected'),
+        ({'datasets': {}}, 'datasets: names no data set: test_1 is expected'),
+    ],
+)
+def test_what_testing_needs_is_named(
+    change: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error_of(['test', '-opt', write(tmp_path / 'a.yml', change, 'test_NLSN_x2')], capsys)
+
+
+def test_a_quotation_in_the_environment_that_does_not_end_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('NLSN_FORCE_YML', "name='t")
+    error = error_of(['train', '-opt', 'train_NLSN_x2'], capsys)
+    assert error == "nlsn: NLSN_FORCE_YML name='t: No closing quotation"
+
+
+def test_a_place_with_too_long_a_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(['train', '-opt', 'n' * 300], capsys)
+    assert error == f'nlsn: {"n" * 300}: File name too long' or 'there is no option file' in error  # Python 3.14
+
+
 def test_a_part_that_is_in_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'a.yml').write_text('a: &x {b: *x}')
     assert error_of(['train', '-opt', str(tmp_path / 'a.yml')], capsys).endswith('a.yml holds a part that is in itself')
@@ -342,4 +377,4 @@ def test_a_bad_argument_of_the_network_is_one_line(
     monkeypatch.chdir(tmp_path)
     path = small_options('train_NLSN_x2', lambda options: options['network_g'].update(upscale=5))
     message = error_of(['train', '-opt', str(path)], capsys)
-    assert message.endswith('network_g: upscale=5 is not allowed: 2, 3, 4 or another power of 2 is expected')
+    assert message.endswith('network_g: upscale: 5 is not allowed: 2, 3, 4 or another power of 2 is expected')

@@ -48,6 +48,8 @@ def test_the_schema_is_printed_with_words_for_every_key(kind: list[str], capsys:
     lines = capsys.readouterr().out.splitlines()
     assert all(re.fullmatch(r' *[\w.]+:( \[.*\])?  # .{6,}', line) for line in lines)
     assert not any('None' in line for line in lines)
+    assert '\n  metrics:' in (text := '\n'.join(lines))
+    assert re.search(r'\n  metrics:.*\n    NAME:.*\n      type:.*\n      better:.*\n      \.\.\.:', text)
     assert ('  batch_size_per_gpu:' in '\n'.join(lines)) == (not kind)
 
 
@@ -213,6 +215,15 @@ class TestBase:
         assert opt['network_g'].pop('num_block') == 16
         del base['name'], base['train']['total_iter'], base['network_g']['num_block']
         assert opt == base
+
+    def test_a_base_may_be_a_shipped_file_wherever_a_copy_lies(self, tmp_path: Path) -> None:
+        expected = checked(Document(find_option_file('train_NLSN_x2')), is_train=True)
+        (tmp_path / 'a.yml').write_text('_base_: train_NLSN_x2\n')
+        assert checked(Document(tmp_path / 'a.yml'), is_train=True) == expected
+        shipped = find_option_file('with_nlsa/train_RCAN_NLSA_x2')
+        copy = tmp_path / 'copy.yml'
+        copy.write_text(shipped.read_text())
+        assert checked(Document(copy), is_train=True) == checked(Document(shipped), is_train=True)
 
     def test_a_mistake_is_told_where_it_stands(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write(tmp_path / 'base.yml', {'train:gradclip': 1})

@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import run, write_options
+from conftest import TRAIN, experiment, run, write_options
 
 from nlsn_plugin import NLSN
+from nlsn_plugin.engine.training.resume_check import newest
+from nlsn_plugin.engine.training.validation import image_path
 from nlsn_plugin.metrics.protocols import mean
 
 
@@ -49,3 +51,36 @@ def test_means_do_not_depend_on_the_order() -> None:
     assert mean(values) == mean(values[::-1]) == 1.0
     assert mean([float('inf'), 3.0]) == 3.0
     assert mean([float('inf')]) == float('inf')
+
+
+def test_images_of_several_sets_have_folders_of_their_own() -> None:
+    opt = {'is_train': True, 'path': {'visualization': 'v'}, 'datasets': {'train': {}, 'val': {}}}
+    assert image_path(opt, 'a/b.png', 5, 'Set5') == Path('v/b/b_5.png')  # as BasicSR has it
+    opt['datasets']['val_2'] = {}
+    assert image_path(opt, 'a/b.png', 5, 'Set5') == Path('v/Set5/b/b_5.png')
+
+
+def test_an_image_that_cannot_be_written_ends_the_run_saved(place: Path, short: Path) -> None:
+    in_the_way = experiment(place) / 'visualization' / 'coffeex2'
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    ended = run(TRAIN, '-opt', short, '--force_yml', 'val:save_img=true', cwd=place, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f'nlsn: {in_the_way}/coffeex2_6.png could not be saved: File exists; saved at iteration 6, '
+        '--auto_resume goes on from there'
+    )
+    assert newest(experiment(place)) == '6.state'
+
+
+def test_images_without_a_truth_are_named_where_a_metric_needs_one(tmp_path: Path, photographs: Path) -> None:
+    def change(options: dict) -> None:
+        dataset = {'name': 'alone', 'type': 'SingleImageDataset', 'dataroot_lq': str(photographs)}
+        options['datasets'] = {'test_1': {**dataset, 'io_backend': {'type': 'disk'}}}
+        options['path']['pretrain_network_g'] = 'weights.pth'
+
+    options = write_options(tmp_path / 'test.yml', 'test_NLSN_x2', change)
+    torch.save(NLSN(num_feat=8, num_block=8, n_hashes=2, chunk_size=64).state_dict(), tmp_path / 'weights.pth')
+    ended = run('-m', 'nlsn_plugin', 'test', '-opt', options, cwd=tmp_path, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith('.png has no ground truth, with which calculate_psnr compares')

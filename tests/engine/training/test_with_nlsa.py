@@ -70,7 +70,7 @@ def test_both_scales_are_shipped_for_three_networks() -> None:
             'network_g: arch: window_sze: SwinIR takes no window_sze: did you mean window_size?',
         ),
         ({'arch': {'type': 'EDSR', 'num_in_ch': 3}}, 'network_g: arch: EDSR needs num_out_ch'),
-        ({'arch': 'SwinIR'}, "network_g: arch='SwinIR' is not allowed: names and values are expected"),
+        ({'arch': 'SwinIR'}, "network_g: arch: 'SwinIR' is not allowed: names and values are expected"),
         ({'nlsa': {'n_hash': 2}}, "network_g: nlsa: attention='nlsa' takes no n_hash: did you mean n_hashes?"),
         ({'after': 'layrs.*'}, 'network_g: after: SwinIR has no layrs.*: did you mean layers.1 or layers.0 or layers?'),
         ({'aftr': 'layers.*'}, 'network_g: aftr: WithNLSA takes no aftr: did you mean after?'),
