@@ -70,7 +70,7 @@ def test_several_processes_need_no_gpu(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_loss_that_cannot_be_fetched_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(**arguments: Any) -> None:
         raise URLError('no route to host')
 
     monkeypatch.setattr('basicsr.losses.basic_loss.VGGFeatureExtractor', fail)
