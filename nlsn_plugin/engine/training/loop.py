@@ -27,7 +27,7 @@ from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
-from nlsn_plugin.engine.training.validation import validate
+from nlsn_plugin.engine.training.validation import Results, validate
 from nlsn_plugin.errors import DataError, InterruptedRunError, SaveError, UserError
 from nlsn_plugin.models.mended_model import build_model
 
@@ -137,7 +137,7 @@ def run(
         randomness.restore_one_of(state['run']['randomness'], opt['rank'])
     with logging_redirect_tqdm([get_root_logger()]):
         if state and state.get('run', {}).get('validation_is_due'):
-            validate_all(model, val_sets, start, journal, tb_logger)
+            keep_best(model, start, validate_all(model, val_sets, start, journal, tb_logger))
             save(model, state['epoch'], start, course)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
@@ -157,7 +157,8 @@ def run(
             last = iteration == total
             if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
                 with saved_first(model, epoch, iteration, course, validation_is_due=True):
-                    validate_all(model, val_sets, iteration, journal, tb_logger)
+                    results = validate_all(model, val_sets, iteration, journal, tb_logger)
+                keep_best(model, iteration, results)
             interrupted = interruption.wanted(failing=batches.error is not None) and not last
             if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
                 save(model, epoch, iteration, course)
@@ -177,12 +178,17 @@ def run(
 
 def validate_all(
     model: BaseModel, val_sets: dict[str, Dataset[Any]], iteration: int, journal: Journal, tb_logger: Any
-) -> None:
-    """Measure all validation sets, and keep the network that is the best so far."""
+) -> dict[str, Results]:
+    """The figures of all validation sets."""
     results = {}
     for name, dataset in val_sets.items():
         results[name] = validate(model, dataset, iteration, tb_logger, name)
         journal.validation(iteration, name, results[name])
+    return results
+
+
+def keep_best(model: BaseModel, iteration: int, results: dict[str, Results]) -> None:
+    """Keep the network, if it is the best so far; the first process does."""
     name, metric = checkpoints.deciding(model.opt) or ('', '')
     if results.get(name) and model.opt['rank'] == 0 and model.best_metric_results[name][metric]['iter'] == iteration:
         checkpoints.save_networks(model, 'best', iter=iteration)
@@ -194,7 +200,7 @@ def saved_first(
 ) -> Iterator[None]:
     """Save what was reached before data that cannot be read, or images that cannot be written, end the run.
 
-    For what ends all processes at once.
+    Around what ends all processes at once: saving takes all of them.
     """
     try:
         yield
