@@ -59,10 +59,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         SaveError: see `write_whole`.
     """
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding='utf-8')
-    else:
+    if is_written_whole(path):
         write_whole(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
+    else:
+        path.write_text(text, encoding='utf-8')
+
+
+def is_written_whole(path: Path) -> bool:
+    """Whether `write_text` will replace what is there."""
+    return path.is_file() or not path.exists()
 
 
 def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
@@ -117,7 +122,7 @@ def check_json(path: Path) -> None:
     """
     if path.suffix.lower() != '.json':
         raise ArgumentError(f'{path}: a name that ends in .json is expected')
-    check_writable(path)
+    check_writable(path, whole=is_written_whole(path))
 
 
 def check_folder(folder: Path) -> None:

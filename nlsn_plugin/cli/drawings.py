@@ -20,4 +20,4 @@ def check_drawing(path: Path) -> None:
     endings = FigureCanvasBase.get_supported_filetypes().keys() - {'pgf'}  # which needs a TeX to be installed
     if path.suffix[1:].lower() not in endings:
         raise ArgumentError(f'{path}: the ending of a drawing is expected: .{", .".join(sorted(endings))}')
-    check_writable(path)
+    check_writable(path, whole=True)

@@ -29,7 +29,9 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser('test', help=TEST, description=f'{sentence(TEST)}.')
     add_run(parser)
-    parser.set_defaults(run=test, auto_resume=False, debug=False)
+    for option in ('--auto_resume', '--debug'):  # of BasicSR's own, which says more than it does
+        parser.add_argument(option, action='store_true', help=argparse.SUPPRESS)
+    parser.set_defaults(run=test)
 
     parser = commands.add_parser('check-resume', help=CHECK_RESUME, description=f'{sentence(CHECK_RESUME)}.')
     parser.add_argument('-opt', required=True, help=OPTION_FILE)

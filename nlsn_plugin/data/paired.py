@@ -73,8 +73,8 @@ class SafePairedImageDataset(PairedImageDataset):
         gt, lq = self.read(self.gt_folder, gt_path), self.read(self.lq_folder, lq_path)
         height, width = lq.shape[0] * scale, lq.shape[1] * scale
         is_training = self.opt['phase'] == 'train'
-        surplus = 0 if is_training else scale - 1  # of images whose size the scale does not divide
-        if not (0 <= gt.shape[0] - height <= surplus and 0 <= gt.shape[1] - width <= surplus):
+        exact = gt.shape[:2] == (height, width)
+        if not exact and (is_training or not all(map(is_cut_from, lq.shape[:2], gt.shape[:2], (scale, scale)))):
             raise DataError(
                 f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}, and '
                 f'{self.named(self.lq_folder, lq_path)} {lq.shape[1]}x{lq.shape[0]}: {scale} times as large is expected'
@@ -117,6 +117,11 @@ class SafePairedImageDataset(PairedImageDataset):
 
     def named(self, root: str, path: str) -> str:
         return f'{root}, key {path},' if self.io_backend_opt['type'] == 'lmdb' else str(path)
+
+
+def is_cut_from(lq: int, gt: int, scale: int) -> bool:
+    """Whether an edge can be that of an image reduced by `scale` after the last pixels were cut off, 11 say."""
+    return lq * scale <= gt and (gt - lq * scale < scale or gt // lq == scale)
 
 
 OPEN: dict[str, lmdb.Environment] = {}

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.checkpoint import Metadata, load_weights, read_stored
+from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
 
@@ -31,12 +31,14 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
         UserError: weights do not load or fit, or those that a perceptual loss fetches cannot be fetched.
     """
     try:
-        return mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
+        model = mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
     except URLError as error:
         raise UserError(
-            f'weights of a loss cannot be fetched ({error.reason}): VGG19, as torchvision has it, is expected at '
-            f'{Path(VGG_PRETRAIN_PATH).absolute()}'
+            f"weights of a loss cannot be fetched ({error.reason}): torchvision's VGG19, which perceptual losses take "
+            f'by default, is looked for at {Path(VGG_PRETRAIN_PATH).absolute()}'
         ) from error
+    get_root_logger().info(f'Model [{type(model).__name__}] is created.')
+    return model
 
 
 @functools.cache
@@ -89,9 +91,10 @@ class MendedModel(BaseModel):
         """
         logger = get_root_logger()
         bare = self.get_bare_model(net)
+        letter = 'd' if load_path == self.opt['path'].get('pretrain_network_d') else 'g'
         # A moving average that the file has not begins as the network does.
-        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get('param_key_g') or 'params')
-        dropped = load_weights(bare, stored.weights, load_path, strict)
+        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get(f'param_key_{letter}') or 'params')
+        dropped = load_weights(bare, stored.weights, load_path, strict, f'{WHAT_FITS}strict_load_{letter}: false')
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
         self.compare_with_metadata(stored.metadata, load_path)
         if dropped:

@@ -240,8 +240,9 @@ class NLSNModel(SRModel, MendedModel):
         return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + skipped}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        loaded = [for_this_device(*both) for both in zip(resume_state['optimizers'], self.optimizers)]
-        super().resume_training({**resume_state, 'optimizers': loaded})
+        states = resume_state['optimizers']
+        loaded = [for_this_device(*both) for both in zip(states, self.optimizers)]
+        super().resume_training({**resume_state, 'optimizers': [*loaded, *states[len(loaded) :]]})  # refuses more
         if 'model' in resume_state:  # BasicSR's own states have none
             if resume_state['model']['scaler']:  # empty, if the precision was another
                 self.scaler.load_state_dict(resume_state['model']['scaler'])
@@ -254,4 +255,5 @@ def for_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     On loading, PyTorch puts numbers of steps where those kernels want them, on the parameters' device or the CPU.
     """
     chosen = [{'fused': group['fused']} if 'fused' in group else {} for group in optimizer.param_groups]
-    return {**state, 'param_groups': [{**group, **own} for group, own in zip(state['param_groups'], chosen)]}
+    groups = [{**group, **own} for group, own in zip(state['param_groups'], chosen)]
+    return {**state, 'param_groups': [*groups, *state['param_groups'][len(groups) :]]}  # PyTorch refuses more

@@ -169,7 +169,9 @@ def test_pairs_that_do_not_fit_are_named(folders: Path) -> None:
         dataset[index]
 
 
-@pytest.mark.parametrize(('size', 'fits'), [((49, 60), True), ((48, 61), True), ((50, 60), False), ((48, 92), False)])
+@pytest.mark.parametrize(
+    ('size', 'fits'), [((49, 60), True), ((59, 75), True), ((72, 60), False), ((48, 92), False), ((47, 60), False)]
+)
 def test_images_to_validate_on_may_exceed_theirs_by_what_the_scale_leaves_alone(
     size: tuple[int, int], fits: bool, folders: Path
 ) -> None:

@@ -76,7 +76,7 @@ def test_weights_of_a_loss_that_cannot_be_fetched_are_named(monkeypatch: pytest.
     monkeypatch.setattr('basicsr.losses.basic_loss.VGGFeatureExtractor', fail)
     opt = options(is_train=True)
     perceptual = {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1.0}}
-    with pytest.raises(UserError, match=r'cannot be fetched \(no route to host\): VGG19, .* is expected at .*\.pth$'):
+    with pytest.raises(UserError, match=r'cannot be fetched \(no route to host\): .*VGG19.* is looked for at .*\.pth$'):
         build_model({**opt, 'train': {**TRAIN, 'perceptual_opt': perceptual}})
 
 

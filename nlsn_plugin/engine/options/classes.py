@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,17 +18,18 @@ Misfits = Iterator[tuple[Keys, str]]
 
 def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0) -> Misfits:
     """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
-    if name not in registry:
+    found = registered(name, registry)
+    if found is None:
         place = keys if arguments is None else (*keys, 'type')
         yield place, f'no {name}{checks.nearest(name, registry.keys())}'
     elif arguments is not None:
-        yield from misfits_of_call(keys, registry.get(name), without_type(arguments), given)
+        yield from misfits_of_call(keys, found, without_type(arguments), given)
 
 
-def full_name(name: str, registry: Any) -> str:
-    """A class's name in a registry of BasicSR's, which finds some of its own without their ending."""
-    longer = name + BASICSR_SUFFIX
-    return longer if name not in registry and longer in registry else name
+def registered(name: str, registry: Any) -> Any:
+    """The class of a name in a registry of BasicSR's, where some have an ending that may be left out; None if none."""
+    found = [known for known in (name, name + BASICSR_SUFFIX) if known in registry]
+    return registry.get(found[0]) if found else None
 
 
 def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int) -> Misfits:
@@ -43,7 +45,8 @@ def misfits_of_values(
     for key, value in arguments.items():
         misspelt = [part for part in (value if isinstance(value, list) else [value]) if is_misspelt(part)]
         if misspelt:
-            yield (*keys, key), f'{misspelt[0]!r} is text (in YAML write 0.0001, or !!float 1e-4)'
+            hint = '(in YAML write 0.0001, or !!float 1e-4)' if math.isfinite(float(misspelt[0])) else 'and no number'
+            yield (*keys, key), f'{misspelt[0]!r} is text {hint}'
         elif allowed and key in allowed:
             try:
                 allowed[key](key, value)
@@ -53,10 +56,13 @@ def misfits_of_values(
 
 def is_misspelt(value: Any) -> bool:
     """Whether YAML takes a number for text, as it does 1e-4."""
+    if not isinstance(value, str):
+        return False
     try:
-        return isinstance(value, str) and float(value) is not None
+        float(value)
     except ValueError:
         return False
+    return True
 
 
 def without_type(options: Options) -> Options:

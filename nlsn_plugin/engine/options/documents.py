@@ -35,6 +35,11 @@ def find_option_file(name: str) -> Path:
         return path
     if path.is_dir():
         raise UserError(f'{name} is a folder: name the option file in it')
+    return find_shipped(name)
+
+
+def find_shipped(name: str) -> Path:
+    """The shipped option file of this name."""
     folder = shipped_options()
     shipped = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*.yml'))}
     wanted = name.removesuffix('.yml').removeprefix('options/') + '.yml'
@@ -88,7 +93,7 @@ class Document:
         base = self.path.parent / str(name)
         if not base.is_file():
             try:
-                base = find_option_file(Path(str(name)).name)
+                base = find_shipped(Path(str(name)).name)
             except UserError as error:
                 raise OptionError(f'{where}: {BASE}: there is no file {base}, and {error}') from error
         if base.resolve() in above:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel as Section
 
@@ -20,6 +21,7 @@ from nlsn_plugin.engine.options.classes import (
     Options,
     misfits_of_class,
     misfits_of_values,
+    registered,
     without_type,
 )
 from nlsn_plugin.engine.options.documents import Keys
@@ -54,10 +56,6 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
     if val and not val['metrics'] and not val['save_img']:
         yield ('val',), 'has no metrics and writes no images: there is nothing to do'
     if not is_train:
-        if opt['path']['pretrain_network_g'] is None:
-            yield ('path',), 'names no weights: pretrain_network_g is expected'
-        if not opt['datasets']:
-            yield ('datasets',), 'names no data set: test_1 is expected'
         return
     yield from misfits_of_training(opt)
     yield from misfits_of_wandb(opt['logger'])
@@ -72,8 +70,8 @@ def misfits_of_training(opt: Options) -> Misfits:
         if train.get(key):
             yield from misfits_of_loss(('train', key), train[key])
     yield from misfits_of_schedule(train)
-    if opt['model_type'] in MODEL_REGISTRY:
-        yield from misfits_of_model(opt)
+    if model := registered(opt['model_type'], MODEL_REGISTRY):
+        yield from misfits_of_model(opt, model)
     if data.get('gt_size', 0) % opt['scale']:
         fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
         text = f'{data["gt_size"]} is not divisible by scale {opt["scale"]}: {fitting} is'
@@ -125,9 +123,9 @@ def misfits_of_datasets(datasets: Options) -> Misfits:
             yield ('datasets', phase, 'std'), 'has a 0, by which images would be divided'
 
 
-def misfits_of_model(opt: Options) -> Misfits:
+def misfits_of_model(opt: Options, model: type) -> Misfits:
     """What a model of two networks needs and is not there, or cannot be."""
-    model, train = MODEL_REGISTRY.get(opt['model_type']), opt['train']
+    train = opt['train']
     if not any('GAN' in cls.__name__ for cls in model.__mro__):
         return
     for section, key in ((opt, 'network_d'), (train, 'optim_d'), (train, 'gan_opt')):
@@ -139,19 +137,21 @@ def misfits_of_model(opt: Options) -> Misfits:
     if network := opt.get('network_d'):
         mistakes = list(misfits_of_class(('network_d',), network['type'], network, ARCH_REGISTRY))
         mistakes = mistakes or list(misfits_of_network(('network_d',), network))
-        yield from mistakes or misfits_of_discriminator(network, opt['datasets']['train'])
+        size = opt['datasets']['train'].get('gt_size')
+        if not mistakes and issubclass(model, SRGANModel) and isinstance(size, int):
+            mistakes = list(misfits_of_discriminator(network, size, opt['datasets']['train'].get('color') == 'y'))
+        yield from mistakes
 
 
-def misfits_of_discriminator(network: Options, data: Options) -> Misfits:
+def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> Misfits:
     """Patches that it does not take; found by running it on one, at no cost where the meta device will do."""
-    if 'gt_size' not in data:
-        return
-    size = [1, 1 if data.get('color') == 'y' else 3, data['gt_size'], data['gt_size']]
+    size = [1, 1 if is_gray else 3, gt_size, gt_size]
     said = ''
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-                ARCH_REGISTRY.get(network['type'])(**without_type(network)).eval()(torch.zeros(size))
+                discriminator = registered(network['type'], ARCH_REGISTRY)(**without_type(network))
+                discriminator.eval()(torch.zeros(size))
         except FAILURES as error:
             said = first_line(error)
         else:
@@ -214,9 +214,10 @@ def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
 
 def ignored(opt: Options, is_train: bool) -> Misfits:
     """What was set and nobody would read."""
-    if opt['model_type'] not in MODEL_REGISTRY:
+    model = registered(opt['model_type'], MODEL_REGISTRY)
+    if model is None:
         return
-    reading = [cls.__name__ for cls in MODEL_REGISTRY.get(opt['model_type']).__mro__]
+    reading = [cls.__name__ for cls in model.__mro__]
     reading.append('training' if is_train else 'testing')
     sections: list[tuple[Keys, Options, type[Section]]] = [
         ((), opt, TrainingOptions if is_train else TestOptions),
@@ -247,7 +248,7 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
 
 def misfits_of_network(keys: Keys, options: Options) -> Misfits:
     """Values that a network refuses; found by building one, at no cost where the meta device will do."""
-    network, arguments = ARCH_REGISTRY.get(options['type']), without_type(options)
+    network, arguments = registered(options['type'], ARCH_REGISTRY), without_type(options)
     if isinstance(arguments.get('arch'), dict):
         mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
         if mistakes:

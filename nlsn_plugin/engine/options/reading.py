@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from pydantic import BaseModel, ValidationError
 
 from nlsn_plugin.archs.bases import innermost
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
-from nlsn_plugin.engine.options.classes import full_name
 from nlsn_plugin.engine.options.documents import OVERRIDES, Document
 from nlsn_plugin.engine.options.misfits import misfits
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions
@@ -118,9 +116,6 @@ def checked(document: Document, is_train: bool) -> Options:
     except ValidationError as error:
         mistakes = [said(document, model, dict(mistake)) for mistake in error.errors()]
     else:
-        opt['model_type'] = full_name(opt['model_type'], MODEL_REGISTRY)
-        for network in (opt[key] for key in opt if key.startswith('network_') and opt[key]):
-            network['type'] = full_name(network['type'], ARCH_REGISTRY)
         mistakes = [': '.join((document.where(keys), *keys, text)) for keys, text in misfits(opt, is_train)]
     if len(mistakes) > 1:
         raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
@@ -239,6 +234,11 @@ def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
     Args:
         begins: whether the weights will be read; a run that goes on has its own.
     """
+    if not opt['is_train']:
+        if opt['path'].get('pretrain_network_g') is None:
+            raise OptionError(f'{option_file}: path: names no weights: pretrain_network_g is expected')
+        if not opt['datasets']:
+            raise OptionError(f'{option_file}: datasets: names no data set: test_1 is expected')
     for phase, dataset in opt['datasets'].items():
         for key in ('dataroot_gt', 'dataroot_lq'):
             path = dataset.get(key)

@@ -42,6 +42,13 @@ def folder_name(name: str) -> str:
     return name
 
 
+def part_of_a_name(text: str) -> str:
+    """One that stays in its folder."""
+    if '/' in text or '\0' in text:
+        raise ValueError('a part of a name is expected, without folders')
+    return text
+
+
 def template(name: str) -> str:
     """A name in which {} is that of the other image."""
     try:
@@ -59,6 +66,7 @@ Text = Annotated[str, Strict()]
 Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 Name = Annotated[Text, AfterValidator(folder_name)]
+PartOfName = Annotated[Text, AfterValidator(part_of_a_name)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)]
 
 
@@ -121,6 +129,7 @@ class Loading(BaseModel):
 
 
 class TrainingDataset(Loading, PairedDataset):
+    name: Text = Field(description='for the log')
     gt_size: Positive = Field(description='edge of a high-resolution patch, pixels; divisible by scale')
     use_hflip: Flag = Field(description='mirror half of the patches')
     use_rot: Flag = Field(description='turn half of the patches')
@@ -145,6 +154,8 @@ class OtherDataset(Typed):
 
 class OtherTrainingDataset(Loading, OtherDataset):
     """Of another class."""
+
+    name: Text = Field(description='for the log')
 
 
 def kind_of_dataset(value: Any) -> str:
@@ -238,7 +249,7 @@ class Metric(Typed):
 class Validation(Section):
     save_img: Flag = Field(description='write the images')
     metrics: dict[Text, Metric] | None = Field(None, description='by any names; the first one chooses net_g_best.pth')
-    suffix: Name | None = read_by('testing', None, "of the images' names, instead of the experiment's")
+    suffix: PartOfName | None = read_by('testing', None, "of the images' names, instead of the experiment's")
     pbar: Flag = Field(False, description='show a progress bar')
     tile: Positive | None = read_by('NLSNModel', None, 'upscale in tiles of so many pixels')
     tile_overlap: Whole = read_by('NLSNModel', 16, 'pixels that neighbouring tiles share')

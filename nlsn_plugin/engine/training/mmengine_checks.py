@@ -126,6 +126,8 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
                 yield key, f'{options!r} is not allowed: dict(...) is expected'
             if not isinstance(options, Mapping):
                 continue  # an object; or None, for a hook to be left out
+            if key == 'param_scheduler' and 'type' not in options:
+                continue  # of several optimisers, by their names
             if key == 'optim_wrapper' and ('constructor' in options or 'optimizer' not in options):
                 continue  # of several optimisers, or as that constructor reads it
             with kind.registry.switch_scope_and_registry(
@@ -144,7 +146,8 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
             yield from misfits_of_clipping(key, options)
     for key, options in entries_of(cfg, 'param_scheduler'):
         if isinstance(options, Mapping):
-            yield from ((': '.join(place), text) for place, text in misfits_of_values((key,), dict(options), ALLOWED))
+            said = {name: value for name, value in options.items() if value is not None}
+            yield from ((': '.join(place), text) for place, text in misfits_of_values((key,), said, ALLOWED))
     yield from misfits_of_best(cfg)
 
 

@@ -161,8 +161,8 @@ def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def refuse_another_course(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse what a run that goes on could not follow: mmengine takes the optimiser's settings and the schedules from
-    the checkpoint, whatever the config says."""
+    """Refuse settings of the optimiser and of schedules that the checkpoint has otherwise: mmengine takes them from it,
+    whatever the config says. What only one of them has is not compared."""
     path, reached = runner._load_from or runner.work_dir, checkpoint['meta']['iter']
     if reached > runner.max_iters:
         raise CheckpointError(f'{path} is of iteration {reached}: the config has max_iters={runner.max_iters}')
@@ -183,6 +183,8 @@ def settings_of(state: Mapping[str, Any] | None) -> dict[tuple[Any, ...], Any]:
     for name, part in ({'': state} if 'param_groups' in (state or {}) else state or {}).items():
         for number, group in enumerate(part['param_groups']) if isinstance(part, Mapping) else ():
             begun = {key.removeprefix('initial_'): value for key, value in group.items() if key.startswith('initial_')}
+            if 'momentum' in begun and 'betas' in group:  # schedules of momentum are of the first
+                begun['betas'] = begun.pop('momentum'), *group['betas'][1:]
             for key, value in {**group, **begun}.items():
                 if key not in OF_THE_MACHINE and not key.startswith('initial_'):
                     found[name, number, key] = list(value) if isinstance(value, tuple) else value

@@ -209,7 +209,7 @@ ADVERSARIAL = {
 
 def test_a_model_of_two_networks_is_taken(tmp_path: Path) -> None:
     opt = checked(Document(Path(write(tmp_path / 'a.yml', ADVERSARIAL))), is_train=True)
-    assert opt['network_d']['type'] == 'UNetDiscriminatorSN_basicsr'
+    assert opt['network_d']['type'] == 'UNetDiscriminatorSN'
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_model_of_two_networks_is_taken(tmp_path: Path) -> None:
             {'network_d': {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 4}},
             'network_d: VGGStyleDiscriminator fails on a patch of [3, 96, 96]: ',
         ),
-        ({'network_d:num_in_ch': 1}, 'network_d: UNetDiscriminatorSN_basicsr fails on a patch of [3, 96, 96]: '),
+        ({'network_d:num_in_ch': 1}, 'network_d: UNetDiscriminatorSN fails on a patch of [3, 96, 96]: '),
         ({'train:net_d_init_iters': 1000000}, 'train: net_d_init_iters: less than total_iter 1000000 is expected'),
         ({'path:pretrain_network_d': 'a.pth'}, 'path: pretrain_network_d: there is no file a.pth'),
     ],
@@ -251,6 +251,8 @@ def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Ca
 def test_a_data_set_may_have_any_class_and_what_the_loop_reads_has_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.yml', {'datasets:train:type': 'FFHQDataset', 'datasets:train:prefetch_mode': ...})
     assert checked(Document(Path(path)), is_train=True)['datasets']['train']['prefetch_mode'] is None
+    short = {'datasets:train:type': 'RealESRGANPairedDataset', 'datasets:train:name': 'DF2K/OST'}  # a registry's suffix
+    assert checked(Document(Path(write(tmp_path / 'a.yml', short))), is_train=True)['datasets']['train']['name']
 
 
 @pytest.mark.parametrize(
@@ -365,7 +367,7 @@ def test_a_network_of_another_scale_is_refused(
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    opt = {'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
+    opt = {'is_train': True, 'datasets': {}, 'path': {'pretrain_network_g': 'nowhere/net.pth'}}
     with pytest.raises(UserError, match=r'there is no file nowhere/net.pth \(there is no folder nowhere\)'):
         check_paths(opt, tmp_path / 'a.yml')
 

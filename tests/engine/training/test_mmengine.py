@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from safetensors.torch import save_file
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
-from nlsn_plugin.engine.training.mmengine_parts import AnyWeightsHook, BFloat16OptimWrapper
+from nlsn_plugin.engine.training.mmengine_parts import (
+    AnyWeightsHook,
+    BFloat16OptimWrapper,
+    schedules_of,
+    settings_of,
+)
 from nlsn_plugin.errors import ArgumentError, CheckpointError, DataError
 from nlsn_plugin.metrics.mmengine_metric import SuperResolutionMetric
 from nlsn_plugin.models.mmengine_model import SuperResolutionModel
@@ -150,6 +156,17 @@ def test_what_a_run_that_goes_on_cannot_follow_is_refused(uninterrupted: Path) -
         refused = run(ROOT / 'tools' / 'train_mmengine.py', *words, *NO_WORKERS, cwd=uninterrupted, check=False)
         assert refused.returncode == 1
         assert refused.stderr.splitlines()[-1].startswith(f'nlsn: {said}')
+
+
+def test_what_schedules_move_is_compared_as_it_began() -> None:
+    group = {'params': [0], 'lr': 0.01, 'initial_lr': 0.1, 'betas': (0.8, 0.99), 'initial_momentum': 0.9, 'fused': True}
+    state = {'state': {}, 'param_groups': [group]}
+    assert settings_of(state) == {('', 0, 'lr'): 0.1, ('', 0, 'betas'): [0.9, 0.99]}
+    assert settings_of({'of_g': state, 'loss_scaler': 1.0}).keys() == {('of_g', 0, 'lr'), ('of_g', 0, 'betas')}
+    assert schedules_of([{'milestones': Counter({8: 2}), 'gamma': 0.5, 'last_step': 3}]) == {
+        ('', 0, 'milestones'): [8, 8],
+        ('', 0, 'gamma'): 0.5,
+    }
 
 
 def test_a_config_in_a_checkpoint_which_mmengine_would_run_is_left_alone(uninterrupted: Path) -> None:
