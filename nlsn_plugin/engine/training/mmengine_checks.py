@@ -126,7 +126,7 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
                 yield key, f'{options!r} is not allowed: dict(...) is expected'
             if not isinstance(options, Mapping):
                 continue  # an object; or None, for a hook to be left out
-            if key == 'param_scheduler' and 'type' not in options:
+            if key == 'param_scheduler' and options and all(map(is_part, options.values())):
                 continue  # of several optimisers, by their names
             if key == 'optim_wrapper' and ('constructor' in options or 'optimizer' not in options):
                 continue  # of several optimisers, or as that constructor reads it
@@ -151,6 +151,11 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
     yield from misfits_of_best(cfg)
 
 
+def is_part(value: Any) -> bool:
+    """Whether it is what a registry builds, or several of them."""
+    return isinstance(value, (Mapping, list, tuple))
+
+
 def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
     """The parts of a config that are meant by a key of PARTS."""
     above, _, last = pattern.rpartition('.')
@@ -171,7 +176,7 @@ def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
 def misfits_of_part(key: str, options: Mapping[str, Any], kind: Kind, registry: Registry) -> Iterator[tuple[str, str]]:
     arguments = [name for name in options if name not in ('type', '_scope_')]
     name = options.get('type', kind.default)
-    if name is None and 'by_epoch' in options:
+    if name is None and kind.registry is LOOPS and 'by_epoch' in options:
         name = 'EpochBasedTrainLoop' if options['by_epoch'] else 'IterBasedTrainLoop'
         arguments.remove('by_epoch')
     if name is None:

@@ -1,13 +1,10 @@
-"""The evaluator's parts: networks by their words, what they cost, figures, and what is kept of them."""
+"""The evaluator's parts: what networks cost, figures, and what is kept of them."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from evaluated import SMALL, contestant, evaluate, write_two, write_weights
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.benchmark_sets import find_sets, open_set
@@ -26,45 +23,17 @@ from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, fro
 from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import PROTOCOLS, planes, score
-from nlsn_plugin.models.checkpoint import read_weights
-from nlsn_plugin.models.formats import save_network
 from nlsn_plugin.ops.library import COUNTS_FLOPS
-
-SMALL = {'num_feat': 8, 'num_block': 8, 'n_hashes': 2, 'chunk_size': 16}
 
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a small NLSN x2 that hashes visibly otherwise from seed to seed."""
-    torch.manual_seed(0)
-    net = NLSN(**SMALL)
-    for name, parameter in net.named_parameters():
-        if 'conv_match' in name or 'conv_assembly' in name:
-            parameter.data *= 10
-    path = tmp_path_factory.mktemp('weights') / 'small.pth'
-    torch.save({'params': net.state_dict()}, path)
-    return path
+    return write_weights(tmp_path_factory.mktemp('weights'))
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    """A colour and a gray photograph of 48x48 pixels."""
-    folder = tmp_path_factory.mktemp('two')
-    for name in ('chelsea', 'camera'):
-        image = read_image(photographs / f'{name}.png', keep_gray=True)
-        cv2.imwrite(str(folder / f'{name}.png'), image[:48, :48])
-    return folder
-
-
-def contestant(weights: Path, *words: str) -> Contestant:
-    arguments = [f'{key}={value}' for key, value in SMALL.items()]
-    return Contestant(from_words(['NLSN', str(weights), *arguments, *words], 2), 'cpu')
-
-
-def evaluate(contestants: Sequence[Contestant], folder: Path, output: Path, **settings: object) -> scoring.Results:
-    settings = {'cost_size': None, **settings}
-    sets = {2: [open_set('Set5', folder, 2, workers=1)]}
-    return scoring.run(contestants, sets, Settings(**settings), output)
+    return write_two(tmp_path_factory.mktemp('two'), photographs)
 
 
 def test_figures_are_those_of_bicubic_and_of_the_network(weights: Path, two: Path, tmp_path: Path) -> None:
@@ -357,61 +326,7 @@ def test_misprints_are_marked_beside_a_run(two: Path, tmp_path: Path) -> None:
     assert 'probably 31.80' in table.notes[0]
 
 
-@pytest.mark.parametrize(
-    ('layout', 'ending'), [('safetensors', '.safetensors'), ('mmengine', '.pth'), ('basicsr', '.pth')]
-)
-def test_files_with_metadata_need_no_arguments_and_refuse_others(
-    layout: str, ending: str, weights: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / f'net{ending}'
-    save_network(read_weights(weights), path, {'type': 'NLSN', 'arguments': SMALL}, layout=layout)
-    named = Contestant(from_words(['NLSN', str(path)], 3), 'cpu')
-    assert named.recipe.scale == 2  # the file's
-    lr = np.random.default_rng(0).integers(0, 256, (12, 13, 3), np.uint8)
-    assert np.array_equal(named.enlarge(lr, Inference()), contestant(weights).enlarge(lr, Inference()))
-    assert from_words(['NLSN', str(path), 'n_hashes=2', 'eval_seed=3'], 2).arguments['eval_seed'] == 3
-    for word, message in (
-        ('n_hashes=8', r'n_hashes=8 contradicts .*net\..*, whose metadata say n_hashes=2'),
-        ('chunk_size=144', r'chunk_size=144 contradicts .*, whose metadata say chunk_size=16'),
-        ('res_scale=1', r'res_scale=1 contradicts .*, whose metadata say res_scale=0.1'),
-    ):
-        with pytest.raises(UserError, match=message):
-            from_words(['NLSN', str(path), word], 2)
-    with pytest.raises(UserError, match=r'EDSR contradicts .*, whose metadata say NLSN'):
-        from_words(['EDSR', str(path)], 2)
-
-
 class TestMistakes:
-    @pytest.mark.parametrize(
-        ('words', 'message'),
-        [
-            (['NLSN'], r'--net NLSN: TYPE WEIGHTS \[KEY=VALUE \.\.\.\] is expected'),
-            (['NLSM', 'w.pth'], 'no NLSM: did you mean NLSN'),
-            (['NLSN', 'w.pth', 'num_feats=8'], 'NLSN takes no num_feats: did you mean num_feat'),
-            (['NLSN', 'w.pth', 'num_feat=0'], 'num_feat: 0 is not allowed'),
-            (['NLSN', 'w.pth', 'num_feat=[1'], r'num_feat=\[1: \[1 is no value'),
-            (['EDSR', 'w.pth', 'upscale=two'], "upscale='two' is not allowed"),
-        ],
-    )
-    def test_of_networks_are_named(self, words: list[str], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            from_words(words, 2)
-
-    def test_of_weights_are_named(self, weights: Path) -> None:
-        with pytest.raises(UserError, match=r'there is no file .*smal\.pth .did you mean .*small\.pth'):
-            contestant(weights.with_name('smal.pth'))
-        with pytest.raises(UserError, match=r'small\.pth does not fit NLSN.*The arguments have to be those'):
-            contestant(weights, 'num_feat=16')
-        with pytest.raises(UserError, match='eval_seed null hashes otherwise each time'):
-            contestant(weights, 'eval_seed=null')
-
-    def test_a_network_of_another_scale_is_named(self, two: Path) -> None:
-        path = GOLDEN / 'nlsn_x3_small_official_state_dict.pt'
-        recipe = from_words(['NLSN', str(path), 'num_feat=16', 'num_block=8', 'upscale=3'], 2)
-        assert recipe.scale == 3
-        with pytest.raises(UserError, match=r'NLSN made \[1, 3, 72, 72\] of \[1, 3, 24, 24\]: \[1, 3, 48, 48\] is'):
-            Contestant(replace(recipe, scale=2), 'cpu').enlarge(np.zeros((24, 24, 3), np.uint8), Inference())
-
     def test_of_sets_are_named(self, two: Path, tmp_path: Path) -> None:
         (tmp_path / 'Urban100').mkdir()
         assert find_sets(['Urban100', f'mine={two}'], tmp_path) == {'Urban100': tmp_path / 'Urban100', 'mine': two}
@@ -428,28 +343,11 @@ class TestMistakes:
         with pytest.raises(UserError, match='has none of Set5, Set14'):
             find_sets(None, two)
 
-    def test_names_may_have_an_equals_sign(self, weights: Path, two: Path, tmp_path: Path) -> None:
+    def test_names_may_have_an_equals_sign(self, two: Path, tmp_path: Path) -> None:
         folder = tmp_path / 'lr=1e-4'
         folder.mkdir()
         assert find_sets([str(folder), f'mine={folder}'], None) == {'lr=1e-4': folder, 'mine': folder}
         assert find_sets(['lr=1e-4', str(two)], tmp_path) == {'lr=1e-4': folder, two.name: two}
-        shutil.copy(weights, folder)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.chdir(tmp_path)
-            assert contestant(Path('lr=1e-4', weights.name)).recipe.weights == 'lr=1e-4/small.pth'
-
-    @pytest.mark.parametrize(
-        'error',
-        [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.cuda.OutOfMemoryError('no')],
-    )
-    def test_a_lack_of_memory_is_told_with_what_helps(self, error: Exception, weights: Path) -> None:
-        def fail(module: object, inputs: object) -> None:
-            raise error
-
-        found = contestant(weights)
-        found.net.register_forward_pre_hook(fail)
-        with pytest.raises(UserError, match=r'^NLSN has too little memory for \[1, 3, 24, 24\]: try --tile 256$'):
-            found.enlarge(np.zeros((24, 24, 3), np.uint8), Inference())
 
     def test_a_corrupt_image_is_named_before_anything_is_measured(self, two: Path, tmp_path: Path) -> None:
         folder = tmp_path / 'set'

@@ -14,6 +14,13 @@ from nlsn_plugin.engine.options.reading import check_paths, checked
 from nlsn_plugin.errors import UserError
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'no option file .*train_NLSN_x2\.yml: did you mean train_NLSN_x2\.yml'):
         find_option_file(str(tmp_path / 'train_NLSN_x2.yml'))
@@ -167,14 +174,9 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
     ],
 )
 def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
-    change: dict[str, object] | str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object] | str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / 'a.yml', change)
+    path = write(here / 'a.yml', change)
     error = error_of(['train', '-opt', path], capsys)
     assert message in error
     if isinstance(change, dict) and ... not in change.values():
@@ -185,7 +187,7 @@ def test_a_mistake_in_an_option_file_is_one_line_and_makes_nothing(
             *(key for value in change.values() for key in (value if isinstance(value, dict) else ())),
         ]
         assert any(key in line for key in named)
-    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+    assert [entry.name for entry in here.iterdir()] == ['a.yml']
 
 
 def test_what_a_model_of_two_networks_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,16 +230,11 @@ def test_a_model_of_two_networks_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_what_is_of_two_networks_is_one_line(
-    change: dict[str, object],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     roots = {f'datasets:{phase}:{key}': '.' for phase in ('train', 'val') for key in ('dataroot_gt', 'dataroot_lq')}
-    assert message in error_of(['train', '-opt', write(tmp_path / 'a.yml', {**ADVERSARIAL, **change, **roots})], capsys)
-    assert [entry.name for entry in tmp_path.iterdir()] == ['a.yml']
+    assert message in error_of(['train', '-opt', write(here / 'a.yml', {**ADVERSARIAL, **change, **roots})], capsys)
+    assert [entry.name for entry in here.iterdir()] == ['a.yml']
 
 
 def test_two_data_sets_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,16 @@ def test_an_option_that_nothing_takes(
     assert not list(tmp_path.iterdir())
 
 
+def test_schedules_may_be_of_several_optimisers_and_one_needs_its_type() -> None:
+    cfg = mmengine_config.read(TINY, {})
+    schedule = dict(cfg.param_scheduler)
+    cfg.param_scheduler = {'generator': schedule, 'discriminator': [schedule]}
+    assert list(mmengine_checks.misfits(cfg)) == []
+    del schedule['type']
+    cfg.param_scheduler = schedule
+    assert ('param_scheduler', 'has no type') in list(mmengine_checks.misfits(cfg))
+
+
 def test_what_mixed_precision_takes_is_known() -> None:
     cfg = mmengine_config.read(TINY, {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.accumulative_count': 2})
     with pytest.raises(
