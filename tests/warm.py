@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -217,7 +219,16 @@ def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    become(words)
+    status: Any = None
+    try:
+        become(words)
+    except SystemExit as end:
+        status = end.code
+    finally:
+        gc.unfreeze()  # or Triton's bindings take for leaks what the interpreter does not give back in the end
+    if status is None or isinstance(status, int):  # all else it has to print
+        finish(status or 0)
+    sys.exit(status)
 
 
 def reopen(name: str, number: int, encoding: str, errors: str = '') -> None:
@@ -248,7 +259,22 @@ def become(words: list[str]) -> None:
         runpy.run_path(words[0], run_name='__main__')
 
 
+def finish(status: int) -> None:
+    """End as the interpreter does, but for its last step, which gives back every object: in a fork, whose pages are
+    copied for that, it takes longer than most commands. Return if an output does not take what is left for it."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except OSError:
+        return
+    os._exit(status)
+
+
 if __name__ == '__main__':
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    gc.freeze()  # or each fork copies the pages of all that is there, in search of what nobody needs any more
     serve(socket.socket(fileno=int(sys.argv[1])))
