@@ -30,7 +30,8 @@ COMMANDS = ('nlsn_plugin.cli', 'nlsn_plugin.engine.training.run')
 """What commands import."""
 OTHERS = ('torch._dynamo', 'scipy.stats')
 """What is not this project's, nor a toolbox's, of what takes long."""
-READ_LATE = ('GLOO_', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'PYTHONIOENCODING', 'SLURM_', '_')
+READ_LATE = ('GLOO_', 'LOCAL_RANK', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'PYTHONIOENCODING', 'RANK')
+READ_LATE += ('SLURM_', 'WORLD_SIZE', '_')
 """How the variables begin that nobody reads on import, or that libraries note there for themselves, with an underscore,
 as PyTorch's compiler does."""
 

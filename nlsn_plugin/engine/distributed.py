@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import re
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +24,9 @@ STARTED_BY = {
 
 LONGEST_SILENCE = datetime.timedelta(hours=1)
 """That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
+
+LOST = re.compile('(closed|reset) by peer|remote process exited')
+"""What gloo and NCCL say where another process is gone."""
 
 
 def start(launcher: str, backend: str, port: int) -> None:
@@ -83,6 +89,19 @@ def first_error(error: UserError | None) -> UserError | None:
     errors: list[UserError | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(errors, error)
     return next((found for found in errors if found), None)
+
+
+@contextlib.contextmanager
+def lost_ones_named() -> Iterator[None]:
+    """End in one line where another process has ended, which says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not LOST.search(str(error)):
+            raise
+        raise UserError(
+            'another process of this run has ended, by a signal or as it says, and this one with it'
+        ) from error
 
 
 def agreed(value: Any) -> Any:

@@ -11,6 +11,7 @@ from basicsr.utils import get_root_logger, get_time_str
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
+from nlsn_plugin.engine.distributed import lost_ones_named
 from nlsn_plugin.engine.options.documents import find_option_file
 from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale, read_options
 from nlsn_plugin.engine.training import loop
@@ -24,6 +25,7 @@ from nlsn_plugin.files import check_folder
 from nlsn_plugin.models.mended_model import build_model
 
 
+@lost_ones_named()
 def train(args: argparse.Namespace) -> None:
     """Train; afterwards compare with bicubic where the option file says so.
 
@@ -37,6 +39,7 @@ def train(args: argparse.Namespace) -> None:
     leave()
 
 
+@lost_ones_named()
 def test(args: argparse.Namespace) -> None:
     """Measure a network on all data sets of the option file; images and log go to results/<name>.
 

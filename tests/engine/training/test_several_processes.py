@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,46 @@ def of_two(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclasses.dataclass
+class Ended:
+    """What processes that trained together ended with, in the order of their ranks."""
+
+    statuses: list[int]
+    stderr: list[str]
+
+
+def together(variables: Sequence[dict[str, str]], *words: object, cwd: Path) -> Ended:
+    """Train in as many processes as there are sets of variables, which say who they are."""
+    with contextlib.ExitStack() as open_here:
+        said = [open_here.enter_context(tempfile.TemporaryFile('w+')) for _ in variables]
+        processes = [
+            open_here.enter_context(
+                start([TRAIN, *words], cwd, stderr=file, env={**os.environ, 'OMP_NUM_THREADS': '1', **its_own})
+            )
+            for its_own, file in zip(variables, said)
+        ]
+        statuses = [process.wait(timeout=300) for process in processes]
+        for file in said:
+            file.seek(0)
+        return Ended(statuses, [file.read() for file in said])
+
+
+def by_torchrun(count: int) -> list[dict[str, str]]:
+    """What torchrun sets."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        meeting = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1]), 'WORLD_SIZE': str(count)}
+    return [{**meeting, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(count)]
+
+
+def going_on(finished: Path, place: Path) -> Path:
+    """Copy an experiment as if it had been killed after its eighth update."""
+    shutil.copytree(finished / 'experiments', place / 'experiments')
+    for later in ('training_states/12.state', 'models/net_g_12.pth', 'models/net_g_latest.pth'):
+        (experiment(place) / later).unlink()
+    return experiment(place)
+
+
 def validations(folder: Path) -> list[dict[str, Any]]:
     """What an experiment's log has of them."""
     lines = map(json.loads, (folder / 'log.jsonl').read_text().splitlines())
@@ -108,20 +151,20 @@ class TestSeveralProcesses:
         words = ['--force_yml', f'path:pretrain_network_g={weights}', 'path:param_key_g=params_ema']
         words += ['train:total_iter=1', 'train:optim_g:lr=0.0']
         run(TRAIN, '-opt', short, *words, 'name=of_1', cwd=place)
-        run(*TORCHRUN, 3, TRAIN, '-opt', short, '--launcher', 'pytorch', *words, 'name=of_3', cwd=place)
+        of_3 = together(by_torchrun(3), '-opt', short, '--launcher', 'pytorch', *words, 'name=of_3', cwd=place)
+        assert of_3.statuses == [0, 0, 0], of_3.stderr
         alone, of_three = (validations(experiment(place, name))[0] for name in ('of_1', 'of_3'))
         assert alone == of_three
         assert alone == {**validations(experiment(of_two))[-1], 'iter': 1}
         assert alone['psnr'] > 0
 
     def test_a_run_of_two_goes_on_exactly(self, of_two: Path, place: Path, short: Path) -> None:
-        shutil.copytree(of_two / 'experiments', place / 'experiments')
-        for later in ('training_states/12.state', 'models/net_g_12.pth', 'models/net_g_latest.pth'):
-            (experiment(place) / later).unlink()  # as if it had been killed
-        again = run(*TORCHRUN, 2, TRAIN, '-opt', short, '--launcher', 'pytorch', '--auto_resume', cwd=place)
-        assert 'iter: 8.' in again.stderr
-        assert ', 2 processes' in again.stderr
-        assert len(re.findall(r'iter: +\d+, .*l_pix', again.stderr)) == 4  # one of them says it
+        going_on(of_two, place)
+        again = together(by_torchrun(2), '-opt', short, '--launcher', 'pytorch', '--auto_resume', cwd=place)
+        assert again.statuses == [0, 0], again.stderr
+        assert 'iter: 8.' in again.stderr[0]
+        assert ', 2 processes' in again.stderr[0]
+        assert [len(re.findall(r'iter: +\d+, .*l_pix', said)) for said in again.stderr] == [4, 0]
         compare(result(experiment(place)), result(experiment(of_two)))
 
     def test_two_started_by_slurm_do_the_same(self, of_two: Path, place: Path, short: Path) -> None:
@@ -129,24 +172,10 @@ class TestSeveralProcesses:
         scontrol = place / 'scontrol'
         scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\n127.0.0.2\\n"\n')
         scontrol.chmod(0o755)
-        processes = [
-            start(
-                [TRAIN, '-opt', short, '--launcher', 'slurm'],
-                place,
-                env={
-                    **os.environ,
-                    **BY_SRUN,
-                    'PATH': f'{place}:{os.environ["PATH"]}',
-                    'OMP_NUM_THREADS': '1',
-                    'SLURM_PROCID': str(rank),
-                },
-            )
-            for rank in range(2)
-        ]
-        with contextlib.ExitStack() as running:
-            for process in processes:
-                running.enter_context(process)
-            assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        path = f'{place}:{os.environ["PATH"]}'
+        variables = [{**BY_SRUN, 'PATH': path, 'SLURM_PROCID': str(rank)} for rank in range(2)]
+        ended = together(variables, '-opt', short, '--launcher', 'slurm', cwd=place)
+        assert ended.statuses == [0, 0], ended.stderr
         compare(result(experiment(place)), result(experiment(of_two)))
 
     def test_two_hosts_do_the_same(self, of_two: Path, place: Path, short: Path, hosts: dict[str, str]) -> None:
@@ -174,15 +203,27 @@ class TestSeveralProcesses:
         damaged = place / 'HR' / f'{in_fifth if phase == "train" else 1}.png'
         damaged.write_bytes(b'')
         words = ['--launcher', 'pytorch', '--force_yml', *of_pairs(phase), 'datasets:train:batch_size_per_gpu=1']
-        ended = run(
-            *TORCHRUN, 2, TRAIN, '-opt', short, *words, 'logger:save_checkpoint_freq=100', cwd=place, check=False
-        )
-        assert ended.returncode == 1
+        words += ['logger:save_checkpoint_freq=100']
+        ended = together(by_torchrun(2), '-opt', short, *words, cwd=place)
+        assert ended.statuses == [1, 1]
         assert newest(experiment(place)) == f'{reached}.state'
-        assert [line for line in ended.stderr.splitlines() if line.startswith('nlsn: ')] == 2 * [
+        assert [said.splitlines()[-1] for said in ended.stderr] == 2 * [
             f'nlsn: HR/{damaged.name} is not an image, or a damaged one (0 bytes); '
             f'saved at iteration {reached}, --auto_resume goes on from there'
         ]
+
+    def test_what_the_first_cannot_save_ends_all_in_a_line_each(self, of_two: Path, place: Path, short: Path) -> None:
+        best = going_on(of_two, place) / 'models' / 'net_g_best.pth'
+        best.unlink()
+        (best / 'in its place').mkdir(parents=True)
+        ended = together(by_torchrun(2), '-opt', short, '--launcher', 'pytorch', '--auto_resume', cwd=place)
+        assert ended.statuses == [1, 1]
+        assert 'Traceback' not in ''.join(ended.stderr)
+        assert [said.splitlines()[-1] for said in ended.stderr] == [
+            f'nlsn: {best} could not be saved: Is a directory; what was saved before is intact',
+            'nlsn: another process of this run has ended, by a signal or as it says, and this one with it',
+        ]
+        assert newest(experiment(place)) == '8.state'
 
     def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
         words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']
