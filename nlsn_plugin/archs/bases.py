@@ -80,9 +80,13 @@ def find_in_basicsr(name: str) -> tuple[type[nn.Module] | None, list[str]]:
     """The class, if there is one, and the names that there are."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    names = list(ARCH_REGISTRY.keys())
-    registered = next((known for known in (name, name + BASICSR_SUFFIX) if known in names), None)
-    return (ARCH_REGISTRY.get(registered) if registered else None), names
+    return registered_in_basicsr(ARCH_REGISTRY, name), list(ARCH_REGISTRY.keys())
+
+
+def registered_in_basicsr(registry: Any, name: str) -> Any:
+    """The class of a name in a registry of BasicSR's, where some have an ending that may be left out; None if none."""
+    found = [known for known in (name, name + BASICSR_SUFFIX) if known in registry]
+    return registry.get(found[0]) if found else None
 
 
 def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
@@ -90,10 +94,10 @@ def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
     from mmengine.registry import MODELS
 
     with MODELS.switch_scope_and_registry(None) as registry:
-        return registered(registry, name), [*registry.module_dict, *MODELS.module_dict]
+        return registered_in_mmengine(registry, name), [*registry.module_dict, *MODELS.module_dict]
 
 
-def registered(registry: Any, name: str) -> Any:
+def registered_in_mmengine(registry: Any, name: str) -> Any:
     """What mmengine's registry, one above it or one of another scope ('mmagic.EDSRNet') has by a name; None if none.
 
     Registry.get would go on to import whatever the name is of, `os.system` too; and files of strangers hold names.

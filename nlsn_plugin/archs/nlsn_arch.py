@@ -6,8 +6,7 @@ State-dict keys are those of the authors' released code, so that their weights l
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nlsn_plugin import checks
 from nlsn_plugin.errors import ArgumentError
-from nlsn_plugin.layers import ATTENTIONS
+from nlsn_plugin.layers import ATTENTIONS, attention_arguments
 from nlsn_plugin.layers.convolution import Conv3x3
 from nlsn_plugin.layers.residual import channels_last
 from nlsn_plugin.ops.context import is_recorded, without_autocast
@@ -127,6 +126,13 @@ class NLSN(nn.Module):
         self.body.checkpointing = checks.boolean('checkpointing', checkpointing)
         self.tail = nn.Sequential(tail, Conv3x3(num_feat, num_out_ch, backend))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Report foreign means as an error, whether strict or not."""
+        own = {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
+        if said := foreign_means(own, self.img_range):
+            arguments[-1].append(said)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
         if x.dim() != 4 or x.shape[1] != self.num_in_ch:
@@ -142,6 +148,17 @@ class NLSN(nn.Module):
     def _enlarge(self, features: Tensor) -> Tensor:
         """The image of its features, [N, num_feat, H, W] -> [N, num_out_ch, upscale * H, upscale * W]."""
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
+
+
+def foreign_means(weights: Mapping[str, Tensor], img_range: float) -> str | None:
+    """How the means that weights add contradict img_range, for which they would be taken; None if they do not."""
+    means = weights.get('add_mean.bias')
+    if means is None or means.is_meta or is_recorded():
+        return None
+    largest = float(means.abs().max())
+    if largest == 0 or 0.01 * img_range <= largest <= img_range:
+        return None
+    return f'img_range={img_range:g} contradicts the weights, which add means of {largest:g}'
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -169,23 +186,6 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
         strip = enlarge(features[..., first : end + TAIL_CONTEXT, :])
         strips.append(strip[..., (begin - first) * upscale : (end - first) * upscale, :])
     return torch.cat(strips, dim=-2)
-
-
-def attention_arguments(
-    attention: str, shared: dict[str, Any], options: dict[str, Any], name_of_options: str = 'attention_options'
-) -> dict[str, Any]:
-    """The arguments of the attentions besides their channels: what they know of `shared`, and the options."""
-    known: list[str] = []
-    fixed: dict[str, Any] = {}
-    if checks.one_of('attention', attention, (*ATTENTIONS, 'none')) != 'none':
-        layer, fixed = ATTENTIONS[attention]
-        known = list(inspect.signature(layer).parameters)
-    further = [name for name in known if name not in {'channels', *shared, *fixed}]
-    for name in checks.mapping(name_of_options, options):
-        if name not in further:
-            hint = checks.nearest(str(name), further)
-            raise ArgumentError(f'{name_of_options}: attention={attention!r} takes no {name}{hint}')
-    return {**{name: value for name, value in shared.items() if name in known}, **fixed, **options}
 
 
 def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list[int]:

@@ -241,7 +241,7 @@ def selected(selector: Any, net: nn.Module) -> list[str]:
     matches = list(matching(name, modules))
     if not matches:
         known = [*modules, *sorted(set(modules.values()))]
-        raise ArgumentError(f'after: {type(net).__name__} has no {name}{nearest(name, known)}')
+        raise ArgumentError(f'after: {type(net).__name__} has no {name}{hint_at_modules(name, known)}')
     if index is None:
         return matches
     if ':' in index:
@@ -269,7 +269,7 @@ def matching(name: str, modules: Mapping[str, str]) -> Iterator[str]:
         yield from (path for path, kind in modules.items() if kind == name)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
+def hint_at_modules(name: str, known: Sequence[str]) -> str:
     """A hint at what may have been meant: three names at most, since networks have hundreds."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f': did you mean {" or ".join(close)}?' if close else ' (`nlsn modules` lists what there is)'

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import build_base
-from nlsn_plugin.archs.nlsn_arch import attention_arguments
 from nlsn_plugin.archs.places import SizeArgument, chosen, explore
 from nlsn_plugin.errors import ArgumentError, UserError
-from nlsn_plugin.layers import ATTENTIONS
+from nlsn_plugin.layers import ATTENTIONS, attention_arguments
 from nlsn_plugin.layers.residual import ResidualAttention
 
 PREFIX = 'nlsa'

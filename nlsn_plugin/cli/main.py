@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from nlsn_plugin import __version__
 from nlsn_plugin.cli import (
-    benchmarks,
+    benchmark,
     convert,
-    evaluate,
     export,
     gallery,
     install_basicsr,
+    measure,
     modules,
     paper,
     prepare,
@@ -36,12 +36,12 @@ COMMANDS = (
     gallery,
     convert,
     export,
-    evaluate,
+    benchmark,
     paper,
     show_buckets,
     train_mmengine,
     modules,
-    benchmarks,
+    measure,
     install_basicsr,
 )
 """Each adds what it knows; `nlsn --help` lists them in this order."""

@@ -51,7 +51,10 @@ class Folder:
 
     def put(self, entries: Sequence[Entry]) -> None:
         for name, content, _ in entries:
-            (self.path / name).write_bytes(content)
+            with (self.path / name).open('wb') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # before anybody notes that it is done
 
     def finish(self, listed: Sequence[Listed]) -> None:
         pass
@@ -134,9 +137,9 @@ class Workshop:
             except BlockingIOError:
                 raise UserError(f'another process is writing to {self.path}: wait for it') from None
             self.done: dict[str, list[list[Listed]]] = dict(self.taken_over())
-            self.journal = opened.enter_context((self.path / 'done.jsonl').open('w'))
-            for image in self.done:
-                self.write_down(image)
+            written = self.path / 'done.jsonl'
+            write_whole(written, lambda temporary: temporary.write_text(''.join(map(self.line_of, self.done))))
+            self.journal = opened.enter_context(written.open('a'))
             self.stores = {target: kind(self.place(target), largest) for target in targets}
             for store in self.stores.values():
                 opened.callback(store.close)
@@ -172,10 +175,12 @@ class Workshop:
             for target, store in self.stores.items():
                 store.put(entries[target])
             self.done[image] = [[(name, shape) for name, _, shape in entries[target]] for target in self.targets]
-            self.write_down(image)
+            self.journal.write(self.line_of(image))
+            self.journal.flush()
 
-    def write_down(self, image: str) -> None:
-        print(json.dumps([image, self.done[image]]), file=self.journal, flush=True)
+    def line_of(self, image: str) -> str:
+        """What the journal says of an image that was done."""
+        return json.dumps([image, self.done[image]]) + '\n'
 
     def __enter__(self) -> Workshop:
         return self

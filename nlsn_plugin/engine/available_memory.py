@@ -14,7 +14,8 @@ from nlsn_plugin.data.damage import ran_out_of_memory
 def available_memory(device: str) -> int:
     """Bytes that can still be taken on a device: of the machine, and of the containers that this process is in."""
     if torch.device(device).type != 'cpu':
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for later
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():
         lines = (line.split() for line in meminfo.read_text().splitlines())

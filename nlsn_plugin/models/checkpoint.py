@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nlsn_plugin.archs import WithNLSA
+from nlsn_plugin.archs import NLSN, WithNLSA
+from nlsn_plugin.archs.nlsn_arch import foreign_means
 from nlsn_plugin.errors import CheckpointError, first_line
 from nlsn_plugin.models.inert import load_inertly
 
@@ -302,9 +303,11 @@ def load_weights(
     `advice` ends the error, where they do not.
 
     Raises:
-        CheckpointError: strict, and anything does not fit; or nothing at all fits. The network is then as before.
+        CheckpointError: strict, and anything does not fit; nothing at all fits; or an NLSN would be given the means of
+            another img_range. The network is then as before.
     """
     new = []
+    named = weights
     if isinstance(net, WithNLSA):
         complete = net.completed(weights)
         new = [f'{name}: the file has none' for name in complete if name not in weights]
@@ -317,7 +320,9 @@ def load_weights(
         raise CheckpointError(
             f'{path} does not fit {type(net).__name__} of {len(own)} entries, {len(lines)} differ: {shown}. {advice}'
         )
-    if not fitting:
+    if not fitting.keys() & named.keys():
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')
+    if isinstance(net, NLSN) and (said := foreign_means(weights, net.img_range)):
+        raise CheckpointError(f'{path}: {said}')
     net.load_state_dict(fitting, strict=False)
     return lines + new

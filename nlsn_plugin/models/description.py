@@ -9,6 +9,7 @@ from typing import Any
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs import NLSN
+from nlsn_plugin.archs.nlsn_arch import foreign_means
 from nlsn_plugin.errors import ArgumentError, CheckpointError
 from nlsn_plugin.models import recognition
 from nlsn_plugin.models.checkpoint import Metadata, Stored, Weights
@@ -105,11 +106,8 @@ def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: obj
     img_range = checks.real('img_range', asked)
     if stored not in (None, asked):
         raise ArgumentError(f'{path}: img_range={asked} as given contradicts its metadata: {stored}')
-    largest = float(weights['add_mean.bias'].abs().max()) if 'add_mean.bias' in weights else 0.0
-    if stored is None and largest and not 0.01 * img_range <= largest <= img_range:
-        raise ArgumentError(
-            f'{path}: img_range={asked} as given contradicts its weights: they add means of {largest:g}'
-        )
+    if stored is None and (said := foreign_means(weights, img_range)):
+        raise ArgumentError(f'{path}: {said}')
     return img_range
 
 

@@ -20,6 +20,9 @@ from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
+OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+"""BasicSR's, the first of them also PyTorch's name for such."""
+
 
 def build_model(opt: dict[str, Any]) -> BaseModel:
     """The model that an option file names, mended.
@@ -67,7 +70,7 @@ class MendedModel(BaseModel):
         """BasicSR's schedulers, and PyTorch's others."""
         arguments = dict(self.opt['train']['scheduler'])
         name = arguments.pop('type')
-        if name in ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'):
+        if name in OWN_SCHEDULERS:
             super().setup_schedulers()
             return
         scheduler_class = getattr(torch.optim.lr_scheduler, name)
@@ -92,7 +95,9 @@ class MendedModel(BaseModel):
         logger = get_root_logger()
         bare = self.get_bare_model(net)
         letter = 'd' if load_path == self.opt['path'].get('pretrain_network_d') else 'g'
-        # A moving average that the file has not begins as the network does.
+        # A moving average begins as the network does wherever the file has none.
+        if net is getattr(self, 'net_g_ema', None):
+            bare.load_state_dict(self.get_bare_model(self.net_g).state_dict())
         stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get(f'param_key_{letter}') or 'params')
         dropped = load_weights(bare, stored.weights, load_path, strict, f'{WHAT_FITS}strict_load_{letter}: false')
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')

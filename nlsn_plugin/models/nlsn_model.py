@@ -37,9 +37,9 @@ class NLSNModel(SRModel, MendedModel):
 
     Networks with windows see images mirrored up to a multiple of them, as by BasicSR's SwinIRModel.
 
-    An update whose loss or gradients are not finite is skipped on the device, without waiting for it; how many, and
-    from which images, is read with the log. In fp16 the scaler skips those of gradients that overflow, which is usual,
-    and only losses are counted.
+    An update whose loss or gradients are not finite is skipped on the device, and with optimisers that have fused
+    kernels without waiting for it; how many, and from which images, is read with the log. In fp16 the scaler skips
+    those of gradients that overflow, which is usual, and only losses are counted.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -223,9 +223,11 @@ class NLSNModel(SRModel, MendedModel):
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         was_training = net.training
         net.eval()
-        with torch.no_grad():
-            self.output = self.upscale(net, self.lq)
-        net.train(was_training)
+        try:
+            with torch.no_grad():
+                self.output = self.upscale(net, self.lq)
+        finally:
+            net.train(was_training)
 
     def upscale(self, net: nn.Module, x: Tensor) -> Tensor:
         val = self.opt.get('val') or {}

@@ -103,11 +103,15 @@ def attend_in_order(
     check_sizes(match, value, chunk_size)
     if order is not None:
         check_order(match, order, chunk_size)
+    elif match.shape[1] >= chunk_size:
+        raise ArgumentError(f'order=None is for fewer than chunk_size={chunk_size} pixels: there are {match.shape[1]}')
     checks.one_of('neighbours', neighbours, tuple(NEIGHBOURS))
     backend = named(backend)
     if match.dtype != value.dtype:
         wider = torch.promote_types(match.dtype, value.dtype)
         return attend_in_order(match.to(wider), value.to(wider), order, chunk_size, backend, neighbours).to(value.dtype)
+    if backend == 'fused' and (reason := cannot_fuse(match, value)):
+        raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     if order is None:
         return attend_densely(match, value)
     if backend != 'reference' and is_differentiated_otherwise(match, value):
@@ -119,8 +123,6 @@ def attend_in_order(
         backend = 'reference'
     if backend == 'auto':
         backend = fastest(match, value, order.shape[1], chunk_size)
-    elif backend == 'fused' and (reason := cannot_fuse(match, value)):
-        raise BackendError(f"backend='fused' cannot run here: {reason}; 'auto' takes the fastest that can")
     return FORMS[backend](match, value, order, chunk_size, neighbours)
 
 

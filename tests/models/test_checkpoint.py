@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from conftest import GOLDEN
 
-from nlsn_plugin import NLSN
+from nlsn_plugin import NLSN, WithNLSA
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 
@@ -141,3 +141,26 @@ def test_loading_what_fits_returns_what_does_not() -> None:
 def test_weights_of_nothing_alike_are_refused_even_then() -> None:
     with pytest.raises(CheckpointError, match='has nothing that fits NLSN'):
         load_weights(network(), {'a': torch.ones(1)}, 'net.pth', strict=False)
+    own = WithNLSA({'type': 'MSRResNet', 'num_feat': 16, 'num_block': 1}, 'conv_first')
+    with pytest.raises(CheckpointError, match='has nothing that fits'):
+        load_weights(own, {'a': torch.ones(1)}, 'net.pth', strict=False)
+
+
+@pytest.mark.parametrize(('own', 'others'), [(1.0, 255.0), (255.0, 1.0)])
+def test_weights_that_add_the_means_of_another_range_of_colours_are_refused(own: float, others: float) -> None:
+    net, other = (NLSN(num_feat=16, num_block=1, img_range=img_range) for img_range in (own, others))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    said = f'img_range={own:g} contradicts the weights, which add means of {0.4488 * others:g}'
+    with pytest.raises(CheckpointError, match=f'net.pth: {said}'):
+        load_weights(net, other.state_dict(), 'net.pth', strict=False)
+    assert same(net.state_dict(), before)
+    with pytest.raises(RuntimeError, match=said):
+        net.load_state_dict(other.state_dict(), strict=False)
+    with pytest.raises(RuntimeError, match=said):
+        torch.nn.Sequential(net).load_state_dict(torch.nn.Sequential(other).state_dict())
+
+
+def test_means_of_other_images_are_taken() -> None:
+    net, other = NLSN(num_feat=16, num_block=1), NLSN(num_feat=16, num_block=1, rgb_mean=[0.5, 0.4, 0.3])
+    net.load_state_dict(other.state_dict())
+    assert net.add_mean.bias.equal(other.add_mean.bias)

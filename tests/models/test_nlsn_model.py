@@ -249,6 +249,23 @@ def test_the_average_follows_weights_and_copies_buffers() -> None:
     assert model.net_g_ema.num_batches_tracked == 1
 
 
+def test_the_average_begins_as_the_network_where_the_weights_that_both_begin_with_lack_something() -> None:
+    path = {'pretrain_network_g': str(OFFICIAL_X2), 'strict_load_g': False}
+    model = training({'ema_decay': 0.9}, network_g=options(upscale=4)['network_g'], path=path)
+    assert model.net_g.state_dict()['body.10.weight'].equal(torch.load(OFFICIAL_X2)['body.10.weight'])
+    average = model.net_g_ema.state_dict()
+    for name, weight in model.net_g.state_dict().items():
+        assert average[name].equal(weight), name
+
+
+def test_what_ends_a_validation_leaves_the_network_in_training() -> None:
+    model = training()
+    model.feed_data({**batch(), 'lq': torch.rand(1, 5, 8, 9)})
+    with pytest.raises(ValueError, match='x has the shape'):
+        model.test()
+    assert model.net_g.training
+
+
 def test_torchs_schedulers_are_taken_by_name() -> None:
     model = training({'scheduler': {'type': 'CosineAnnealingLR', 'T_max': 10}})
     step(model)

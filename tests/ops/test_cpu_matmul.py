@@ -24,13 +24,18 @@ class TestWhereThereIsTheSetting:
         cpu_matmul.error_at.cache_clear()
 
     def test_it_is_set_if_products_stay_exact(self) -> None:
-        try:
-            error = cpu_matmul.use_onednn_matmul()
-        except BackendError:
-            assert matmul.fp32_precision != 'bf16'  # a CPU that rounds
+        torch.manual_seed(0)
+        a, b = torch.randn(8, 144, 432), torch.randn(8, 432, 256)
+        exact = a.double() @ b.double()
+        matmul.fp32_precision = 'bf16'
+        rounds = ((a @ b).double() - exact).abs().max() > 1e-4 * exact.abs().max()
+        matmul.fp32_precision = 'none'
+        if rounds:
+            with pytest.raises(BackendError, match='rounds float32 matrix products on this CPU'):
+                cpu_matmul.use_onednn_matmul()
         else:
-            assert error < 1e-4
-            assert matmul.fp32_precision == 'bf16'
+            assert cpu_matmul.use_onednn_matmul() < 1e-4
+        assert matmul.fp32_precision == ('none' if rounds else 'bf16')
 
     def test_attention_is_the_same(self) -> None:
         match, value, rotations = (tensor.float() for tensor in draw(1, 500, 2, 16, channels=(16, 32)))

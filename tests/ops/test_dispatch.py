@@ -147,9 +147,17 @@ def test_a_second_derivative_that_there_is_not_says_which_form_has_it() -> None:
                 grad.sum().backward()
 
 
-def test_a_backend_that_cannot_run_says_why() -> None:
+@pytest.mark.parametrize('length', [30, 5])
+def test_a_backend_that_cannot_run_says_why(length: int) -> None:
     with pytest.raises(BackendError, match=r"backend='fused' cannot run here: .*float64"):
-        ops.attend(*draw(1, 30, 1, 8), 8, 'fused')
+        ops.attend(*draw(1, length, 1, 8), 8, 'fused')
+
+
+def test_pixels_that_fill_a_chunk_need_an_order() -> None:
+    match, value, _ = draw(1, 8, 1, 8)
+    with pytest.raises(ArgumentError, match='order=None is for fewer than chunk_size=8 pixels: there are 8'):
+        ops.attend_in_order(match, value, None, 8)
+    assert ops.attend_in_order(match, value, None, 9).shape == value.shape
 
 
 @pytest.mark.parametrize('backend', ['reference', 'streamed'])

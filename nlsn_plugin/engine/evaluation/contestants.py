@@ -26,7 +26,7 @@ from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.metrics.protocols import in_colour
-from nlsn_plugin.models.building import ADVICE
+from nlsn_plugin.models.building import ADVICE, build
 from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
 from nlsn_plugin.models.description import settled
 from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
@@ -140,19 +140,6 @@ def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: s
     return settled(kind, arguments, read_stored(weights, param_key).metadata, weights)
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """The network with fresh weights, in eval mode.
-
-    Raises:
-        UserError: it refuses its arguments.
-    """
-    try:
-        net: nn.Module = ARCH_REGISTRY.get(recipe.type)(**recipe.arguments)
-    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f'{recipe.label}: {recipe.type} cannot be built: {error}') from error
-    return net.eval()
-
-
 class Contestant:
     """A network with its weights.
 
@@ -167,7 +154,7 @@ class Contestant:
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe = recipe
-        net = build(recipe)
+        net = build(recipe.type, recipe.arguments, recipe.label).eval()
         if load_weights(net, read_weights(recipe.weights, recipe.param_key), recipe.weights, advice=ADVICE):
             raise UserError(f'{recipe.label}: {recipe.weights} has no attentions: they would be untrained')
         self.net = net.to(device)

@@ -13,16 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlsn_plugin.engine.evaluation.contestants import (
-    Contestant,
-    Inference,
-    Recipe,
-    build,
-    upscale,
-)
+from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, upscale
 from nlsn_plugin.engine.measuring.memory import peak_memory
 from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
+from nlsn_plugin.models.building import build
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 BUDGET = 5.0
@@ -79,7 +74,7 @@ def one_image(
 ) -> tuple[Step, Step]:
     """Upscaling of a small image, and of one of the size, for `peak_memory`; fresh weights take as much as others."""
     made, settings = Recipe(**recipe), Inference(**inference)
-    net = build(made).to(device)
+    net = build(made.type, made.arguments, made.label).eval().to(device)
     set_rounds(net, n_hashes)
     small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
     return partial(upscale, net, small, made, settings), partial(upscale, net, x, made, settings)

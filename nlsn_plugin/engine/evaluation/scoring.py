@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import nlsn_plugin
+from nlsn_plugin import ops
 from nlsn_plugin.data.benchmark_sets import BICUBIC, BenchmarkSet, Photograph
 from nlsn_plugin.data.images import enlarge, write_image
 from nlsn_plugin.engine.evaluation import costs
@@ -177,6 +178,7 @@ def what_decides(entry: Entry, seed: int | None, photograph: Photograph, setting
             **asdict(settings.inference),
             'device': settings.device,
             'torch': torch.__version__,
+            **chosen_by_environment(),
         }
     return {
         'network': network,
@@ -271,6 +273,12 @@ def describe_network(entry: Entry, contestant: Contestant, settings: Settings, r
     }
 
 
+def chosen_by_environment() -> dict[str, str]:
+    """The backend that is taken for 'auto', where a variable of the environment says so."""
+    backend = ops.named('auto')
+    return {} if backend == 'auto' else {'backend': backend}
+
+
 def cost_of(entry: Entry, contestant: Contestant, settings: Settings, records: Records) -> Record:
     size = list(settings.cost_size or ())
     recipe = contestant.recipe
@@ -280,6 +288,7 @@ def cost_of(entry: Entry, contestant: Contestant, settings: Settings, records: R
         'n_hashes': entry.n_hashes,
         'size': size,
         **asdict(settings.inference),
+        **chosen_by_environment(),
         'machine': describe_machine(settings.device),
     }
     key = digest(decisive)

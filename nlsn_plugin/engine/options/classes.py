@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nlsn_plugin import checks
-from nlsn_plugin.archs.bases import BASICSR_SUFFIX
+from nlsn_plugin.archs.bases import registered_in_basicsr
 from nlsn_plugin.engine.options.documents import Keys
 from nlsn_plugin.errors import ArgumentError
 
@@ -18,18 +18,12 @@ Misfits = Iterator[tuple[Keys, str]]
 
 def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0) -> Misfits:
     """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
-    found = registered(name, registry)
+    found = registered_in_basicsr(registry, name)
     if found is None:
         place = keys if arguments is None else (*keys, 'type')
         yield place, f'no {name}{checks.nearest(name, registry.keys())}'
     elif arguments is not None:
         yield from misfits_of_call(keys, found, without_type(arguments), given)
-
-
-def registered(name: str, registry: Any) -> Any:
-    """The class of a name in a registry of BasicSR's, where some have an ending that may be left out; None if none."""
-    found = [known for known in (name, name + BASICSR_SUFFIX) if known in registry]
-    return registry.get(found[0]) if found else None
 
 
 def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int) -> Misfits:

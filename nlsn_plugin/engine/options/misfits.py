@@ -16,12 +16,12 @@ from pydantic import BaseModel as Section
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs import bases
+from nlsn_plugin.archs.bases import registered_in_basicsr
 from nlsn_plugin.engine.options.classes import (
     Misfits,
     Options,
     misfits_of_class,
     misfits_of_values,
-    registered,
     without_type,
 )
 from nlsn_plugin.engine.options.documents import Keys
@@ -70,7 +70,7 @@ def misfits_of_training(opt: Options) -> Misfits:
         if train.get(key):
             yield from misfits_of_loss(('train', key), train[key])
     yield from misfits_of_schedule(train)
-    if model := registered(opt['model_type'], MODEL_REGISTRY):
+    if model := registered_in_basicsr(MODEL_REGISTRY, opt['model_type']):
         yield from misfits_of_model(opt, model)
     if data.get('gt_size', 0) % opt['scale']:
         fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
@@ -150,7 +150,7 @@ def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> M
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-                discriminator = registered(network['type'], ARCH_REGISTRY)(**without_type(network))
+                discriminator = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
                 discriminator.eval()(torch.zeros(size))
         except FAILURES as error:
             said = first_line(error)
@@ -214,7 +214,7 @@ def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
 
 def ignored(opt: Options, is_train: bool) -> Misfits:
     """What was set and nobody would read."""
-    model = registered(opt['model_type'], MODEL_REGISTRY)
+    model = registered_in_basicsr(MODEL_REGISTRY, opt['model_type'])
     if model is None:
         return
     reading = [cls.__name__ for cls in model.__mro__]
@@ -248,7 +248,7 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
 
 def misfits_of_network(keys: Keys, options: Options) -> Misfits:
     """Values that a network refuses; found by building one, at no cost where the meta device will do."""
-    network, arguments = registered(options['type'], ARCH_REGISTRY), without_type(options)
+    network, arguments = registered_in_basicsr(ARCH_REGISTRY, options['type']), without_type(options)
     if isinstance(arguments.get('arch'), dict):
         mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
         if mistakes:

@@ -184,7 +184,7 @@ def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
 
 def fit_to_machine(opt: Options) -> None:
     """Let an option file written for GPUs run without one: BasicSR fails with a driver error otherwise."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and opt['num_gpu'] != 0:
         if opt['num_gpu'] == 'auto':
             opt['num_gpu'] = torch.cuda.device_count()
         return

@@ -82,14 +82,14 @@ ALLOWED = {
 }
 """What schedulers take without a look, and read when it is too late."""
 
-OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
-"""BasicSR's, the first of them also PyTorch's name for such."""
 OTHERS = ('LRScheduler', 'ReduceLROnPlateau', 'ChainedScheduler', 'SequentialLR')
 """Of PyTorch's: those that take more than an optimiser, numbers and words."""
 
 
 def misfits_of_scheduler(keys: Keys, train: Options) -> Misfits:
     from basicsr.models import lr_scheduler
+
+    from nlsn_plugin.models.mended_model import OWN_SCHEDULERS
 
     name, arguments = train['scheduler']['type'], without_type(train['scheduler'])
     own = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, **vars(lr_scheduler)}

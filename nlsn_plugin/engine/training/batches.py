@@ -1,7 +1,8 @@
-"""Training batches without end, whose order and augmentation depend on nothing but the seed and their number.
+"""Training batches without end, which depend on nothing but their number and, in their augmentation, the seed.
 
 BasicSR seeds its loader's workers, so what a sample looks like depends on which worker reads it, and a run that goes on
-from a saved state sees other samples than one that was not stopped. Here every sample has a seed of its own.
+from a saved state sees other samples than one that was not stopped. Here every sample has a seed of its own. The order
+is BasicSR's, which is the same for all seeds.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import itertools
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from nlsn_plugin.engine.training.interruption import SIGNALS
@@ -124,17 +124,30 @@ class Loaded:
 
 
 def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-    """The batches of one process, on a GPU through BasicSR's prefetcher where the option file says so.
+    """The batches of one process, with prefetch_mode 'cuda' on the GPU.
 
     BasicSR's prefetch_mode 'cpu' waits for ever when reading fails; the loader's own workers read ahead as well.
     """
     options = opt['datasets']['train']
     loaded = Loaded(dataset, order, options)
-    if options.get('prefetch_mode') == 'cuda':
-        prefetcher = CUDAPrefetcher(loaded, opt)
-        yield from iter(prefetcher.next, None)
-    else:
-        yield from loaded
+    yield from uploaded(loaded) if options.get('prefetch_mode') == 'cuda' else loaded
+
+
+def uploaded(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches, copied to the GPU while it computes.
+
+    BasicSR's CUDAPrefetcher does not say that the tensors are used beside its own stream: their memory may be taken for
+    the next batch while they still are. And with a batch that cannot be read it loses the one before.
+    """
+    copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            copies = {key: x.cuda(non_blocking=True) for key, x in batch.items() if torch.is_tensor(x)}
+        computing = torch.cuda.current_stream()
+        computing.wait_stream(copying)
+        for copy in copies.values():
+            copy.record_stream(computing)
+        yield {**batch, **copies}
 
 
 class ReadAhead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from basicsr.utils import check_resume
 
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.description import complete
 
 Options = dict[str, Any]
+
+FIXED = ('optim_g', 'optim_d', 'scheduler')
+"""Sections of `train` that a run keeps to its end."""
 
 
 def resume_state(opt: Options) -> dict[str, Any] | None:
@@ -38,21 +43,39 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
 
 
 def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
-    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers."""
+    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers. Say what
+    no weights would show: that the network has other arguments."""
     if state['iter'] > opt['train']['total_iter']:
         raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
     now = course_of(opt)
-    for section, before in state.get('run', {}).get('course', now).items():
-        if now[section] != before:
+    course = state.get('run', {}).get('course', now)
+    for section, before in course.items():
+        if section in FIXED and now[section] != before:
             raise UserError(
                 f'train: {section} is {now[section]}, with which {path} cannot go on: its run has {before}; '
                 'to change it begin a new run with pretrain_network_g'
             )
+    if opt['rank'] == 0:
+        for name, before, value in changes(course.get('network_g', {}), now['network_g'] or {}):
+            print(f'network_g: {name} is {value} from now on; {path} was trained with {before}')
 
 
 def course_of(opt: Options) -> dict[str, Options | None]:
-    """What is fixed from the first update of a run to its last. Not for a model's options, which lack some of it."""
-    return {section: opt['train'].get(section) for section in ('optim_g', 'optim_d', 'scheduler')}
+    """What a run is made of from its first update to its last. Not for a model's options, which lack some of it."""
+    network = dict(opt['network_g'])
+    kind = network.pop('type')
+    return {
+        **{section: opt['train'].get(section) for section in FIXED},
+        'network_g': {'type': kind, **complete(kind, network)},
+    }
+
+
+def changes(before: Options, now: Options) -> Iterator[tuple[str, Any, Any]]:
+    """What differs, by name, if anything is known of before."""
+    for name in dict.fromkeys([*before, *now] if before else ()):
+        was, value = (options.get(name, 'not given') for options in (before, now))
+        if was != value:
+            yield name, was, value
 
 
 def ignored_networks(opt: Options) -> list[str]:

@@ -1,6 +1,6 @@
 """A page with a slider over each pair of pictures, before and after; one file, which opens without a server.
 
-`gallery.py` is the page of an evaluation, with details and error maps; this one is for whole pictures, of anyone's.
+`evaluation/page.py` is that of an evaluation, with details and error maps; this one is for whole pictures, of anyone's.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from evaluated import SMALL, contestant, evaluate, write_two, write_weights
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.benchmark_sets import find_sets, open_set
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, read_image, reduce
-from nlsn_plugin.engine.evaluation import costs, gallery, reports, scoring
+from nlsn_plugin.engine.evaluation import costs, page, reports, scoring
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, from_words
 from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import DataError, UserError
@@ -116,6 +116,9 @@ def test_what_was_measured_is_not_measured_again(
     (tmp_path / 'part' / lost).unlink()
     evaluate([contestant(weights)], two, tmp_path / 'part', seeds=2)
     assert len(calls) == 6
+    monkeypatch.setenv('NLSN_BACKEND', 'reference')
+    evaluate([contestant(weights)], two, tmp_path / 'part', seeds=1)
+    assert len(calls) == 8
     for other in ({'seeds': 1, 'n_hashes': [4]}, {'inference': Inference(tile=20, tile_overlap=4)}, {'border': 4}):
         before = len(calls)
         evaluate([contestant(weights)], two, tmp_path / 'part', **other)
@@ -255,7 +258,7 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     results = evaluate([contestant(weights, label), contestant(weights, 'label=NLSN_8')], two, tmp_path)
     found = reports.tables(results, 'NLSN')
     reports.write(results, found, tmp_path)
-    page = gallery.write(results, found, tmp_path, per_set=1).read_text()
+    html = page.write(results, found, tmp_path, per_set=1).read_text()
 
     kept = json.loads((tmp_path / 'results.json').read_text())
     assert kept['protocol'] == {
@@ -297,11 +300,11 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     assert paper.rows[-1][2] == f'{ours["psnr_y"]["mean"] - 38.34:+.2f} / {ours["ssim_y"]["mean"] - 0.9618:+.4f}'
 
     links = Links()
-    links.feed(page)
+    links.feed(html)
     assert len(links.images) == 1 + 1 + 3 * 2  # whole, its detail, and of each a detail and an error
     assert all((tmp_path / source).is_file() and alt for source, alt in links.images)
     assert all('://' not in link and not link.startswith('/') for link in links.fetched)
-    assert '<b>R' not in page
+    assert '<b>R' not in html
 
 
 def test_names_are_printed_by_latex_as_they_are() -> None:

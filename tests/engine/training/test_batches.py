@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -28,8 +29,8 @@ class Draws(Dataset):
         return {'index': index, 'drawn': (random.random(), np.random.rand(), torch.rand(()).item())}  # noqa: NPY002
 
 
-def options(workers: int) -> dict[str, object]:
-    return {'datasets': {'train': {'num_worker_per_gpu': workers}}}
+def options(workers: int, prefetch_mode: str | None = None) -> dict[str, object]:
+    return {'datasets': {'train': {'num_worker_per_gpu': workers, 'prefetch_mode': prefetch_mode}}}
 
 
 def batches(count: int, first: int = 0, workers: int = 0, rank: int = 0, world_size: int = 1) -> list[object]:
@@ -82,8 +83,38 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: i
     assert str(caught.value) == 'image 99 is damaged'
 
 
+class Stream:
+    """In the place of one of CUDA's, where there is none."""
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waits_for = other
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, object]]:
+    """The tensors of which a stream was told that it uses them, and the stream; on the CPU where there is no GPU."""
+    noted = []
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, 'Stream', Stream)
+        monkeypatch.setattr(torch.cuda, 'stream', lambda stream: contextlib.nullcontext())
+        main = Stream()
+        monkeypatch.setattr(torch.cuda, 'current_stream', lambda: main)
+        monkeypatch.setattr(torch.Tensor, 'cuda', lambda self, non_blocking: self.clone())
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda self, stream: noted.append((self, stream)))
+    return noted
+
+
+def test_the_memory_of_what_was_copied_to_the_gpu_is_kept_until_it_was_used(used: list[tuple[torch.Tensor, object]]):
+    order = Order(10, 1, 2, 0, 1, seed=0)
+    copied = list(itertools.islice(endless(Draws(), order, options(0, 'cuda')), 3))
+    assert [tensor for tensor, _ in used] == [batch['index'] for batch in copied]
+    assert {stream for _, stream in used} == {torch.cuda.current_stream()}
+
+
+@pytest.mark.parametrize('mode', [None, 'cuda'])
 @pytest.mark.parametrize('damaged', range(5))
-def test_what_cannot_be_read_is_known_two_batches_before_its_turn(damaged: int) -> None:
+@pytest.mark.usefixtures('used')
+def test_what_cannot_be_read_is_known_two_batches_before_its_turn(damaged: int, mode: str | None) -> None:
     order = Order(10, 1, 1, 0, 1, seed=0)
     places = list(itertools.islice(order, damaged + 1))
 
@@ -91,7 +122,7 @@ def test_what_cannot_be_read_is_known_two_batches_before_its_turn(damaged: int) 
         def __getitem__(self, index: int) -> dict[str, object]:
             return super().__getitem__(99 if index == places[-1][0][1] else index)
 
-    ahead = ReadAhead(endless(Damaged(), order, options(0)))
+    ahead = ReadAhead(endless(Damaged(), order, options(0, mode)))
     for number in range(damaged):
         assert next(ahead)['index'].tolist() == [places[number][0][1]]
         assert (ahead.error is None) == (number < damaged - 2)

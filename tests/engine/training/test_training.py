@@ -133,6 +133,18 @@ def test_what_a_run_that_goes_on_cannot_follow_is_refused(ran: Path, short: Path
     assert 'cannot go on: its run has {' in said(refused)
 
 
+def test_arguments_of_the_network_that_no_weight_shows_are_said_when_they_change(ran: Path, short: Path) -> None:
+    state = experiment(ran) / 'training_states' / '12.state'
+    words = ['network_g:res_scale=0.5', 'network_g:chunk_size=144', 'network_g:backend=reference']
+    again = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=13', cwd=ran)
+    assert [line for line in again.stdout.splitlines() if line.startswith('network_g: ')] == [
+        f'network_g: chunk_size is 144 from now on; {state} was trained with 64',
+        f'network_g: res_scale is 0.5 from now on; {state} was trained with 0.1',
+    ]
+    same = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=14', cwd=ran)
+    assert 'network_g: ' not in same.stdout
+
+
 def test_the_precision_may_be_another_when_a_run_goes_on(place: Path, short: Path) -> None:
     run(TRAIN, '-opt', short, '--force_yml', 'train:total_iter=4', cwd=place)
     run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=6', 'train:amp=fp16', cwd=place)

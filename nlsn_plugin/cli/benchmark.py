@@ -78,7 +78,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
     from nlsn_plugin.data.benchmark_sets import BICUBIC, find_sets, open_set
     from nlsn_plugin.engine.devices import device_of
-    from nlsn_plugin.engine.evaluation import gallery, reports, scoring
+    from nlsn_plugin.engine.evaluation import page, reports, scoring
     from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
     from nlsn_plugin.engine.names import readable
     from nlsn_plugin.metrics.protocols import find_protocol
@@ -114,8 +114,8 @@ def benchmark(args: argparse.Namespace) -> None:
     results = {'command': shlex.join(['nlsn', *args.words]), **results}
     tables = reports.tables(results, args.compare_with_paper)
     reports.write(results, tables, args.output)
-    page = gallery.write(results, tables, args.output, args.visuals)
-    print(readable(f'\n{reports.markdown(tables)}\nSide by side: {page}'))
+    written = page.write(results, tables, args.output, args.visuals)
+    print(readable(f'\n{reports.markdown(tables)}\nSide by side: {written}'))
 
 
 def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:

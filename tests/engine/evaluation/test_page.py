@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nlsn_plugin.engine.evaluation import gallery
+from nlsn_plugin.engine.evaluation import page
 
 
 def test_the_detail_is_where_networks_differ(tmp_path: Path) -> None:
@@ -21,10 +21,10 @@ def test_the_detail_is_where_networks_differ(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f'{name}.png'), image)
         file = f'images/{name}.png'
         records.append({'hr': str(folder / 'truth.png'), 'scale': 2, 'network': name, 'file': file})
-    assert gallery.where_they_differ(records[1:], tmp_path)[:2] == (50, 60)
-    assert gallery.where_they_differ(records[1:2], tmp_path)[2] > 0
-    assert gallery.error_map(plain, plain).max() <= 4
-    assert gallery.error_map(plain, plain + 100).max() > 200
+    assert page.where_they_differ(records[1:], tmp_path)[:2] == (50, 60)
+    assert page.where_they_differ(records[1:2], tmp_path)[2] > 0
+    assert page.error_map(plain, plain).max() <= 4
+    assert page.error_map(plain, plain + 100).max() > 200
 
 
 def test_labels_that_are_alike_or_the_truths_have_pictures_of_their_own(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_labels_that_are_alike_or_the_truths_have_pictures_of_their_own(tmp_path
         figures = {'psnr_y': 30.0, 'ssim_y': 0.9}
         place = {'hr': str(tmp_path / 'a.png'), 'set': 'Set5', 'image': 'a', 'scale': 2, 'file': f'{number}.png'}
         records.append({**place, **figures, 'network': label})
-    drawn = gallery.draw(records, 0, 0, tmp_path, 0)
+    drawn = page.draw(records, 0, 0, tmp_path, 0)
     assert cv2.imread(str(tmp_path / drawn['whole'])).max() == 0
     found = {entry['label']: cv2.imread(str(tmp_path / entry['detail'])).max() for entry in drawn['details'][1:]}
     assert found == shades
