@@ -71,6 +71,11 @@ def prepare(args: argparse.Namespace) -> None:
     else:
         chosen = {key: value for key, value in given.items() if key in ('name', 'crop_size', 'step', 'storage', 'lr')}
         made = make_training_data(args, scales, chosen)
+    from nlsn_plugin.data.images import passed_over
+
+    for folder in args.input:
+        if left := passed_over(folder):
+            print(f'{folder}: passed over {left}')
     print('ready: ' + '\n       '.join(map(str, made)))
 
 

@@ -51,7 +51,10 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
         if not folder.is_dir():
             what = f'{folder} is no folder' if folder.exists() else f'there is no folder {folder}'
             raise UserError(f'{what}: give one that holds images')
-        found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        named_so = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = [path for path in named_so if path.is_file()]
+        if lost := [path for path in named_so if path.is_symlink() and not path.exists()]:
+            raise UserError(f'{lost[0]} leads to a file that is not there')
         if not found:
             raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
         images += found
@@ -65,6 +68,14 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
                 'in letters and digits'
             )
     return images
+
+
+def passed_over(folder: Path) -> str:
+    """What of a folder `list_images` leaves out, hidden files aside, in words; nothing if nothing."""
+    others = [path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES and path.name[0] != '.']
+    folders = sum(path.is_dir() for path in others)
+    counts = ((folders, 'folders'), (len(others) - folders, f'files other than {", ".join(IMAGE_SUFFIXES)}'))
+    return ' and '.join(f'{count} {what}' for count, what in counts if count)
 
 
 def key_of(path: Path) -> str:

@@ -59,11 +59,14 @@ class SafePairedImageDataset(PairedImageDataset):
             if opt['io_backend']['type'] == 'lmdb':
                 check_lmdb(root)
                 opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
+            elif (root / 'data.mdb').is_file():
+                raise DataError(f'{root} is an LMDB ({key}): io_backend: {{type: lmdb}} is expected')
         try:
             super().__init__(opt)
         except (AssertionError, ValueError, FileNotFoundError, NotADirectoryError) as error:
             roots = f'{opt["dataroot_gt"]} and {opt["dataroot_lq"]}'
-            raise DataError(f'{roots} do not hold pairs: {" ".join(str(error).split())}') from error
+            reason = ' '.join(str(error).split()).replace('lq_paths', 'the latter').replace('gt_paths', 'the former')
+            raise DataError(f'{roots} do not hold pairs: {reason}{hint_at_template(opt)}') from error
         if not self.paths:
             raise DataError(f'there is no image in {opt["dataroot_gt"]}')
 
@@ -117,6 +120,18 @@ class SafePairedImageDataset(PairedImageDataset):
 
     def named(self, root: str, path: str) -> str:
         return f'{root}, key {path},' if self.io_backend_opt['type'] == 'lmdb' else str(path)
+
+
+def hint_at_template(opt: Options) -> str:
+    """What filename_tmpl would make pairs of two folders of images."""
+    if opt['io_backend']['type'] != 'disk':
+        return ''
+    gt, lq = ({path.stem for path in Path(opt[key]).glob('[!.]*.*')} for key in ('dataroot_gt', 'dataroot_lq'))
+    template = f'{{}}x{opt["scale"]}'
+    fits = bool(gt) and all(template.format(name) in lq for name in gt)
+    return (
+        f" (filename_tmpl: '{template}' makes pairs of them)" if fits and opt.get('filename_tmpl') != template else ''
+    )
 
 
 def is_cut_from(lq: int, gt: int, scale: int) -> bool:

@@ -303,10 +303,23 @@ def load_weights(
     `advice` ends the error, where they do not.
 
     Raises:
-        CheckpointError: strict, and anything does not fit; nothing at all fits; or an NLSN would be given the means of
-            another img_range. The network is then as before.
+        CheckpointError: see `fitting`. The network is then as before.
     """
-    new = []
+    fit, left = fitting(net, weights, path, strict, advice)
+    net.load_state_dict(fit, strict=False)
+    return left
+
+
+def fitting(
+    net: nn.Module, weights: Weights, path: str | Path, strict: bool = True, advice: str = ADVICE
+) -> tuple[Weights, list[str]]:
+    """What `load_weights` will load, and what it will return.
+
+    Raises:
+        CheckpointError: strict, and anything does not fit; nothing at all fits; or an NLSN would be given the means of
+            another img_range.
+    """
+    new: list[str] = []
     named = weights
     if isinstance(net, WithNLSA):
         complete = net.completed(weights)
@@ -314,15 +327,14 @@ def load_weights(
         weights = complete
     lines = mismatches(net, weights)
     own = net.state_dict()
-    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    fit = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
     if strict and lines:
         shown = '; '.join(lines[:3]) + (f'; and {len(lines) - 3} more' if len(lines) > 3 else '')
         raise CheckpointError(
             f'{path} does not fit {type(net).__name__} of {len(own)} entries, {len(lines)} differ: {shown}. {advice}'
         )
-    if not fitting.keys() & named.keys():
+    if not fit.keys() & named.keys():
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')
     if isinstance(net, NLSN) and (said := foreign_means(weights, net.img_range)):
         raise CheckpointError(f'{path}: {said}')
-    net.load_state_dict(fitting, strict=False)
-    return lines + new
+    return fit, lines + new

@@ -12,12 +12,13 @@ import torch
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, load_weights, read_stored
+from nlsn_plugin.archs.bases import registered_in_basicsr
+from nlsn_plugin.errors import FAILURES, UserError
+from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, fitting, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
 OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
@@ -42,6 +43,35 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
         ) from error
     get_root_logger().info(f'Model [{type(model).__name__}] is created.')
     return model
+
+
+def check_weights(opt: dict[str, Any]) -> None:
+    """Refuse weights that a run begins with and that will not load, before it makes or moves anything.
+
+    Raises:
+        CheckpointError: see `read_stored` and `fitting`.
+    """
+    paths = opt['path']
+    for name in [key for key in opt if key.startswith('network_') and opt[key] and paths.get(f'pretrain_{key}')]:
+        path, letter = paths[f'pretrain_{name}'], name.removeprefix('network_')
+        stored = read_stored(path, *2 * [paths.get(f'param_key_{letter}') or 'params'])
+        net = unfilled(dict(opt[name]))
+        fitting(net, stored.weights, path, paths.get(f'strict_load_{letter}', True), advice_for(letter))
+
+
+def unfilled(options: dict[str, Any]) -> nn.Module:
+    """A network by its options, without memory for its weights where it can be made so."""
+    network: Any = registered_in_basicsr(ARCH_REGISTRY, options.pop('type'))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device('meta'):
+                return network(**options)
+        except FAILURES:
+            return network(**options)
+
+
+def advice_for(letter: str) -> str:
+    return f'{WHAT_FITS}strict_load_{letter}: false'
 
 
 @functools.cache
@@ -99,7 +129,7 @@ class MendedModel(BaseModel):
         if net is getattr(self, 'net_g_ema', None):
             bare.load_state_dict(self.get_bare_model(self.net_g).state_dict())
         stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get(f'param_key_{letter}') or 'params')
-        dropped = load_weights(bare, stored.weights, load_path, strict, f'{WHAT_FITS}strict_load_{letter}: false')
+        dropped = load_weights(bare, stored.weights, load_path, strict, advice_for(letter))
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
         self.compare_with_metadata(stored.metadata, load_path)
         if dropped:

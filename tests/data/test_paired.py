@@ -197,6 +197,18 @@ def test_a_file_in_the_place_of_a_folder_is_named(folders: Path) -> None:
         build_dataset(options)
 
 
+def test_an_lmdb_that_is_read_as_a_folder_is_named(stores: Path) -> None:
+    options = {**training(stores), 'io_backend': {'type': 'disk'}}
+    with pytest.raises(DataError, match=rf'{HR} is an LMDB \(dataroot_gt\): io_backend: {{type: lmdb}} is expected'):
+        build_dataset(options)
+
+
+def test_names_that_a_template_would_pair_say_which(folders: Path) -> None:
+    options = {**measuring(folders), 'filename_tmpl': '{}'}
+    with pytest.raises(DataError, match=r"do not hold pairs: .* \(filename_tmpl: '\{\}x2' makes pairs of them\)"):
+        build_dataset(options)
+
+
 def test_an_empty_file_is_named(folders: Path) -> None:
     path = folders / 'HR' / 'coffee.png'
     path.write_bytes(b'')

@@ -19,7 +19,7 @@ from PIL import Image
 from warm import start
 
 from nlsn_plugin.cli import main
-from nlsn_plugin.data.images import crop_to_multiple, enlarge, reduce
+from nlsn_plugin.data.images import crop_to_multiple, enlarge, passed_over, reduce
 from nlsn_plugin.data.prepare import prepare_test_data, prepare_training_data, starts
 from nlsn_plugin.errors import ArgumentError, UserError
 
@@ -223,6 +223,20 @@ def test_images_of_several_folders_come_together_and_names_become_keys(photograp
     shutil.copy(photographs / 'coffee.png', other)
     with pytest.raises(UserError, match=r'several images named coffee, .* and .*: names must differ'):
         prepare_training_data([photographs, other], tmp_path, 'more', [2], crop_size=48, step=24)
+
+
+def test_what_is_passed_over_is_told_and_links_that_lead_nowhere_are_named(photographs: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(photographs, tmp_path / 'own')
+    assert not passed_over(own)
+    (own / 'more').mkdir()
+    for name in ('a.gif', 'notes.txt', '.hidden'):
+        (own / name).touch()
+    words = [ROOT / 'tools' / 'prepare_data.py', '--input', own, '--output', 'out', '--test']
+    said = run(*words, cwd=tmp_path).stdout
+    assert f'{own}: passed over 1 folders and 2 files other than .png, .jpg, ' in said
+    (own / 'broken.png').symlink_to('nowhere.png')
+    with pytest.raises(UserError, match=r'broken\.png leads to a file that is not there'):
+        prepare_test_data(own, tmp_path / 'Set', [2], workers=1)
 
 
 def test_images_may_have_more_pixels_than_pillow_opens(

@@ -131,7 +131,10 @@ class Document:
             self.lines.setdefault(keys[: number + 1], said)
             if not isinstance(section, dict):
                 raise OptionError(f'{said}: {": ".join(keys[: number + 1])} is no section')
-        section[keys[-1]] = value
+        if value is None and keys[0] == 'datasets' and len(keys) == 2:
+            section.pop(keys[-1], None)  # one set less
+        else:
+            section[keys[-1]] = value
         self.lines[keys] = said
 
     def where(self, keys: Keys) -> str:

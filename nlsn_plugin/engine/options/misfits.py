@@ -39,6 +39,9 @@ from nlsn_plugin.engine.options.schema import (
 )
 from nlsn_plugin.errors import FAILURES, UserError, first_line
 
+PROBE = (48, 64)
+"""Height and width of an image that whole windows of 8 and of 16 fill."""
+
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
     """All of an option file's, whose types are right."""
@@ -100,13 +103,14 @@ def misfits_of_comparison(opt: Options) -> Misfits:
     measured = [dataset for phase, dataset in opt['datasets'].items() if phase.startswith('val')]
     if not measured:
         yield ('compare_with_bicubic',), 'needs a data set val'
-    if any(dataset.get('color') for dataset in measured):
-        yield ('compare_with_bicubic',), 'needs images in colour: a data set val has color'
+    for key, said in (('color', 'needs images in colour'), ('mean', 'needs images as they are')):
+        if any(dataset.get(key) for dataset in measured):
+            yield ('compare_with_bicubic',), f'{said}: a data set val has {key}'
 
 
 def misfits_of_datasets(datasets: Options) -> Misfits:
     """Classes that are not there; names that stand twice, of which BasicSR would take the last alone; means and
-    deviations that do not fit."""
+    deviations that do not fit, or differ."""
     phases: dict[str, str] = {}
     for phase, dataset in datasets.items():
         yield from misfits_of_class(('datasets', phase), dataset['type'], None, DATASET_REGISTRY)
@@ -114,13 +118,34 @@ def misfits_of_datasets(datasets: Options) -> Misfits:
             yield ('datasets', phase, 'name'), f'{dataset["name"]} is the name of {phases[dataset["name"]]} already'
         elif phase != 'train':
             phases[dataset['name']] = phase
-        for key, other in (('mean', 'std'), ('std', 'mean')):
-            if dataset.get(key) is not None and dataset.get(other) is None:
-                yield ('datasets', phase, key), f'needs {other}'
-            if len(dataset.get(key) or [0]) not in (1, 3):
-                yield ('datasets', phase, key), f'has {len(dataset[key])} values: one for each channel is expected'
-        if 0 in (dataset.get('std') or ()):
-            yield ('datasets', phase, 'std'), 'has a 0, by which images would be divided'
+    mistakes = [mistake for phase in datasets for mistake in misfits_of_normalisation(phase, datasets[phase])]
+    yield from mistakes
+    if not mistakes:
+        yield from misfits_between(datasets)
+
+
+def misfits_of_normalisation(phase: str, dataset: Options) -> Misfits:
+    """Means and deviations that do not fit the images, or one another."""
+    for key, other in (('mean', 'std'), ('std', 'mean')):
+        if dataset.get(key) is not None and dataset.get(other) is None:
+            yield ('datasets', phase, key), f'needs {other}'
+        if len(dataset.get(key) or [0]) not in (1, 3):
+            yield ('datasets', phase, key), f'has {len(dataset[key])} values: one for each channel is expected'
+    if 0 in (dataset.get('std') or ()):
+        yield ('datasets', phase, 'std'), 'has a 0, by which images would be divided'
+
+
+def misfits_between(datasets: Options) -> Misfits:
+    """Images that one data set gives the network in another range than the first does."""
+    ranges = {
+        phase: [[*values] * (3 // len(values)) for values in (dataset.get('mean') or [0], dataset.get('std') or [1])]
+        for phase, dataset in datasets.items()
+        if kind_of_dataset(dataset) == 'paired'
+    }
+    first = next(iter(ranges), '')
+    for phase, own in ranges.items():
+        if own != ranges[first]:
+            yield ('datasets', phase), f'mean and std are others than those of {first}: the network is one'
 
 
 def misfits_of_model(opt: Options, model: type) -> Misfits:
@@ -159,6 +184,19 @@ def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> M
     yield ('network_d',), f'{network["type"]} fails on a patch of {size[1:]}: {said}'
 
 
+def enlargement(opt: Options) -> float | None:
+    """By how much network_g enlarges, from one small image; None where it takes none, or not on the meta device."""
+    network = opt['network_g']
+    size = [1, 1 if any(data.get('color') == 'y' for data in opt['datasets'].values()) else 3, *PROBE]
+    try:
+        with torch.device('meta'), torch.random.fork_rng(devices=[]), torch.no_grad():
+            net = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
+            made = net.eval()(torch.zeros(size))
+        return float(made.shape[-1] / PROBE[1]) if made.dim() == 4 else None
+    except (*FAILURES, UserError):
+        return None
+
+
 def misfits_of_channels(opt: Options) -> Misfits:
     """Images of more or fewer channels than the network takes, where its arguments say how many."""
     network = bases.innermost(opt['network_g'])
@@ -183,7 +221,9 @@ CHECKS_OF_METRICS: dict[str, Callable[[str, Any], object]] = {
 def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
     """A metric that is not there, or values that it would stumble over at the first validation."""
     arguments = {key: value for key, value in options.items() if key != 'better'}
-    yield from misfits_of_class(keys, options['type'], arguments, METRIC_REGISTRY, given=2)
+    metric = registered_in_basicsr(METRIC_REGISTRY, options['type'])
+    given = sum(name in ('img', 'img2') for name in inspect.signature(metric).parameters) if metric else 0
+    yield from misfits_of_class(keys, options['type'], arguments, METRIC_REGISTRY, given)
     yield from misfits_of_values(keys, arguments, CHECKS_OF_METRICS)
 
 

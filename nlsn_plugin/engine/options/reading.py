@@ -19,8 +19,8 @@ from nlsn_plugin.archs.bases import innermost
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.options.documents import OVERRIDES, Document
-from nlsn_plugin.engine.options.misfits import misfits
-from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions
+from nlsn_plugin.engine.options.misfits import enlargement, misfits
+from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions, kind_of_dataset
 from nlsn_plugin.errors import CheckpointError, OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_readable
 
@@ -262,7 +262,10 @@ def check_scale(opt: Options, option_file: Path) -> None:
 
     Apart from the other mistakes in an option file: the file is one that BasicSR published.
     """
+    if not any(kind_of_dataset(dataset) == 'paired' for dataset in opt['datasets'].values()):
+        return
     upscale = innermost(opt['network_g']).get('upscale')
-    paired = any('PairedImageDataset' in dataset['type'] for dataset in opt['datasets'].values())
-    if paired and upscale not in (None, opt['scale']):
+    if upscale not in (None, opt['scale']):
         raise OptionError(f'{option_file}: network_g: upscale {upscale} is not scale {opt["scale"]}')
+    if upscale is None and (made := enlargement(opt)) not in (None, opt['scale']):
+        raise OptionError(f'{option_file}: network_g: it enlarges by {made:g}, and scale is {opt["scale"]}')

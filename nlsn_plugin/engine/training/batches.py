@@ -119,8 +119,11 @@ class Loaded:
         except RuntimeError as error:
             if 'DataLoader worker' not in str(error):
                 raise
-            said = f'a process that reads the training images has ended, for want of memory? {error}'
-            raise DataError(said) from error
+            *_, why = str(error).splitlines()
+            raise DataError(
+                f'a process that reads the training images has ended, for want of memory? {why} '
+                '(num_worker_per_gpu: 0 reads them in this one)'
+            ) from error
 
 
 def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:

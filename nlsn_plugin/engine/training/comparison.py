@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from tabulate import tabulate
 
@@ -16,6 +15,7 @@ from nlsn_plugin.data.images import enlarge
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.details import DETAIL, densest
 from nlsn_plugin.engine.options.reading import Options
+from nlsn_plugin.engine.training.validation import measured
 from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.checkpoint import load_weights, read_weights
 from nlsn_plugin.models.inference import in_whole_windows, window_of
@@ -43,7 +43,7 @@ def compare_with_bicubic(opt: Options) -> Path:
     images = {'bicubic': enlarge(tensor2img(sample['lq']), opt['scale']), name: tensor2img(output)}
     figures = {
         label: {
-            metric: calculate_metric({'img': image, 'img2': truth}, dict(options))
+            metric: measured({'img': image, 'img2': truth}, options, sample['gt_path'])
             for metric, options in opt['val']['metrics'].items()
         }
         for label, image in images.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
             ended = root / 'models' / 'net_g_latest.pth' in networks
             if opt['archive']:
                 with claimed(opt):
-                    root.rename(f'{root}_archived_{get_time_str()}')
+                    archive(root)
             elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
                 with claimed(opt):
                     folder = checkpoints.set_aside(networks, 'without_state')
@@ -46,6 +47,13 @@ def make_folders(opt: Options, resuming: bool) -> None:
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
     if opt['dist']:
         torch.distributed.barrier()
+
+
+def archive(root: Path) -> None:
+    """Move a folder aside, under a name with the time that nothing has yet."""
+    stem = f'{root.name}_archived_{get_time_str()}'
+    names = itertools.chain([stem], (f'{stem}_{number}' for number in itertools.count(2)))
+    root.rename(next(path for path in map(root.with_name, names) if not path.exists()))
 
 
 @contextlib.contextmanager

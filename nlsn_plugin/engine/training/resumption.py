@@ -16,6 +16,8 @@ Options = dict[str, Any]
 
 FIXED = ('optim_g', 'optim_d', 'scheduler')
 """Sections of `train` that a run keeps to its end."""
+OF_BATCHES = ('gt_size', 'use_hflip', 'use_rot', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'mean', 'std')
+"""What decides what is in them."""
 
 
 def resume_state(opt: Options) -> dict[str, Any] | None:
@@ -44,7 +46,7 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
 
 def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
     """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers. Say what
-    no weights would show: that the network has other arguments."""
+    else is otherwise, such as arguments of the network that no weight shows."""
     if state['iter'] > opt['train']['total_iter']:
         raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
     now = course_of(opt)
@@ -56,8 +58,9 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
                 'to change it begin a new run with pretrain_network_g'
             )
     if opt['rank'] == 0:
-        for name, before, value in changes(course.get('network_g', {}), now['network_g'] or {}):
-            print(f'network_g: {name} is {value} from now on; {path} was trained with {before}')
+        for section in [name for name in course if name not in FIXED]:
+            for name, before, value in changes(course[section], now[section] or {}):
+                print(f'{section}: {name} is {value} from now on; {path} was trained with {before}')
 
 
 def course_of(opt: Options) -> dict[str, Options | None]:
@@ -67,12 +70,14 @@ def course_of(opt: Options) -> dict[str, Options | None]:
     return {
         **{section: opt['train'].get(section) for section in FIXED},
         'network_g': {'type': kind, **complete(kind, network)},
+        'train': {key: value for key, value in opt['train'].items() if key not in (*FIXED, 'total_iter')},
+        'datasets: train': {key: opt['datasets']['train'].get(key) for key in OF_BATCHES},
     }
 
 
 def changes(before: Options, now: Options) -> Iterator[tuple[str, Any, Any]]:
-    """What differs, by name, if anything is known of before."""
-    for name in dict.fromkeys([*before, *now] if before else ()):
+    """What differs: names, and both values."""
+    for name in dict.fromkeys([*before, *now]):
         was, value = (options.get(name, 'not given') for options in (before, now))
         if was != value:
             yield name, was, value

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch.distributed
-from basicsr.utils import get_root_logger, get_time_str
+from basicsr.utils import get_root_logger
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
@@ -17,12 +17,13 @@ from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale
 from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.checkpoints import saved_states
 from nlsn_plugin.engine.training.comparison import compare_with_bicubic
+from nlsn_plugin.engine.training.folders import archive
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.engine.training.resumption import ignored_networks
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.files import check_folder
-from nlsn_plugin.models.mended_model import build_model
+from nlsn_plugin.models.mended_model import build_model, check_weights
 
 
 @lost_ones_named()
@@ -63,7 +64,7 @@ def make_folders(opt: Options) -> None:
     if opt['rank'] == 0:
         check_folder(root)
         if root.exists() and opt['archive']:
-            root.rename(f'{root}_archived_{get_time_str()}')
+            archive(root)
         elif any(root.glob('visualization/*/*')):
             print(f'images of an earlier test in {root} are written over; --archive keeps them')
         Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,8 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     check_scale(opt, option_file)
     goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not ignored_networks(opt)
     check_paths(opt, option_file, begins=not goes_on)
+    if not goes_on:
+        check_weights(opt)
     return opt, option_file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.data.images import write_image
+from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.distributed import first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
-from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.errors import FAILURES, DataError, UserError, first_line
 from nlsn_plugin.metrics.protocols import mean
 
 Results = dict[str, float]
@@ -93,12 +95,13 @@ def measured_share(
     data = Subset(Reproducible(dataset), [(0, index) for index in indices])  # type: ignore[misc]
     loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's own
     bar = tqdm(loader, desc=name, unit='image', leave=False, disable=not opt['val'].get('pbar') or opt['rank'] > 0)
+    restored = undone(dataset)
     # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
     with substituted(model, net_g=model.get_bare_model(model.net_g)):
         for index, sample in zip(indices, bar):
             if isinstance(sample, UserError):
                 raise sample
-            yield index, measure(model, sample, metrics, iteration, name)
+            yield index, measure(model, sample, restored, metrics, iteration, name)
 
 
 def begin_records(model: BaseModel, name: str) -> None:
@@ -111,14 +114,38 @@ def begin_records(model: BaseModel, name: str) -> None:
             records[metric] = best
 
 
+def undone(dataset: Dataset[Any]) -> Callable[[Tensor], Tensor]:
+    """What takes a data set's mean and std off images, [N, C, H, W]: BasicSR measures and writes them normalised."""
+    options = getattr(dataset, 'opt', {})
+    if options.get('mean') is None:
+        return lambda images: images
+    mean, std = (torch.tensor(options[key])[:, None, None] for key in ('mean', 'std'))
+    return lambda images: images * std + mean
+
+
 def measure(
-    model: BaseModel, sample: dict[str, Any], metrics: dict[str, Any], iteration: int | str, name: str
+    model: BaseModel,
+    sample: dict[str, Any],
+    restored: Callable[[Tensor], Tensor],
+    metrics: dict[str, Any],
+    iteration: int | str,
+    name: str,
 ) -> list[float]:
-    """All metrics of one image, which is written too where the option file says so."""
+    """All metrics of one image, which is written too where the option file says so.
+
+    Raises:
+        DataError: it cannot be measured, or not in the memory there is.
+    """
     opt = model.opt
     model.feed_data(sample)
-    model.test()
-    visuals = model.get_current_visuals()
+    try:
+        model.test()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = 'x'.join(map(str, sample['lq'].shape[:1:-1]))
+        raise DataError(f'{sample["lq_path"][0]}: too little memory for {size} pixels; try val: tile: 256') from error
+    visuals = {key: restored(images) for key, images in model.get_current_visuals().items()}
     image = tensor2img([visuals['result']])
     images = {'img': image}
     if 'gt' in visuals:
@@ -135,7 +162,15 @@ def measure(
             raise DataError(f'{sample["lq_path"][0]}: crop_border {border} leaves nothing of its result, {size}')
     if opt['val'].get('save_img'):
         write_image(image_path(opt, sample['lq_path'][0], iteration, name), image)
-    return [float(calculate_metric(images, metric)) for metric in metrics.values()]
+    return [measured(images, metric, sample['lq_path'][0]) for metric in metrics.values()]
+
+
+def measured(images: dict[str, Any], metric: dict[str, Any], path: str) -> float:
+    """One metric; what a stranger's raises is an error of the image, before which a run is saved."""
+    try:
+        return float(calculate_metric(images, {key: value for key, value in metric.items() if key != 'better'}))
+    except FAILURES as error:
+        raise DataError(f'{path}: {metric["type"]} fails: {first_line(error)}') from error
 
 
 def image_path(opt: dict[str, Any], lq_path: str, iteration: int | str, name: str) -> Path:

@@ -158,6 +158,11 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'train:scheduler:type': 'MultStepLR'}, 'train: scheduler: type: no MultStepLR: did you mean MultiStepLR?'),
         ({'val:metrics:psnr:type': 'psnr'}, 'val: metrics: psnr: type: no psnr'),
         ({'val:metrics:psnr:border': 2}, 'val: metrics: psnr: border: calculate_psnr takes no border'),
+        ({'val:metrics:niqe': {'type': 'calculate_niqe'}}, 'val: metrics: niqe: calculate_niqe needs crop_border'),
+        (
+            {'datasets:val:mean': [0.5], 'datasets:val:std': [0.5]},
+            'datasets: val: mean and std are others than those of train: the network is one',
+        ),
         ({'val:metrics': ...}, 'val: has no metrics and writes no images: there is nothing to do'),
         ({'datasets:val': ...}, 'val: there is nothing to validate on: datasets has no val'),
         ({'datasets:train:gt_size': 97}, 'datasets: train: gt_size: 97 is not divisible by scale 2: 96 is'),
@@ -351,15 +356,31 @@ def test_a_key_that_stands_twice_is_named(tmp_path: Path, capsys: pytest.Capture
     assert message == f'nlsn: {path}, line 5: train: total_iter stands on line 4 already'
 
 
-@pytest.mark.parametrize('upscale', [4, 3])
+RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+OF_4 = 'network_g: it enlarges by 4, and scale is 2'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'network_g:upscale': 4}, 'network_g: upscale 4 is not scale 2'),
+        ({'network_g:upscale': 3}, 'network_g: upscale 3 is not scale 2'),
+        ({'network_g': {**RRDB, 'scale': 4}}, OF_4),
+        ({'network_g': {'type': 'WithNLSA', 'arch': {**RRDB, 'scale': 4}, 'after': 'conv_body'}}, OF_4),
+    ],
+)
 def test_a_network_of_another_scale_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], upscale: int
+    change: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """BasicSR's own train_RCAN_x2.yml has upscale: 4."""
     (tmp_path / 'datasets').symlink_to(workplace / 'datasets')
     monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / 'a.yml', {'network_g:upscale': upscale})
-    assert f'network_g: upscale {upscale} is not scale 2' in error_of(['train', '-opt', path], capsys)
+    assert message in error_of(['train', '-opt', write(tmp_path / 'a.yml', change)], capsys)
     assert not (tmp_path / 'experiments').exists()
 
 

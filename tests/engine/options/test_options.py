@@ -171,6 +171,13 @@ def test_training_and_testing_options_describe_one_network() -> None:
         assert train['network_g'] == test['network_g']
 
 
+def test_a_data_set_may_be_left_out_on_the_command_line() -> None:
+    document = Document(ROOT / 'options' / 'test_NLSN_x2.yml')
+    document.override('datasets:test_1=~')
+    document.override('datasets:test_7=~')
+    assert 'test_1' not in checked(document, is_train=False)['datasets']
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
 def test_an_option_file_for_gpus_is_fitted_to_a_machine_without() -> None:
     options = {

@@ -16,6 +16,7 @@ import torch
 from conftest import TRAIN, experiment, limited, make_short, run, write_options
 from warm import start
 
+from nlsn_plugin.engine.training.folders import archive
 from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
@@ -218,6 +219,21 @@ def test_two_runs_in_one_folder_are_refused(place: Path, short: Path) -> None:
     assert [path.name for path in (place / 'experiments').iterdir()] == ['NLSN_x2']
     reached = int(newest(experiment(place)).removesuffix('.state'))
     run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', f'train:total_iter={reached + 1}', cwd=place)  # at once
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run_is_moved_aside(ran: Path, short: Path) -> None:
+    weights = experiment(ran) / 'models' / 'net_g_12.pth'
+    words = ['--archive', '--force_yml', 'network_g:num_feat=16', f'path:pretrain_network_g={weights}']
+    refused = run(TRAIN, '-opt', short, *words, cwd=ran, check=False)
+    assert said(refused).startswith(f'nlsn: {weights} does not fit NLSN of ')
+    assert [path.name for path in (ran / 'experiments').iterdir()] == ['NLSN_x2']
+
+
+def test_runs_that_are_moved_aside_in_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+    for _ in range(3):
+        (tmp_path / 'run' / 'models').mkdir(parents=True)
+        archive(tmp_path / 'run')
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_full_disk_ends_the_run_with_the_last_state_intact(ran: Path, short: Path) -> None:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import TRAIN, experiment, run, write_options
+from torchvision.transforms.functional import normalize
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.engine.training.resume_check import newest
-from nlsn_plugin.engine.training.validation import image_path
+from nlsn_plugin.engine.training.validation import image_path, measure, undone
+from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import mean
 
 
@@ -71,6 +74,47 @@ def test_an_image_that_cannot_be_written_ends_the_run_saved(place: Path, short: 
         '--auto_resume goes on from there'
     )
     assert newest(experiment(place)) == '6.state'
+
+
+OWN_METRIC = """
+import sys
+import nlsn_plugin
+from basicsr.utils.registry import METRIC_REGISTRY
+from nlsn_plugin.cli import main
+
+@METRIC_REGISTRY.register()
+def own(img, img2):
+    raise LookupError('no such colour')
+
+main(sys.argv[1:])
+"""
+
+
+def test_a_metric_that_fails_ends_the_run_saved(place: Path, short: Path) -> None:
+    words = ['train', '-opt', short, '--force_yml', 'val:metrics:own:type=own', 'logger:save_checkpoint_freq=100']
+    ended = run('-c', OWN_METRIC, *words, cwd=place, check=False)
+    assert ended.returncode == 1
+    said = r'nlsn: .*\.png: own fails: LookupError: no such colour; saved at iteration 6, --auto_resume goes on'
+    assert re.match(said, ended.stderr.splitlines()[-1])
+    assert newest(experiment(place)) == '6.state'
+
+
+@pytest.mark.parametrize('values', [[0.25], [0.1, 0.2, 0.3]])
+def test_what_is_measured_is_not_normalised(values: list[float]) -> None:
+    images = torch.rand(1, 3, 5, 6)
+    dataset = SimpleNamespace(opt={'mean': values, 'std': values[::-1]})
+    assert undone(dataset)(normalize(images, values, values[::-1])).allclose(images, atol=1e-6)
+    assert undone(SimpleNamespace(opt={}))(images) is images
+
+
+def test_a_lack_of_memory_in_validation_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted() -> None:
+        raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes')
+
+    model = SimpleNamespace(opt={}, feed_data=lambda data: None, test=exhausted)
+    sample = {'lq': torch.empty(1, 3, 20, 30), 'lq_path': ['a.png']}
+    with pytest.raises(DataError, match=r'^a\.png: too little memory for 30x20 pixels; try val: tile: 256$'):
+        measure(model, sample, lambda images: images, {}, 1, 'a')
 
 
 def test_images_without_a_truth_are_named_where_a_metric_needs_one(tmp_path: Path, photographs: Path) -> None:
