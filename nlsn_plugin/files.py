@@ -21,7 +21,7 @@ def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = Tru
     """Let `save` write to a file beside `path`, which takes its place once it is on the disk.
 
     Whatever `save` raises, or finds wrong with what it wrote, the file beside it is removed and `path` is as it was.
-    Where `path` is a link, what it leads to is replaced.
+    A link is replaced itself: what it leads to may be what somebody wants to keep.
 
     Args:
         path: of the file.
@@ -31,14 +31,13 @@ def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = Tru
     Raises:
         SaveError: the disk is full, or not to be written to, or a file is there that is not to be replaced.
     """
-    place = Path(os.path.realpath(path)) if replaces else path
-    # A valid name however long that of the file is, and of this thread alone.
-    temporary = place.with_name(f'.{place.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp')
+    # A valid name however long that of `path` is, and of this thread alone.
+    temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp')
     try:
         save(temporary)
         with temporary.open('rb+') as file:
             os.fsync(file.fileno())
-        put_in_place(temporary, place, replaces)
+        put_in_place(temporary, path, replaces)
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -48,7 +47,7 @@ def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = Tru
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    keep_names(place.parent)
+    keep_names(path.parent)
 
 
 def keep_names(folder: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU: the figures of docs/performance.md, the tiles that suit it best, the kernels' tests.
+# All that needs a GPU: the figures of docs/performance.md but for the streamed form's, the tiles that suit it best, the kernels' tests.
 #
 #     tools/gpu_report.sh [FOLDER [STEP...]]
 #

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import Any
 
+from nlsn_plugin.archs import NLSN
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.recognition import RELEASED
 
 TEXT = "weights between the authors' .pt, BasicSR's .pth, safetensors and mmengine's .pth"
 
@@ -67,7 +70,8 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def network_g(option_file: str | None) -> dict[str, Any]:
-    """The network of an option file, its type included; nothing without one."""
+    """The network of an option file, its type included, and of an NLSN what the file leaves to the defaults and weights
+    do not tell; nothing without an option file."""
     if option_file is None:
         return {}
     load_toolbox('basicsr')
@@ -77,4 +81,7 @@ def network_g(option_file: str | None) -> dict[str, Any]:
     network = Document(path).options.get('network_g')
     if not isinstance(network, dict):
         raise UserError(f'{path} has no network_g')
-    return dict(network)
+    if network.get('type') != 'NLSN':
+        return dict(network)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(NLSN).parameters.items()}
+    return {**{name: defaults[name] for name in ('attention', *RELEASED)}, **network}

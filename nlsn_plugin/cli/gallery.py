@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'gallery',
         help=TEXT,
-        description=f'{sentence(TEXT)}: one file of HTML, which needs no network. A pair that '
+        description=f'{sentence(TEXT)}: one file of HTML, which needs neither a server nor the internet. A pair that '
         'cannot be shown is reported and left out; the exit status is 1 then.',
         epilog='Pairs are found by name: photo.png and photo_x2.png, the same name in before/ and after/, a picture of '
         '--originals and one of FOLDER; or bicubic and each network, in what nlsn benchmark wrote.',

@@ -58,7 +58,9 @@ def add(commands: Any) -> None:
     results = parser.add_argument_group('results')
     results.add_argument('--format', help="png, jpeg, webp, tiff or bmp (default: the original's)")
     results.add_argument('--quality', type=int, help='of JPEG and WebP, 1 to 100 (default: 95)')
-    results.add_argument('--suffix', help='put behind the names, in a folder (default: _x2, by the scale)')
+    results.add_argument(
+        '--suffix', help='appended to the names of results, unless OUT is a file (default: _x2, by the scale)'
+    )
     results.add_argument('--compare', action='store_true', help='write ..._compare.png too: bicubic and the result')
     results.add_argument('--force', action='store_true', help='overwrite results that are there (never originals)')
     results.add_argument('--resume', action='store_true', help='leave out results that are there')

@@ -165,11 +165,9 @@ def run(
             if interrupted:
                 if opt['dist'] and (error := first_error(batches.error)):
                     raise goes_on_from(iteration, error) from error
-                number = interruption.signal
-                raise InterruptedRunError(
-                    f'ended by {number.name if number else "a signal to another process"} and saved at iteration '
-                    f'{iteration}; the same command with --auto_resume goes on'
-                )
+                by = interruption.signal.name if interruption.signal else 'a signal to another process'
+                command = 'the same command' + ' with --auto_resume' * (not opt['auto_resume'])
+                raise InterruptedRunError(f'ended by {by} and saved at iteration {iteration}; {command} goes on')
             data_timer.start()
             timer.start()
     consumed = datetime.timedelta(seconds=int(time.monotonic() - began))
