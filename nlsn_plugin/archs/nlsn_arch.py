@@ -6,6 +6,7 @@ State-dict keys are those of the authors' released code, so that their weights l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,7 @@ class NLSN(nn.Module):
         res_scale = checks.real('res_scale', res_scale)
         eval_seed = None if eval_seed is None else checks.seed('eval_seed', eval_seed)
         self.num_in_ch = len(rgb_mean)
+        self.rgb_mean = rgb_mean
         self.img_range = img_range
         self.upscale = checks.whole('upscale', upscale, least=1)
         tail = Upsampler(self.upscale, num_feat, backend)
@@ -129,7 +131,7 @@ class NLSN(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Report foreign means as an error, whether strict or not."""
         own = {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
-        if said := foreign_means(own, self.img_range):
+        if said := foreign_means(own, self.img_range, self.rgb_mean):
             arguments[-1].append(said)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
@@ -150,13 +152,17 @@ class NLSN(nn.Module):
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
 
 
-def foreign_means(weights: Mapping[str, Tensor], img_range: float) -> str | None:
-    """How the means that weights add contradict img_range, for which they would be taken; None if they do not."""
+def foreign_means(weights: Mapping[str, Tensor], img_range: float, rgb_mean: Sequence[float] = ()) -> str | None:
+    """How the means that weights add contradict img_range, for which they would be taken; None if they do not.
+
+    Zeros are in order, and so is `rgb_mean`, whatever it is.
+    """
     means = weights.get('add_mean.bias')
     if means is None or means.is_meta or is_recorded():
         return None
     largest = float(means.abs().max())
-    if largest == 0 or 0.01 * img_range <= largest <= img_range:
+    in_order = any(math.isclose(largest, img_range * abs(mean), rel_tol=1e-3) for mean in (0.0, *rgb_mean))
+    if in_order or 0.01 * img_range <= largest <= img_range:
         return None
     return f'img_range={img_range:g} contradicts the weights, which add means of {largest:g}'
 

@@ -335,6 +335,6 @@ def fitting(
         )
     if not fit.keys() & named.keys():
         raise CheckpointError(f'{path} has nothing that fits {type(net).__name__}: not one name and shape agree')
-    if isinstance(net, NLSN) and (said := foreign_means(weights, net.img_range)):
+    if isinstance(net, NLSN) and (said := foreign_means(weights, net.img_range, net.rgb_mean)):
         raise CheckpointError(f'{path}: {said}')
     return fit, lines + new

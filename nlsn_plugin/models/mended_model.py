@@ -54,7 +54,7 @@ def check_weights(opt: dict[str, Any]) -> None:
     paths = opt['path']
     for name in [key for key in opt if key.startswith('network_') and opt[key] and paths.get(f'pretrain_{key}')]:
         path, letter = paths[f'pretrain_{name}'], name.removeprefix('network_')
-        stored = read_stored(path, *2 * [paths.get(f'param_key_{letter}') or 'params'])
+        stored = read_stored(path, paths.get(f'param_key_{letter}', 'params'))
         net = unfilled(dict(opt[name]))
         fitting(net, stored.weights, path, paths.get(f'strict_load_{letter}', True), advice_for(letter))
 

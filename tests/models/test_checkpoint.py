@@ -160,7 +160,9 @@ def test_weights_that_add_the_means_of_another_range_of_colours_are_refused(own:
         torch.nn.Sequential(net).load_state_dict(torch.nn.Sequential(other).state_dict())
 
 
-def test_means_of_other_images_are_taken() -> None:
-    net, other = NLSN(num_feat=16, num_block=1), NLSN(num_feat=16, num_block=1, rgb_mean=[0.5, 0.4, 0.3])
+@pytest.mark.parametrize(('own', 'others'), [(0.4, 0.5), (0.4, 0.0), (0.004, 0.004), (1.5, 1.5), (0.0, 0.4)])
+def test_means_of_other_images_are_taken(own: float, others: float) -> None:
+    net, other = (NLSN(num_feat=16, num_block=1, rgb_mean=3 * [mean]) for mean in (own, others))
     net.load_state_dict(other.state_dict())
+    load_weights(net, other.state_dict(), 'net.pth')
     assert net.add_mean.bias.equal(other.add_mean.bias)
