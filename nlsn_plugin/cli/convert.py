@@ -84,4 +84,5 @@ def network_g(option_file: str | None) -> dict[str, Any]:
     if network.get('type') != 'NLSN':
         return dict(network)
     defaults = {name: parameter.default for name, parameter in inspect.signature(NLSN).parameters.items()}
-    return {**{name: defaults[name] for name in ('attention', *RELEASED)}, **network}
+    hashes = network.get('attention', defaults['attention']) in ('nlsa', 'random')
+    return {**{name: defaults[name] for name in ('attention', *(RELEASED if hashes else ['res_scale']))}, **network}

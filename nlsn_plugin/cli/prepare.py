@@ -63,6 +63,7 @@ def prepare(args: argparse.Namespace) -> None:
             raise UserError(f'--{option} is missing: nlsn prepare --input FOLDER --output FOLDER')
     check_folder(args.output)
     scales = args.scale or [2]
+    say_what_is_passed_over([*args.input, *(args.validation or [])])
     if args.test:
         from nlsn_plugin.data.prepare import prepare_test_data
 
@@ -71,12 +72,15 @@ def prepare(args: argparse.Namespace) -> None:
     else:
         chosen = {key: value for key, value in given.items() if key in ('name', 'crop_size', 'step', 'storage', 'lr')}
         made = make_training_data(args, scales, chosen)
+    print('ready: ' + '\n       '.join(map(str, made)))
+
+
+def say_what_is_passed_over(folders: list[Path]) -> None:
     from nlsn_plugin.data.images import passed_over
 
-    for folder in args.input:
-        if left := passed_over(folder):
-            print(f'{folder}: passed over {left}')
-    print('ready: ' + '\n       '.join(map(str, made)))
+    for folder in folders:
+        if left := folder.is_dir() and passed_over(folder):
+            print(f'{folder}: passing over {left}')
 
 
 def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:

@@ -52,9 +52,7 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
             what = f'{folder} is no folder' if folder.exists() else f'there is no folder {folder}'
             raise UserError(f'{what}: give one that holds images')
         named_so = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        found = [path for path in named_so if path.is_file()]
-        if lost := [path for path in named_so if path.is_symlink() and not path.exists()]:
-            raise UserError(f'{lost[0]} leads to a file that is not there')
+        found = [path for path in named_so if path.is_file() or not path.exists()]  # links that lead nowhere fail later
         if not found:
             raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
         images += found
@@ -74,8 +72,8 @@ def passed_over(folder: Path) -> str:
     """What of a folder `list_images` leaves out, hidden files aside, in words; nothing if nothing."""
     others = [path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES and path.name[0] != '.']
     folders = sum(path.is_dir() for path in others)
-    counts = ((folders, 'folders'), (len(others) - folders, f'files other than {", ".join(IMAGE_SUFFIXES)}'))
-    return ' and '.join(f'{count} {what}' for count, what in counts if count)
+    counts = ((folders, 'folder', ''), (len(others) - folders, 'file', f' other than {", ".join(IMAGE_SUFFIXES)}'))
+    return ' and '.join(f'{count} {what}{"s" * (count > 1)}{kind}' for count, what, kind in counts if count)
 
 
 def key_of(path: Path) -> str:

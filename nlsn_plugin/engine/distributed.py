@@ -25,7 +25,7 @@ STARTED_BY = {
 LONGEST_SILENCE = datetime.timedelta(hours=1)
 """That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
 
-LOST = re.compile('(closed|reset) by peer|remote process exited')
+LOST = re.compile('(closed|reset) by (remote )?peer|remote process exit|Broken pipe|likely closed')
 """What gloo and NCCL say where another process is gone."""
 
 

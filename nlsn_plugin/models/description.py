@@ -106,7 +106,7 @@ def img_range_of(weights: Weights, known: Arguments, given: Arguments, path: obj
     img_range = checks.real('img_range', asked)
     if stored not in (None, asked):
         raise ArgumentError(f'{path}: img_range={asked} as given contradicts its metadata: {stored}')
-    if stored is None and (said := foreign_means(weights, img_range)):
+    if stored is None and (said := foreign_means(weights, img_range, given.get('rgb_mean') or ())):
         raise ArgumentError(f'{path}: {said}')
     return img_range
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,15 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
     return model
 
 
-def check_weights(opt: dict[str, Any]) -> None:
-    """Refuse weights that a run begins with and that will not load, before it makes or moves anything.
+def check_weights(opt: dict[str, Any], networks: Sequence[str]) -> None:
+    """Refuse weights that networks, 'network_g' and the like, begin with and that will not load, before a run makes or
+    moves anything.
 
     Raises:
         CheckpointError: see `read_stored` and `fitting`.
     """
     paths = opt['path']
-    for name in [key for key in opt if key.startswith('network_') and opt[key] and paths.get(f'pretrain_{key}')]:
+    for name in [key for key in networks if opt.get(key) and paths.get(f'pretrain_{key}')]:
         path, letter = paths[f'pretrain_{name}'], name.removeprefix('network_')
         stored = read_stored(path, paths.get(f'param_key_{letter}', 'params'))
         net = unfilled(dict(opt[name]))

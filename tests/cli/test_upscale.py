@@ -6,6 +6,7 @@ import json
 import pkgutil
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ def test_a_comparison_with_bicubic_lies_beside(folder: Path, upscale: Upscale) -
         np.testing.assert_array_equal(right, np.asarray(larger))
         bicubic = np.asarray(Image.open('in/a.png').resize((60, 40), Image.Resampling.BICUBIC))
         assert np.abs(left.astype(int) - bicubic).max() <= 2
+
+
+def test_a_process_of_its_own_ends_without_a_word(folder: Path, repeating: dict[int, Path]) -> None:
+    """What commands of tests that are forked would not show: the end of the interpreter."""
+    words = ['-m', 'nlsn_plugin', 'upscale', 'in/a.png', '-o', 'out', '--weights', repeating[2]]
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_standard_input_to_standard_output(folder: Path, repeating: dict[int, Path]) -> None:

@@ -233,9 +233,9 @@ def test_what_is_passed_over_is_told_and_links_that_lead_nowhere_are_named(photo
         (own / name).touch()
     words = [ROOT / 'tools' / 'prepare_data.py', '--input', own, '--output', 'out', '--test']
     said = run(*words, cwd=tmp_path).stdout
-    assert f'{own}: passed over 1 folders and 2 files other than .png, .jpg, ' in said
+    assert f'{own}: passing over 1 folder and 2 files other than .png, .jpg, ' in said
     (own / 'broken.png').symlink_to('nowhere.png')
-    with pytest.raises(UserError, match=r'broken\.png leads to a file that is not there'):
+    with pytest.raises(UserError, match=r'broken\.png cannot be read: No such file'):
         prepare_test_data(own, tmp_path / 'Set', [2], workers=1)
 
 

@@ -131,8 +131,8 @@ class Document:
             self.lines.setdefault(keys[: number + 1], said)
             if not isinstance(section, dict):
                 raise OptionError(f'{said}: {": ".join(keys[: number + 1])} is no section')
-        if value is None and keys[0] == 'datasets' and len(keys) == 2:
-            section.pop(keys[-1], None)  # one set less
+        if value is None and keys[0] == 'datasets' and len(keys) == 2 and keys[1] in section:
+            del section[keys[1]]  # one set less
         else:
             section[keys[-1]] = value
         self.lines[keys] = said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
@@ -185,16 +186,17 @@ def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> M
 
 
 def enlargement(opt: Options) -> float | None:
-    """By how much network_g enlarges, from one small image; None where it takes none, or not on the meta device."""
+    """By how much network_g enlarges, from one small image, at no cost where the meta device will do; None where it
+    takes no such image."""
     network = opt['network_g']
     size = [1, 1 if any(data.get('color') == 'y' for data in opt['datasets'].values()) else 3, *PROBE]
-    try:
-        with torch.device('meta'), torch.random.fork_rng(devices=[]), torch.no_grad():
-            net = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
-            made = net.eval()(torch.zeros(size))
-        return float(made.shape[-1] / PROBE[1]) if made.dim() == 4 else None
-    except (*FAILURES, UserError):
-        return None
+    for device in ('meta', 'cpu'):
+        with contextlib.suppress(*FAILURES, UserError):
+            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+                net = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
+                made = net.eval()(torch.zeros(size))
+            return float(made.shape[-1] / PROBE[1]) if made.dim() == 4 else None
+    return None
 
 
 def misfits_of_channels(opt: Options) -> Misfits:
@@ -222,8 +224,8 @@ def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
     """A metric that is not there, or values that it would stumble over at the first validation."""
     arguments = {key: value for key, value in options.items() if key != 'better'}
     metric = registered_in_basicsr(METRIC_REGISTRY, options['type'])
-    given = sum(name in ('img', 'img2') for name in inspect.signature(metric).parameters) if metric else 0
-    yield from misfits_of_class(keys, options['type'], arguments, METRIC_REGISTRY, given)
+    images = {'img', 'img2'} & inspect.signature(metric).parameters.keys() if metric else ()
+    yield from misfits_of_class(keys, options['type'], {**arguments, **dict.fromkeys(images)}, METRIC_REGISTRY)
     yield from misfits_of_values(keys, arguments, CHECKS_OF_METRICS)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from basicsr.utils import check_resume
+from basicsr.utils.registry import ARCH_REGISTRY
 
+from nlsn_plugin.archs.bases import registered_in_basicsr
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.description import complete
+from nlsn_plugin.models.description import OF_THE_RUN
 
 Options = dict[str, Any]
 
 FIXED = ('optim_g', 'optim_d', 'scheduler')
 """Sections of `train` that a run keeps to its end."""
-OF_BATCHES = ('gt_size', 'use_hflip', 'use_rot', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'mean', 'std')
+OF_BATCHES = ('gt_size', 'use_hflip', 'use_rot', 'dataset_enlarge_ratio', 'mean', 'std')
 """What decides what is in them."""
 
 
@@ -60,25 +63,39 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
     if opt['rank'] == 0:
         for section in [name for name in course if name not in FIXED]:
             for name, before, value in changes(course[section], now[section] or {}):
-                print(f'{section}: {name} is {value} from now on; {path} was trained with {before}')
+                print(f'{section}: {name} was {before} until {Path(path).name}, and is {value} from now on')
 
 
 def course_of(opt: Options) -> dict[str, Options | None]:
     """What a run is made of from its first update to its last. Not for a model's options, which lack some of it."""
-    network = dict(opt['network_g'])
-    kind = network.pop('type')
+    data = opt['datasets']['train']
+    at_once = data['batch_size_per_gpu'] * (opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
     return {
         **{section: opt['train'].get(section) for section in FIXED},
-        'network_g': {'type': kind, **complete(kind, network)},
+        'network_g': lasting(opt['network_g']),
         'train': {key: value for key, value in opt['train'].items() if key not in (*FIXED, 'total_iter')},
-        'datasets: train': {key: opt['datasets']['train'].get(key) for key in OF_BATCHES},
+        'datasets: train': {**{key: data.get(key) for key in OF_BATCHES}, 'batch size': at_once},
     }
 
 
+def lasting(network: Options) -> Options:
+    """Arguments that change what a network computes, its class's simple defaults among them."""
+    signature = inspect.signature(registered_in_basicsr(ARCH_REGISTRY, network['type']))
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    plain = {name: value for name, value in defaults.items() if isinstance(value, (bool, int, float, str))}
+    return without_costs({**plain, **network})
+
+
+def without_costs(arguments: Options) -> Options:
+    """Arguments but those of OF_THE_RUN, in sections of them too."""
+    kept = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
+    return {name: without_costs(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
 def changes(before: Options, now: Options) -> Iterator[tuple[str, Any, Any]]:
-    """What differs: names, and both values."""
+    """What differs: names, and both values; of what is not set 'not set'."""
     for name in dict.fromkeys([*before, *now]):
-        was, value = (options.get(name, 'not given') for options in (before, now))
+        was, value = ('not set' if options.get(name) is None else options[name] for options in (before, now))
         if was != value:
             yield name, was, value
 

@@ -86,8 +86,9 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     check_scale(opt, option_file)
     goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not ignored_networks(opt)
     check_paths(opt, option_file, begins=not goes_on)
-    if not goes_on:
-        check_weights(opt)
+    resumes = goes_on or (is_train and opt['path'].get('resume_state'))
+    networks = [key for key in opt if key.startswith('network_')]
+    check_weights(opt, [key for key in networks if not resumes or key in ignored_networks(opt)])
     return opt, option_file
 
 

@@ -24,8 +24,9 @@ from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.distributed import first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
-from nlsn_plugin.errors import FAILURES, DataError, UserError, first_line
+from nlsn_plugin.errors import DataError, UserError, first_line
 from nlsn_plugin.metrics.protocols import mean
+from nlsn_plugin.models.nlsn_model import NLSNModel
 
 Results = dict[str, float]
 
@@ -143,8 +144,11 @@ def measure(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        size = 'x'.join(map(str, sample['lq'].shape[:1:-1]))
-        raise DataError(f'{sample["lq_path"][0]}: too little memory for {size} pixels; try val: tile: 256') from error
+        height, width = sample['lq'].shape[-2:]
+        smaller = (opt['val'].get('tile') or min(512, height, width)) // 2
+        advice = f'try val: tile: {smaller}' if isinstance(model, NLSNModel) else 'NLSNModel takes val: tile'
+        said = f'{sample["lq_path"][0]}: too little memory for {width}x{height} pixels; {advice}'
+        raise DataError(said) from error
     visuals = {key: restored(images) for key, images in model.get_current_visuals().items()}
     image = tensor2img([visuals['result']])
     images = {'img': image}
@@ -166,10 +170,13 @@ def measure(
 
 
 def measured(images: dict[str, Any], metric: dict[str, Any], path: str) -> float:
-    """One metric; what a stranger's raises is an error of the image, before which a run is saved."""
+    """One metric; whatever a stranger's raises is an error of the image, before which a run is saved."""
+    taken = inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters.values()
+    if not any(parameter.name == 'img2' or parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        images = {'img': images['img']}
     try:
         return float(calculate_metric(images, {key: value for key, value in metric.items() if key != 'better'}))
-    except FAILURES as error:
+    except Exception as error:
         raise DataError(f'{path}: {metric["type"]} fails: {first_line(error)}') from error
 
 

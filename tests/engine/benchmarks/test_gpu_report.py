@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from nlsn_plugin.cli import benchmarks
+from nlsn_plugin.cli import measure
 
 STEPS = ['float32', 'bfloat16', 'network', 'tiles', 'tests']
 
@@ -30,7 +30,7 @@ def test_every_step_is_a_command_that_there_is(tmp_path: Path) -> None:
     commands = [shlex.split(line)[2:] for line in result.stdout.splitlines() if line.startswith('timeout')]
     assert len(commands) == len(STEPS)
     parser = argparse.ArgumentParser()
-    benchmarks.add(parser.add_subparsers())
+    measure.add(parser.add_subparsers())
     for step, command in zip(STEPS[:4], commands):
         assert command[:2] == ['python', 'tools/benchmark_nlsa.py']
         options = parser.parse_args(['benchmark-attention', *command[2:]])

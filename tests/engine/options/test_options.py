@@ -13,7 +13,7 @@ from option_file import write
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.options.documents import Document, find_option_file, keep_copy, shipped_options
 from nlsn_plugin.engine.options.reading import checked, fit_to_machine
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import OptionError, UserError
 
 PAPER_PSNR = {  # Table 1, NLSN: Set5, Set14, B100, Urban100, Manga109
     2: ['38.34', '34.08', '32.43', '33.42', '39.59'],
@@ -174,8 +174,10 @@ def test_training_and_testing_options_describe_one_network() -> None:
 def test_a_data_set_may_be_left_out_on_the_command_line() -> None:
     document = Document(ROOT / 'options' / 'test_NLSN_x2.yml')
     document.override('datasets:test_1=~')
-    document.override('datasets:test_7=~')
     assert 'test_1' not in checked(document, is_train=False)['datasets']
+    document.override('datasets:test_7=~')
+    with pytest.raises(OptionError, match='datasets: test_7 is None: a section is expected'):
+        checked(document, is_train=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')

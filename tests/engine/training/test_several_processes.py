@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +26,8 @@ from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.errors import UserError
 
+PORTS = itertools.count(20_000 + os.getpid() % 10_000)
+"""Below those that systems give out."""
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
 
 
@@ -96,9 +98,7 @@ def together(variables: Sequence[dict[str, str]], *words: object, cwd: Path) -> 
 
 def by_torchrun(count: int) -> list[dict[str, str]]:
     """What torchrun sets."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        meeting = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1]), 'WORLD_SIZE': str(count)}
+    meeting = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(next(PORTS)), 'WORLD_SIZE': str(count)}
     return [{**meeting, 'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(count)]
 
 

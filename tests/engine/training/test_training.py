@@ -135,15 +135,17 @@ def test_what_a_run_that_goes_on_cannot_follow_is_refused(ran: Path, short: Path
 
 
 def test_arguments_of_the_network_that_no_weight_shows_are_said_when_they_change(ran: Path, short: Path) -> None:
-    state = experiment(ran) / 'training_states' / '12.state'
     words = ['network_g:res_scale=0.5', 'network_g:chunk_size=144', 'network_g:backend=reference']
     again = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=13', cwd=ran)
     assert [line for line in again.stdout.splitlines() if line.startswith('network_g: ')] == [
-        f'network_g: chunk_size is 144 from now on; {state} was trained with 64',
-        f'network_g: res_scale is 0.5 from now on; {state} was trained with 0.1',
+        'network_g: chunk_size was 64 until 12.state, and is 144 from now on',
+        'network_g: res_scale was 0.1 until 12.state, and is 0.5 from now on',
     ]
-    same = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=14', cwd=ran)
-    assert 'network_g: ' not in same.stdout
+    words += ['network_g:reduction=4', 'train:clip_grad_norm=1.0']
+    other = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=14', cwd=ran)
+    assert [line for line in other.stdout.splitlines() if ' from now on' in line] == [
+        'train: clip_grad_norm was not set until 13.state, and is 1.0 from now on'
+    ]
 
 
 def test_the_precision_may_be_another_when_a_run_goes_on(place: Path, short: Path) -> None:
@@ -227,6 +229,14 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_is_moved_aside(ran: Pa
     refused = run(TRAIN, '-opt', short, *words, cwd=ran, check=False)
     assert said(refused).startswith(f'nlsn: {weights} does not fit NLSN of ')
     assert [path.name for path in (ran / 'experiments').iterdir()] == ['NLSN_x2']
+
+
+def test_weights_that_a_run_began_with_are_not_looked_at_when_it_goes_on(ran: Path, short: Path) -> None:
+    torch.save({'head.0.weight': torch.zeros(1)}, ran / 'other.pth')
+    state = experiment(ran) / 'training_states' / '12.state'
+    words = [f'path:resume_state={state}', 'path:pretrain_network_g=other.pth', 'train:total_iter=13']
+    run(TRAIN, '-opt', short, '--force_yml', *words, cwd=ran)
+    assert newest(experiment(ran)) == '13.state'
 
 
 def test_runs_that_are_moved_aside_in_one_second_have_names_of_their_own(tmp_path: Path) -> None:

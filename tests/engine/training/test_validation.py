@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.models.sr_model import SRModel
 from conftest import TRAIN, experiment, run, write_options
 from torchvision.transforms.functional import normalize
 
-from nlsn_plugin import NLSN
+from nlsn_plugin import NLSN, NLSNModel
 from nlsn_plugin.engine.training.resume_check import newest
 from nlsn_plugin.engine.training.validation import image_path, measure, undone
 from nlsn_plugin.errors import DataError
@@ -78,23 +79,29 @@ def test_an_image_that_cannot_be_written_ends_the_run_saved(place: Path, short: 
 
 OWN_METRIC = """
 import sys
+import cv2
 import nlsn_plugin
 from basicsr.utils.registry import METRIC_REGISTRY
 from nlsn_plugin.cli import main
 
 @METRIC_REGISTRY.register()
-def own(img, img2):
-    raise LookupError('no such colour')
+def alone(img):
+    return img.mean()
+
+@METRIC_REGISTRY.register()
+def own(img, border, img2):
+    cv2.cvtColor(img[:0], cv2.COLOR_BGR2GRAY)
 
 main(sys.argv[1:])
 """
 
 
 def test_a_metric_that_fails_ends_the_run_saved(place: Path, short: Path) -> None:
-    words = ['train', '-opt', short, '--force_yml', 'val:metrics:own:type=own', 'logger:save_checkpoint_freq=100']
+    words = ['train', '-opt', short, '--force_yml', 'val:metrics:alone:type=alone', 'logger:save_checkpoint_freq=100']
+    words += ['val:metrics:own:type=own', 'val:metrics:own:border=2']
     ended = run('-c', OWN_METRIC, *words, cwd=place, check=False)
     assert ended.returncode == 1
-    said = r'nlsn: .*\.png: own fails: LookupError: no such colour; saved at iteration 6, --auto_resume goes on'
+    said = r'nlsn: .*\.png: own fails: OpenCV.*; saved at iteration 6, --auto_resume goes on from there$'
     assert re.match(said, ended.stderr.splitlines()[-1])
     assert newest(experiment(place)) == '6.state'
 
@@ -111,10 +118,16 @@ def test_a_lack_of_memory_in_validation_is_one_line(monkeypatch: pytest.MonkeyPa
     def exhausted() -> None:
         raise RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes')
 
-    model = SimpleNamespace(opt={}, feed_data=lambda data: None, test=exhausted)
     sample = {'lq': torch.empty(1, 3, 20, 30), 'lq_path': ['a.png']}
-    with pytest.raises(DataError, match=r'^a\.png: too little memory for 30x20 pixels; try val: tile: 256$'):
-        measure(model, sample, lambda images: images, {}, 1, 'a')
+    for kind, tile, advice in (
+        (NLSNModel, None, 'try val: tile: 10'),
+        (NLSNModel, 16, 'try val: tile: 8'),
+        (SRModel, None, 'NLSNModel takes val: tile'),
+    ):
+        model = kind.__new__(kind)
+        model.opt, model.feed_data, model.test = {'val': {'tile': tile}}, lambda data: None, exhausted
+        with pytest.raises(DataError, match=rf'^a\.png: too little memory for 30x20 pixels; {advice}$'):
+            measure(model, sample, lambda images: images, {}, 1, 'a')
 
 
 def test_images_without_a_truth_are_named_where_a_metric_needs_one(tmp_path: Path, photographs: Path) -> None:
