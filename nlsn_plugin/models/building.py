@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from nlsn_plugin.archs.places import in_channels
 from nlsn_plugin.errors import FAILURES, ArgumentError, CheckpointError, UserError, first_line
 from nlsn_plugin.models.checkpoint import Weights, load_weights
 from nlsn_plugin.models.description import Arguments, Description
+
+T = TypeVar('T')
 
 PROBE = (24, 32)
 """Height and width of a small image, which all networks take and no chunk divides."""
@@ -61,6 +63,26 @@ def build(kind: str, arguments: Arguments, path: object) -> nn.Module:
         raise
     except FAILURES as error:
         raise ArgumentError(f'{path}: {kind} cannot be built: {first_line(error)}') from error
+
+
+def tried(options: Mapping[str, Any], use: Callable[[nn.Module], T]) -> T:
+    """What `use` makes of a network by its options, in eval mode, its weights random: on the meta device, at no cost,
+    or else on the CPU.
+
+    Raises:
+        Whatever building or using it raises on the CPU.
+    """
+    cls = base_class(options['type'])
+    arguments = {name: value for name, value in options.items() if name != 'type'}
+
+    def on(device: str) -> T:
+        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+            return use(cls(**arguments).eval())
+
+    try:
+        return on('meta')
+    except (*FAILURES, UserError):
+        return on('cpu')
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ import torch
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nlsn_plugin.archs.bases import registered_in_basicsr
-from nlsn_plugin.errors import FAILURES, UserError
+from nlsn_plugin.errors import UserError
+from nlsn_plugin.models.building import tried
 from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, fitting, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
@@ -57,19 +57,8 @@ def check_weights(opt: dict[str, Any], networks: Sequence[str]) -> None:
     for name in [key for key in networks if opt.get(key) and paths.get(f'pretrain_{key}')]:
         path, letter = paths[f'pretrain_{name}'], name.removeprefix('network_')
         stored = read_stored(path, paths.get(f'param_key_{letter}', 'params'))
-        net = unfilled(dict(opt[name]))
+        net = tried(opt[name], lambda net: net)
         fitting(net, stored.weights, path, paths.get(f'strict_load_{letter}', True), advice_for(letter))
-
-
-def unfilled(options: dict[str, Any]) -> nn.Module:
-    """A network by its options, without memory for its weights where it can be made so."""
-    network: Any = registered_in_basicsr(ARCH_REGISTRY, options.pop('type'))
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device('meta'):
-                return network(**options)
-        except FAILURES:
-            return network(**options)
 
 
 def advice_for(letter: str) -> str:

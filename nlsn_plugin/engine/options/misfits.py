@@ -39,6 +39,7 @@ from nlsn_plugin.engine.options.schema import (
     reader_of,
 )
 from nlsn_plugin.errors import FAILURES, UserError, first_line
+from nlsn_plugin.models.building import tried
 
 PROBE = (48, 64)
 """Height and width of an image that whole windows of 8 and of 16 fill."""
@@ -170,32 +171,20 @@ def misfits_of_model(opt: Options, model: type) -> Misfits:
 
 
 def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> Misfits:
-    """Patches that it does not take; found by running it on one, at no cost where the meta device will do."""
+    """Patches that it does not take; found by running it on one."""
     size = [1, 1 if is_gray else 3, gt_size, gt_size]
-    said = ''
-    for device in ('meta', 'cpu'):
-        try:
-            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-                discriminator = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
-                discriminator.eval()(torch.zeros(size))
-        except FAILURES as error:
-            said = first_line(error)
-        else:
-            return
-    yield ('network_d',), f'{network["type"]} fails on a patch of {size[1:]}: {said}'
+    try:
+        tried(network, lambda discriminator: discriminator(torch.zeros(size)))
+    except FAILURES as error:
+        yield ('network_d',), f'{network["type"]} fails on a patch of {size[1:]}: {first_line(error)}'
 
 
 def enlargement(opt: Options) -> float | None:
-    """By how much network_g enlarges, from one small image, at no cost where the meta device will do; None where it
-    takes no such image."""
-    network = opt['network_g']
+    """By how much network_g enlarges, from one small image; None where it takes no such image."""
     size = [1, 1 if any(data.get('color') == 'y' for data in opt['datasets'].values()) else 3, *PROBE]
-    for device in ('meta', 'cpu'):
-        with contextlib.suppress(*FAILURES, UserError):
-            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-                net = registered_in_basicsr(ARCH_REGISTRY, network['type'])(**without_type(network))
-                made = net.eval()(torch.zeros(size))
-            return float(made.shape[-1] / PROBE[1]) if made.dim() == 4 else None
+    with contextlib.suppress(*FAILURES, UserError):
+        made = tried(opt['network_g'], lambda net: net(torch.zeros(size)))
+        return float(made.shape[-1] / PROBE[1]) if made.dim() == 4 else None
     return None
 
 
@@ -289,22 +278,20 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
 
 
 def misfits_of_network(keys: Keys, options: Options) -> Misfits:
-    """Values that a network refuses; found by building one, at no cost where the meta device will do."""
-    network, arguments = registered_in_basicsr(ARCH_REGISTRY, options['type']), without_type(options)
+    """Values that a network refuses; found by building one."""
+    arguments = without_type(options)
     if isinstance(arguments.get('arch'), dict):
         mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]
         if mistakes:
             yield from mistakes
             return
-    for device in ('meta', 'cpu'):
-        try:
-            with torch.device(device), torch.random.fork_rng(devices=[]):
-                network(**arguments)
-        except UserError as error:
-            said = str(error)
-        except FAILURES as error:
-            said = f'{options["type"]} cannot be built: {first_line(error)}'
-        else:
-            return
+    try:
+        tried(options, lambda net: None)
+    except UserError as error:
+        said = str(error)
+    except FAILURES as error:
+        said = f'{options["type"]} cannot be built: {first_line(error)}'
+    else:
+        return
     name, *text = re.split('=|: ', said, maxsplit=1)
     yield ((*keys, name), text[0]) if name in arguments else (keys, said)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils import check_resume
-from basicsr.utils.registry import ARCH_REGISTRY
 
-from nlsn_plugin.archs.bases import registered_in_basicsr
+from nlsn_plugin.archs.bases import base_class
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.description import OF_THE_RUN
@@ -80,8 +79,8 @@ def course_of(opt: Options) -> dict[str, Options | None]:
 
 def lasting(network: Options) -> Options:
     """Arguments that change what a network computes, its class's simple defaults among them."""
-    signature = inspect.signature(registered_in_basicsr(ARCH_REGISTRY, network['type']))
-    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    parameters = inspect.signature(base_class(network['type'])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     plain = {name: value for name, value in defaults.items() if isinstance(value, (bool, int, float, str))}
     return without_costs({**plain, **network})
 

@@ -109,6 +109,7 @@ def test_the_memory_of_what_was_copied_to_the_gpu_is_kept_until_it_was_used(used
     copied = list(itertools.islice(endless(Draws(), order, options(0, 'cuda')), 3))
     assert [tensor for tensor, _ in used] == [batch['index'] for batch in copied]
     assert {stream for _, stream in used} == {torch.cuda.current_stream()}
+    assert torch.cuda.is_available() or isinstance(torch.cuda.current_stream().waits_for, Stream)
 
 
 @pytest.mark.parametrize('mode', [None, 'cuda'])
