@@ -30,6 +30,7 @@ class Journal:
         self.opt, self.active = opt, opt['rank'] == 0
         self.path = Path(opt['path']['experiments_root']) / 'log.jsonl'
         self.message = MessageLogger(opt, iteration + 1, tb_logger)
+        self.message.max_iters += 1  # it takes the update just done for one to come: -1 day would be left at the last
         total = opt['train']['total_iter']
         self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
         if self.active:

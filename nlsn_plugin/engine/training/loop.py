@@ -81,7 +81,7 @@ def train_from(
         logger.info(f'Resuming training from epoch: {state["epoch"]}, iter: {start}.')
     logger.info(
         f'{order.size} training images, {order.batches_per_epoch} iterations per epoch, '
-        f'{opt["train"]["total_iter"]} iterations in all, {opt["world_size"]} processes'
+        f'{opt["train"]["total_iter"]} iterations in all, {processes(opt)}'
     )
     with interruptible() as interruption:
         journal = Journal(opt, start, tb_logger)
@@ -110,12 +110,15 @@ def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
     size, enlarge = len(train_set), options.get('dataset_enlarge_ratio', 1)  # type: ignore[arg-type]
     order = Order(size, enlarge, batch_size, opt['rank'], opt['world_size'], opt['manual_seed'], first)
     if not order.batches_per_epoch:
-        processes = f'{opt["world_size"]} process' + 'es' * (opt['world_size'] > 1)
         raise UserError(
-            f'batch_size_per_gpu {batch_size} in {processes} is more than the {order.total} images of an epoch: '
+            f'batch_size_per_gpu {batch_size} in {processes(opt)} is more than the {order.total} images of an epoch: '
             'choose a smaller one, or a larger dataset_enlarge_ratio'
         )
     return order
+
+
+def processes(opt: Options) -> str:
+    return f'{opt["world_size"]} process' + 'es' * (opt['world_size'] > 1)
 
 
 def run(
