@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from warm import OTHERS, run_warm
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
     interpreted.quicken()
-from nlsn_plugin import NLSN  # makes basicsr importable
+from nlsn_plugin import NLSN, custom_imports  # makes basicsr importable
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers > 1:  # each with its share of the cores, in the processes that it starts too
@@ -85,6 +86,10 @@ def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedPr
     return result
 
 
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
 def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line a failing command prints."""
     from nlsn_plugin.cli import main
@@ -134,6 +139,22 @@ def of_pairs(phase: str) -> list[str]:
     ]
     words = [f'datasets:{phase}:{key}' for key in keys]
     return [*words, 'datasets:train:num_worker_per_gpu=0', 'datasets:train:dataset_enlarge_ratio=1']
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """Registers and imports nothing for good."""
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+
+    registries = (ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY)
+    held = [dict(registry._obj_map) for registry in registries]
+    path, imported = list(sys.path), list(custom_imports.imported)
+    yield
+    for registry, classes in zip(registries, held):
+        registry._obj_map = classes
+    for name in set(custom_imports.imported) - set(imported):
+        del sys.modules[name]
+    sys.path[:], custom_imports.imported[:] = path, imported
 
 
 @pytest.fixture

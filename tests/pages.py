@@ -55,12 +55,13 @@ def commands(page: str | None = None) -> list[Example]:
 
 
 def option_files(page: str, folder: Path) -> list[Path]:
-    """Write the option files that a page shows: YAML blocks whose first line is `# NAME.yml`."""
+    """Write the option files that a page shows, and the modules that they name: YAML and Python whose first line is
+    `# NAME.yml` or `# NAME.py`. Returns the former."""
     written = []
-    for block in examples('yaml', page):
-        if name := re.match(r'# (\S+\.yml)$', block.text.splitlines()[0]):
+    for block in [*examples('python', page), *examples('yaml', page)]:
+        if name := re.match(r'# (\S+\.(yml|py))$', block.text.splitlines()[0]):
             path = folder / name[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
             written.append(path)
-    return written
+    return [path for path in written if path.suffix == '.yml']

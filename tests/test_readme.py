@@ -28,6 +28,7 @@ def test_nothing_is_left_to_fill_in() -> None:
     assert set(re.findall(r'\b[A-Z]{3,}_[A-Z_]+\b', readme)) == {'NLSN_BACKEND', 'NLSN_FORCE_YML'}
 
 
+@pytest.mark.usefixtures('as_before')
 @pytest.mark.parametrize('example', examples('python'), ids=str)
 def test_python_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,6 +58,7 @@ def test_commands_are_ones_there_are(example: Example, tmp_path: Path, monkeypat
         assert find_option_file(args.opt).is_file()
 
 
+@pytest.mark.usefixtures('as_before')
 @pytest.mark.parametrize('page', PAGES)
 def test_option_files_pass(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

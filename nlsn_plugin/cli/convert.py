@@ -76,9 +76,12 @@ def network_g(option_file: str | None) -> dict[str, Any]:
         return {}
     load_toolbox('basicsr')
     from nlsn_plugin.engine.options.documents import Document, find_option_file
+    from nlsn_plugin.engine.options.reading import take_in_modules
 
     path = find_option_file(option_file)
-    network = Document(path).options.get('network_g')
+    document = Document(path)
+    take_in_modules(document)
+    network = document.options.get('network_g')
     if not isinstance(network, dict):
         raise UserError(f'{path} has no network_g')
     if network.get('type') != 'NLSN':

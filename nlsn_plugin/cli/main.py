@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nlsn_plugin import __version__
 from nlsn_plugin.cli import (
@@ -26,6 +27,7 @@ from nlsn_plugin.cli import (
 )
 from nlsn_plugin.cli.parser import Parser
 from nlsn_plugin.cli.streams import while_output_is_taken
+from nlsn_plugin.custom_imports import import_modules
 from nlsn_plugin.engine.training.interruption import ignore_signals
 from nlsn_plugin.errors import InterruptedRunError, UserError
 
@@ -47,6 +49,7 @@ COMMANDS = (
 """Each adds what it knows; `nlsn --help` lists them in this order."""
 
 
+IMPORT = 'a module of your own to import first, for the networks that it registers; may be given again'
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What the system says of places that a user named, and that are not to be read, or written, or cannot be."""
 
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run a parsed command line."""
     try:
+        import_modules(args.imports, '--import', [Path.cwd()])
         args.run(args)
     except UserError as error:
         if os.environ.get('NLSN_TRACE'):
@@ -98,4 +102,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for module in COMMANDS:
         module.add(commands)
+    for command in commands.choices.values():
+        command.add_argument('--import', dest='imports', action='append', default=[], metavar='MODULE', help=IMPORT)
     return parser

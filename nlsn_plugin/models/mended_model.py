@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,13 +18,17 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import UserError, first_line
 from nlsn_plugin.models.building import tried
 from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, fitting, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
 OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 """BasicSR's, the first of them also PyTorch's name for such."""
+
+
+NO_GPU = re.compile('CUDA|NVIDIA')
+"""What PyTorch says of what wants a GPU and finds none."""
 
 
 def build_model(opt: dict[str, Any]) -> BaseModel:
@@ -33,7 +38,8 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
         opt: BasicSR's options, which stay as they are.
 
     Raises:
-        UserError: weights do not load or fit, or those that a perceptual loss fetches cannot be fetched.
+        UserError: weights do not load or fit, or those that a perceptual loss fetches cannot be fetched; or there is no
+            GPU, and the model needs one.
     """
     try:
         model = mended(MODEL_REGISTRY.get(opt['model_type']))(deepcopy(opt))
@@ -42,6 +48,10 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
             f"weights of a loss cannot be fetched ({error.reason}): torchvision's VGG19, which perceptual losses take "
             f'by default, is looked for at {Path(VGG_PRETRAIN_PATH).absolute()}'
         ) from error
+    except (AssertionError, RuntimeError) as error:
+        if torch.cuda.is_available() or not NO_GPU.search(str(error)):
+            raise
+        raise UserError(f'{opt["model_type"]} needs a GPU: {first_line(error)}') from error
     get_root_logger().info(f'Model [{type(model).__name__}] is created.')
     return model
 

@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from nlsn_plugin.custom_imports import import_modules, imported
 from nlsn_plugin.engine.available_memory import available_memory
 from nlsn_plugin.engine.measuring.timing import Step
 
@@ -85,7 +86,7 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
     words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments], job.options] for job in jobs]
     command = [sys.executable, '-m', __name__, str(torch.get_num_threads())]
     with tempfile.TemporaryFile('w+') as asked, tempfile.TemporaryFile('w+') as said:
-        json.dump(words, asked)
+        json.dump({'path': sys.path, 'imports': imported, 'jobs': words}, asked)
         asked.seek(0)
         process = subprocess.Popen(
             command,
@@ -180,5 +181,8 @@ def process_memory(key: str) -> int:
 
 if __name__ == '__main__':
     torch.set_num_threads(int(sys.argv[1]))
-    for peak in peaks_here(json.load(sys.stdin)):
+    asked = json.load(sys.stdin)
+    sys.path += [folder for folder in asked['path'] if folder not in sys.path]
+    import_modules(asked['imports'], 'custom_imports', [])
+    for peak in peaks_here(asked['jobs']):
         print(json.dumps(peak), flush=True)

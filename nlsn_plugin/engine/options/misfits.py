@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -168,6 +168,18 @@ def misfits_of_model(opt: Options, model: type) -> Misfits:
         if not mistakes and issubclass(model, SRGANModel) and isinstance(size, int):
             mistakes = list(misfits_of_discriminator(network, size, opt['datasets']['train'].get('color') == 'y'))
         yield from mistakes
+
+
+def misfits_of_own(model_type: str, own: Mapping[tuple[str, str], Any]) -> Misfits:
+    """Of the keys that a model alone reads: numbers that YAML takes for text; losses, which BasicSR calls ..._opt."""
+    is_basicsr = getattr(registered_in_basicsr(MODEL_REGISTRY, model_type), '__module__', '').startswith('basicsr.')
+    for (section, key), value in own.items():
+        above: Keys = (section,) if section else ()
+        yield from misfits_of_values(above, {key: value})
+        if key.endswith('_opt') and isinstance(value, dict):
+            name = str(value.get('type'))
+            if is_basicsr or registered_in_basicsr(LOSS_REGISTRY, name):
+                yield from misfits_of_class((*above, key), name, value, LOSS_REGISTRY)
 
 
 def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> Misfits:

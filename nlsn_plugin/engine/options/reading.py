@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import random
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.utils import set_random_seed
-from basicsr.utils.dist_util import get_dist_info
 from pydantic import BaseModel, ValidationError
 
 from nlsn_plugin.archs.bases import innermost
 from nlsn_plugin.checks import nearest
-from nlsn_plugin.engine import distributed
+from nlsn_plugin.custom_imports import import_modules
 from nlsn_plugin.engine.options.documents import OVERRIDES, Document
-from nlsn_plugin.engine.options.misfits import enlargement, misfits
+from nlsn_plugin.engine.options.misfits import enlargement, misfits, misfits_of_own
+from nlsn_plugin.engine.options.model_keys import own_keys, parted, together
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions, kind_of_dataset
 from nlsn_plugin.errors import CheckpointError, OptionError, UserError
 from nlsn_plugin.models.checkpoint import check_readable
@@ -42,7 +41,7 @@ EXPECTED = {
 
 
 def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:
-    """Read an option file, refuse what is wrong with it, and complete it; join other processes, seed all generators.
+    """Read an option file, refuse what is wrong with it, and complete it.
 
     Args:
         option_file: the file.
@@ -50,7 +49,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
         root: where experiments/ or results/ lie, unless --auto_resume finds the run elsewhere: see `home`.
 
     Returns:
-        The options as BasicSR's own parser would give them, and defaults of the schema.
+        The options as BasicSR's own parser would give them, and defaults of the schema; all but what several
+        processes agree upon (`run.join`, `run.seed`).
 
     Raises:
         OptionError: with a line for each mistake.
@@ -69,12 +69,10 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     opt = checked(document, is_train)
     if opt.get('network_d') is None:  # or BasicSR looks for its weights when a run goes on
         opt.pop('network_d', None)
-    join(opt, args.launcher)
     if args.auto_resume:
         root = home(opt, option_file, root)
     opt['auto_resume'], opt['is_train'], opt['root_path'] = args.auto_resume, is_train, str(root)
     opt['archive'] = getattr(args, 'archive', False)
-    seed(opt)
     if args.debug and not opt['name'].startswith('debug'):
         opt['name'] = f'debug_{opt["name"]}'
     fit_to_machine(opt)
@@ -87,21 +85,6 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     return opt
 
 
-def join(opt: Options, launcher: str) -> None:
-    """Join the other processes, if a launcher started several."""
-    distributed.start(launcher, **opt['dist_params'])
-    opt['dist'] = launcher != 'none'
-    opt['rank'], opt['world_size'] = get_dist_info()
-
-
-def seed(opt: Options) -> None:
-    """Seed all generators, by a number that all processes share where the option file leaves it to chance."""
-    opt['seed_is_drawn'] = opt['manual_seed'] is None
-    if opt['seed_is_drawn']:
-        opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
-    set_random_seed(opt['manual_seed'] + opt['rank'])
-
-
 def checked(document: Document, is_train: bool) -> Options:
     """The options with the schema's defaults.
 
@@ -110,18 +93,29 @@ def checked(document: Document, is_train: bool) -> Options:
             takes other arguments, each combination that cannot be.
     """
     refuse_other_kind(document, is_train)
+    take_in_modules(document)
     model = TrainingOptions if is_train else TestOptions
+    common, own = parted(document.options)
     try:
-        opt = model.model_validate(document.options).model_dump()
+        opt = together(model.model_validate(common).model_dump(), own)
     except ValidationError as error:
         mistakes = [said(document, model, dict(mistake)) for mistake in error.errors()]
     else:
-        mistakes = [': '.join((document.where(keys), *keys, text)) for keys, text in misfits(opt, is_train)]
+        found = itertools.chain(misfits(opt, is_train), misfits_of_own(opt['model_type'], own))
+        mistakes = [': '.join((document.where(keys), *keys, text)) for keys, text in found]
     if len(mistakes) > 1:
         raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
     if mistakes:
         raise OptionError(mistakes[0])
     return opt
+
+
+def take_in_modules(document: Document) -> None:
+    """Import what `custom_imports` names, from the working directory or beside the option file."""
+    names = document.options.get('custom_imports')
+    if isinstance(names, list):  # else the schema says so
+        said = f'{document.where(("custom_imports",))}: custom_imports'
+        import_modules([str(name) for name in names], said, [Path.cwd(), document.path.parent])
 
 
 def refuse_other_kind(document: Document, is_train: bool) -> None:
@@ -144,7 +138,8 @@ def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) ->
     section = ''.join(f'{key}: ' for key in above)
     where = document.where(keys)
     if mistake['type'] == 'extra_forbidden':
-        return f'{where}: {section}{name} is unknown{nearest(name, known_keys(model, mistake["loc"][:-1]))}'
+        others = [key for place, key in own_keys(document.options.get('model_type')) if place == ''.join(above)]
+        return f'{where}: {section}{name} is unknown{nearest(name, [*known_keys(model, mistake["loc"][:-1]), *others])}'
     if mistake['type'] == 'missing':
         return f'{where}: {section}lacks the key {name}'
     value = mistake['input']

@@ -1,4 +1,5 @@
 """What an option file may say: every key that the plugin and BasicSR's image models read, its type and its meaning.
+Those that one model alone reads are found by `model_keys.py`.
 
 Sections that name a class (network_g, losses, optimisers, schedulers, metrics) hold that class's own arguments, which
 `reading.py` compares with its signature.
@@ -289,7 +290,8 @@ class Common(Section):
         None, alias='_base_', exclude=True, description='option file whose keys this one changes and adds to'
     )
     name: Name = Field(description='of the experiment, and of its folder')
-    model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry that reads no keys but these")
+    model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry, which may read more keys")
+    custom_imports: list[Text] = Field([], description='modules of your own, imported for what they register')
     scale: Positive = Field(description='of the low-resolution images')
     num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
     manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')

@@ -10,6 +10,7 @@ from typing import Any
 from basicsr.utils import check_resume
 
 from nlsn_plugin.archs.bases import base_class
+from nlsn_plugin.engine.options.model_keys import own_keys
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.description import OF_THE_RUN
@@ -73,6 +74,7 @@ def course_of(opt: Options) -> dict[str, Options | None]:
         **{section: opt['train'].get(section) for section in FIXED},
         'network_g': lasting(opt['network_g']),
         'train': {key: value for key, value in opt['train'].items() if key not in (*FIXED, 'total_iter')},
+        'model': {key: opt[key] for section, key in own_keys(opt['model_type']) if not section and key in opt},
         'datasets: train': {**{key: data.get(key) for key in OF_BATCHES}, 'batch size': at_once},
     }
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 from pathlib import Path
 
 import torch.distributed
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, set_random_seed
+from basicsr.utils.dist_util import get_dist_info
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
-from nlsn_plugin.engine.distributed import lost_ones_named
+from nlsn_plugin.engine import distributed
 from nlsn_plugin.engine.options.documents import find_option_file
+from nlsn_plugin.engine.options.model_keys import lacking_ones_named
 from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale, read_options
 from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.checkpoints import saved_states
@@ -26,7 +29,7 @@ from nlsn_plugin.files import check_folder
 from nlsn_plugin.models.mended_model import build_model, check_weights
 
 
-@lost_ones_named()
+@distributed.lost_ones_named()
 def train(args: argparse.Namespace) -> None:
     """Train; afterwards compare with bicubic where the option file says so.
 
@@ -34,27 +37,29 @@ def train(args: argparse.Namespace) -> None:
         args: the command line, as `nlsn train` parses it.
     """
     opt, option_file = read(args, is_train=True)
-    loop.train(opt, option_file)
+    with lacking_ones_named(opt, option_file):
+        loop.train(opt, option_file)
     if opt['compare_with_bicubic'] and opt['rank'] == 0:
         compare_with_bicubic(opt)
     leave()
 
 
-@lost_ones_named()
+@distributed.lost_ones_named()
 def test(args: argparse.Namespace) -> None:
     """Measure a network on all data sets of the option file; images and log go to results/<name>.
 
     Args:
         args: the command line, as `nlsn test` parses it.
     """
-    opt, _ = read(args, is_train=False)
+    opt, option_file = read(args, is_train=False)
     make_folders(opt)
     start_log(opt, 'test')
     datasets = {options['name']: build_dataset(options) for options in opt['datasets'].values()}
-    model = build_model(opt)
-    for name, dataset in datasets.items():
-        get_root_logger().info(f'Testing {name}...')
-        validate(model, dataset, opt['name'], None, name)
+    with lacking_ones_named(opt, option_file):
+        model = build_model(opt)
+        for name, dataset in datasets.items():
+            get_root_logger().info(f'Testing {name}...')
+            validate(model, dataset, opt['name'], None, name)
     leave()
 
 
@@ -73,9 +78,12 @@ def make_folders(opt: Options) -> None:
 
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
-    """Find, read and check the option file, go to its run's folder, and make the quickstart's data on first use."""
+    """Find, read and check the option file, join the other processes, and seed; go to the run's folder, and make the
+    quickstart's data on first use."""
     option_file = find_option_file(args.opt).resolve()
     opt = read_options(option_file, args, Path.cwd(), is_train)
+    join(opt, args.launcher)
+    seed(opt)
     os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began
     sample_data = opt['sample_data']
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
@@ -90,6 +98,21 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     networks = [key for key in opt if key.startswith('network_')]
     check_weights(opt, [key for key in networks if not resumes or key in ignored_networks(opt)])
     return opt, option_file
+
+
+def join(opt: Options, launcher: str) -> None:
+    """Join the other processes, if a launcher started several."""
+    distributed.start(launcher, **opt['dist_params'])
+    opt['dist'] = launcher != 'none'
+    opt['rank'], opt['world_size'] = get_dist_info()
+
+
+def seed(opt: Options) -> None:
+    """Seed all generators, by a number that all processes share where the option file leaves it to chance."""
+    opt['seed_is_drawn'] = opt['manual_seed'] is None
+    if opt['seed_is_drawn']:
+        opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
+    set_random_seed(opt['manual_seed'] + opt['rank'])
 
 
 def leave() -> None:

@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, experiment, make_short, of_pairs, run, write_options, write_pairs
+from conftest import TRAIN, experiment, last_line, make_short, of_pairs, run, write_options, write_pairs
 
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
-
-
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
 
 
 def test_a_run_that_was_stopped_before_its_first_state_begins_anew_and_keeps_what_is_there(
