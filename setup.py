@@ -36,6 +36,7 @@ setup(
         'numpy>=1.26',
         'opencv-python>=4.9',
         'pillow>=10.2',
+        'psutil>=5.9',
         'pydantic>=2.7',
         'pyyaml>=6.0.1',
         'safetensors>=0.4',
@@ -50,7 +51,7 @@ setup(
     extras_require={
         'export': EXPORT,
         'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4', *EXPORT],
-        'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-tabulate', 'types-tqdm'],
+        'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-psutil', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},
     classifiers=[

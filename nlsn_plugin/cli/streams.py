@@ -47,6 +47,8 @@ def while_output_is_taken() -> Iterator[None]:
 
 def is_broken(stream: TextIO) -> bool:
     """Whether it goes into a pipe that nobody reads."""
+    if not hasattr(select, 'poll'):  # Windows does not tell
+        return True
     watch = select.poll()
     watch.register(stream.fileno(), 0)  # errors are reported without asking
     return bool(watch.poll(0))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
 import re
-import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -93,8 +93,10 @@ def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
 
     They are read by a process of its own, which liblmdb may end.
     """
+    ways = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context('fork' if 'fork' in ways else None)  # the quickest where there is a choice
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context('fork'), say_nothing) as reader:
+        with ProcessPoolExecutor(1, context, say_nothing) as reader:
             found = reader.submit(keys, str(path)).result()
     except (lmdb.Error, BrokenProcessPool) as error:
         return [f'{path / "data.mdb"} is damaged, its keys do not read: {error}']
@@ -105,7 +107,10 @@ def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
 def say_nothing() -> None:
     """Let liblmdb end this process without a word, a trace or a core file: the fault is named in one line."""
     faulthandler.disable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ImportError):  # Windows, which writes none
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import lmdb
 from nlsn_plugin.data.images import PNG_COMPRESSION
 from nlsn_plugin.errors import SaveError, UserError
 from nlsn_plugin.files import whole_lines, write_whole
+from nlsn_plugin.locks import lock
 
 RECORD = '.prepared.json'
 """In what was made: what it was made from. BasicSR's datasets pass over hidden files."""
@@ -131,9 +131,9 @@ class Workshop:
         self.path = first.parent / f'.preparing_{first.name}'
         with contextlib.ExitStack() as opened, named(self.path.parent):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = opened.enter_context((self.path / 'lock').open('w'))
+            file = opened.enter_context((self.path / 'lock').open('w'))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 raise UserError(f'another process is writing to {self.path}: wait for it') from None
             self.done: dict[str, list[list[Listed]]] = dict(self.taken_over())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from nlsn_plugin.data.damage import ran_out_of_memory
@@ -16,13 +16,7 @@ def available_memory(device: str) -> int:
     if torch.device(device).type != 'cpu':
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for later
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    meminfo = Path('/proc/meminfo')
-    if meminfo.exists():
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        free = next(int(words[1]) * 1024 for words in lines if words[0] == 'MemAvailable:')
-    else:
-        free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2  # macOS does not say what is free
-    return min([free, *limits_of_groups()])
+    return min([psutil.virtual_memory().available, *limits_of_groups()])
 
 
 def limits_of_groups(root: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')) -> Iterator[int]:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -312,10 +312,15 @@ class TestStopped:
     def test_two_at_once(self, many: Path, tmp_path: Path) -> None:
         workshop = tmp_path / 'out' / '.preparing_HR'
         workshop.mkdir(parents=True)
-        with (workshop / 'lock').open('w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        hold = "import fcntl, sys; file = open('lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); "
+        hold += 'sys.stdin.read()'
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        with subprocess.Popen([sys.executable, '-c', hold], cwd=workshop, **pipes) as other:
+            other.stdout.readline()
             with pytest.raises(UserError, match=r'another process is writing to .*preparing_HR'):
                 prepare_test_data(many, tmp_path / 'out', [2])
+            other.stdin.close()
+        prepare_test_data(many, tmp_path / 'out', [2])
 
     def test_a_full_disk_is_named_and_what_was_made_is_kept(self, many: Path) -> None:
         words = self.words(many, '--crop-size', '48', '--step', '12')

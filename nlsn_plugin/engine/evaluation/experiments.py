@@ -259,7 +259,7 @@ def note_data(laboratory: Laboratory) -> None:
 
 def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]:
     """What the figures were got with."""
-    options = yaml.safe_load(next(iter(files.values())).read_text())
+    options = yaml.safe_load(next(iter(files.values())).read_text(encoding='utf-8'))
     return {
         'updates': options['train']['total_iter'],
         'batch_size': options['datasets']['train']['batch_size_per_gpu'],

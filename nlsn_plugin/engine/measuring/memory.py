@@ -107,7 +107,10 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
                     yield None if isinstance(peak, str) else peak
             finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):  # unless this is stopped, all have ended
-                    os.killpg(process.pid, signal.SIGKILL)
+                    if hasattr(os, 'killpg'):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    else:  # nor forks
+                        process.kill()
 
 
 def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:

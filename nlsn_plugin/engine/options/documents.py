@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
-from basicsr.utils.options import copy_opt_file
 
 import nlsn_plugin
 from nlsn_plugin.checks import nearest
+from nlsn_plugin.engine.names import one_line
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.files import write_text
 
@@ -164,9 +166,8 @@ def keep_copy(option_file: Path, folder: Path) -> None:
     """Copy an option file as BasicSR does, with the command line above; one that has a base, merged with it."""
     if option_file.resolve().parent == folder.resolve():  # it is the copy
         return
-    copy_opt_file(str(option_file), str(folder))
     document = Document(option_file)
-    if document.is_based:
-        copy = folder / option_file.name
-        header = [line for line in copy.read_text().splitlines()[:3] if line.startswith('#')]
-        write_text(copy, '\n'.join([*header, '', yaml.safe_dump(document.options, sort_keys=False)]))
+    whole = document.is_based and yaml.safe_dump(document.options, sort_keys=False)
+    text = whole or option_file.read_text(encoding='utf-8')
+    header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {one_line(" ".join(sys.argv))}\n\n'
+    write_text(folder / option_file.name, header + text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from basicsr.utils import get_time_str
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.files import check_folder
+from nlsn_plugin.locks import lock
 
 Options = dict[str, Any]
 
@@ -60,8 +60,6 @@ def archive(root: Path) -> None:
 def claimed(opt: Options) -> Iterator[None]:
     """Keep other runs out of the experiment's folder while the block runs. They would prune each other's states.
 
-    By a lock that ends with the process, however that ends, and that its workers do not inherit.
-
     Raises:
         UserError: another process trains there.
     """
@@ -71,8 +69,8 @@ def claimed(opt: Options) -> Iterator[None]:
     root = Path(opt['path']['experiments_root'])
     with (root / '.lock').open('w') as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            lock(file)
+        except BlockingIOError:
             raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
         except OSError as error:  # there are file systems without locks
             print(f'{root} cannot be kept from other runs: {error.strerror}', file=sys.stderr)  # no log has begun

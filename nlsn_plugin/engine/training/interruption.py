@@ -14,8 +14,9 @@ import torch.distributed
 
 from nlsn_plugin.engine.distributed import LONGEST_SILENCE
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SLURM sends SIGTERM before it takes a job's nodes, and `sbatch --signal=USR1@120` whatever one likes before that."""
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGBREAK') if hasattr(signal, name)]
+"""SLURM sends SIGTERM before it takes a job's nodes, and `sbatch --signal=USR1@120` whatever one likes before that.
+SIGBREAK is Windows's Ctrl-Break, where SIGUSR1 is not."""
 
 
 class Interruption:

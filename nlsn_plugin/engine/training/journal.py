@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from basicsr.utils import MessageLogger, get_root_logger
 from tqdm import tqdm
@@ -76,6 +76,10 @@ def peak_bytes() -> int:
     """The most memory that this process took: of the GPU, or of the machine without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)  # type: ignore[attr-defined]
     unit = 1 if sys.platform == 'darwin' else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -59,7 +58,7 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
             try:
                 process.wait(drawn.uniform(0, duration))
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
                 done += 1
                 print(f'killed {done} times, the last state is {newest(killed)}', flush=True)

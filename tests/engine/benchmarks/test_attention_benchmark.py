@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, error_of, run
@@ -78,14 +79,14 @@ def test_what_is_left_out_is_said_once_with_its_cases_unless_those_are_all() -> 
     ]
 
 
-@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='reads what Linux says is free')
 def test_what_fits_beside_the_cache_of_files_and_into_the_containers_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The cache of files can be dropped: MemAvailable counts it, where the pages that are free do not."""
+    """The cache of files can be dropped: `available` counts it, where the pages that are free do not."""
     limits: list[int] = []
     monkeypatch.setattr(available_memory, 'limits_of_groups', lambda: limits)
-    monkeypatch.setattr('os.sysconf', lambda name: 0)
+    memory_of_machine = psutil.virtual_memory()._replace(free=0)
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: memory_of_machine)
     case = Case(16, 40, 40)
     assert benchmark.why_not('reference', case, 'cpu', 'float32') is None
     limits.append(1_000_000)
