@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from nlsn_plugin.errors import OptionError, first_line
 
@@ -40,3 +44,12 @@ def import_modules(names: Sequence[str], said: str, folders: Iterable[Path]) -> 
             raise OptionError(f'{said}: importing {name} fails: {first_line(error)}') from error
         if name not in imported:
             imported.append(name)
+
+
+def digest_of_code(net: nn.Module) -> str | None:
+    """Of the files with the classes of a network's modules, as far as they are the user's; None if none are."""
+    packages = {name.partition('.')[0] for name in imported}
+    classes = {cls for module in net.modules() for cls in type(module).__mro__}
+    own = sorted({cls.__module__ for cls in classes if cls.__module__.partition('.')[0] in packages})
+    sources = [inspect.getsource(sys.modules[name]) for name in own]
+    return hashlib.sha256('\0'.join(sources).encode()).hexdigest() if own else None

@@ -40,10 +40,14 @@ def test_a_network_and_a_model_of_ones_own_are_trained_measured_and_converted(ow
     assert 'train: noise was 0.02 until 2.state, and is 0.05 from now on' in resumed.stdout
 
     nlsn = ('-m', 'nlsn_plugin')
-    sets = ('--sets', f'own={tmp_path / "HR"}', '--cost-size', 16, 16)
-    measured = run(*nlsn, 'benchmark', '-opt', options, *sets, '--output', 'measured', cwd=tmp_path)
+    benchmark = (*nlsn, 'benchmark', '-opt', options, '--sets', f'own={tmp_path / "HR"}', '--output', 'measured')
+    measured = run(*benchmark, '--cost-size', 16, 16, cwd=tmp_path)
     assert 'SmallSR' in measured.stdout
     assert 'memory could not be measured' not in measured.stderr  # in a process that has to import the module too
+    assert 'were measured before' in run(*benchmark, '--no-cost', cwd=tmp_path).stdout
+    module = own / 'small_sr.py'
+    module.write_text(module.read_text().replace("mode='bicubic'", "mode='nearest'"))
+    assert '4 of 8 were measured before' in run(*benchmark, '--no-cost', cwd=tmp_path).stdout  # bicubic alone
     weights = experiment(tmp_path, 'SmallSR_x2') / 'models' / 'net_g_latest.pth'
     run(*nlsn, 'convert', weights, own / 'mine.safetensors', '-opt', options, cwd=tmp_path)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nlsn_plugin import checks
 from nlsn_plugin.archs.bases import completed, innermost
+from nlsn_plugin.custom_imports import digest_of_code
 from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.options.classes import Misfits, misfits_of_class
 from nlsn_plugin.engine.options.documents import Document, find_option_file
@@ -145,6 +146,7 @@ class Contestant:
 
     Attributes:
         digest: of the file of weights.
+        code: a digest of the user's own classes in it, None without any.
         attentions: those in it that hash, in order.
         first_seed: of the first of them, None without any.
 
@@ -159,6 +161,7 @@ class Contestant:
             raise UserError(f'{recipe.label}: {recipe.weights} has no attentions: they would be untrained')
         self.net = net.to(device)
         self.digest = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
+        self.code = digest_of_code(net)
         self.attentions = attentions_of(net)
         self.first_seed = self.attentions[0].eval_seed if self.attentions else None
         if self.attentions and self.first_seed is None:

@@ -172,6 +172,7 @@ def what_decides(entry: Entry, seed: int | None, photograph: Photograph, setting
             'type': recipe.type,
             'arguments': recipe.arguments,
             'weights': entry.contestant.digest,
+            'code': entry.contestant.code,
             'param_key': recipe.param_key,
             'n_hashes': entry.n_hashes,
             'seed': seed,
@@ -285,6 +286,7 @@ def cost_of(entry: Entry, contestant: Contestant, settings: Settings, records: R
     decisive = {
         'type': recipe.type,
         'arguments': recipe.arguments,
+        'code': contestant.code,
         'n_hashes': entry.n_hashes,
         'size': size,
         **asdict(settings.inference),
