@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nlsn_plugin import NonLocalSparseAttention, WithNLSA
 from nlsn_plugin.archs.bases import build_base
+from nlsn_plugin.archs.places import in_channels
 from nlsn_plugin.errors import ArgumentError, CheckpointError, UserError
 from nlsn_plugin.layers import ATTENTIONS
 from nlsn_plugin.models.checkpoint import load_weights
@@ -405,3 +406,8 @@ def test_a_toolbox_that_refuses_to_be_imported_is_named_with_its_reason(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ArgumentError, match=r'mmpose does not import: mmcv==2\.2 is used, <2\.2 is wanted'):
         WithNLSA({'type': 'mmpose.HRNet'}, after='body')
+
+
+def test_channels_of_an_image_are_those_that_the_first_convolution_takes() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3))
+    assert in_channels(net, {}) == 1

@@ -72,11 +72,22 @@ def first_key(store: Path) -> str:
 
 
 @pytest.mark.parametrize('options', [training, measuring])
-def test_samples_are_those_of_basicsr(options: Any, stores: Path, folders: Path) -> None:
+@pytest.mark.parametrize(
+    'more',
+    [
+        {},
+        {'color': 'y'},
+        {'mean': [0.4, 0.5, 0.6], 'std': [0.5, 0.4, 0.3]},
+        {'use_rot': False},
+        {'use_hflip': False},
+    ],
+    ids=str,
+)
+def test_samples_are_those_of_basicsr(options: Any, more: dict[str, Any], stores: Path, folders: Path) -> None:
     root = stores if options is training else folders
     samples = []
     for build in (PairedImageDataset, build_dataset):
-        dataset = build(options(root))
+        dataset = build({**options(root), **more})
         samples.append([])
         for index in range(len(dataset)):
             with seeded(index):

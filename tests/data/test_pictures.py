@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin
 
 from nlsn_plugin.data import pictures
 from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.images import decode_whole
 from nlsn_plugin.data.pictures import Picture, look, read
-from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha
-from nlsn_plugin.data.png import chunk, with_chunks
+from nlsn_plugin.data.pixels import as_tensor, bleed, larger_alpha, larger_by_bicubic
+from nlsn_plugin.data.png import chunk, transparent, with_chunks
 from nlsn_plugin.engine.measuring.memory import process_memory
 from nlsn_plugin.errors import DataError
 
@@ -349,3 +349,31 @@ def test_a_tensor_lies_in_memory_alike_however_its_array_lay(shape: tuple[int, .
     array = pixels(*shape)  # sums over other strides are rounded another way
     assert as_tensor(np.asfortranarray(array)).stride() == as_tensor(array).stride()
     assert as_tensor(array[::-1]).stride() == as_tensor(array).stride()
+
+
+def test_what_is_transparent_by_shares_is_on_white_by_them_where_a_format_has_no_transparency() -> None:
+    alpha = np.array([[0, 64, 192, 255]] * 4, np.uint8)
+    found = read(encode(Picture(np.zeros((4, 4), np.uint8), alpha), 'BMP')[0], 'x')
+    np.testing.assert_array_equal(found.colour, 255 - alpha)
+
+
+def test_bicubic_keeps_transparency_and_shows_nothing_hidden() -> None:
+    colour, alpha = np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), np.uint8)
+    colour[:, 4:], alpha[:, 4:] = 200, 255
+    larger = larger_by_bicubic(Picture(colour, alpha), 2)
+    np.testing.assert_array_equal(larger.alpha, larger_alpha(alpha, 2))
+    assert (larger.colour == 200).all()
+
+
+@pytest.mark.parametrize(('quality', 'sampling'), [(89, 2), (90, 0)])
+def test_a_jpeg_of_high_quality_has_colours_of_full_size(quality: int, sampling: int) -> None:
+    content, _ = encode(Picture(pixels(16, 16, 3)), 'JPEG', quality)
+    assert JpegImagePlugin.get_sampling(Image.open(io.BytesIO(content))) == sampling
+
+
+def test_a_colour_that_a_png_calls_transparent_behind_its_pixels_is_not() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(stream, 'PNG')
+    content = stream.getvalue()
+    end = content.rindex(b'IEND') - 4
+    assert transparent(io.BytesIO(content[:end] + chunk(b'tRNS', struct.pack('>H', 7)) + content[end:])) is None

@@ -15,6 +15,7 @@ from nlsn_plugin.data import exif
 from nlsn_plugin.data.encoding import encode
 from nlsn_plugin.data.pictures import Picture, look, read
 from nlsn_plugin.data.png import chunk, with_chunks
+from nlsn_plugin.data.provenance import sound
 
 EXIF, GPS = 0x8769, 0x8825
 ARTIST, HOST, TITLE, MADE, COMMENT, WIDTH, HEIGHT = 0x013B, 0x013C, 0x9C9B, 0x9003, 0x9286, 0xA002, 0xA003
@@ -258,3 +259,25 @@ def test_many_values_in_one_place_take_no_memory() -> None:
     found = exif.parse(io.BytesIO(content))
     assert sum(len(entry.content) for entry in found.directories[exif.CAMERA].values()) <= exif.MOST_BYTES
     assert found.lost > 0
+
+
+def test_resolution_is_in_inches_whatever_a_tiff_has() -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels(4, 4), resolution=(100, 50), resolutionunit='CENTIMETER')
+    assert read(stream.getvalue(), 'x').dpi == pytest.approx((254, 127))
+
+
+@pytest.mark.parametrize('dpi', [(0.5, 72), (72, 70000), (float('nan'), 72), None])
+def test_a_resolution_that_formats_cannot_say_is_none(dpi: tuple[float, float] | None) -> None:
+    assert sound(dpi) is None
+    assert sound((72, 96)) == (72.0, 96.0)
+
+
+def test_of_a_tiff_of_several_pages_the_first_is_taken_and_that_is_said() -> None:
+    stream, first = io.BytesIO(), pixels(4, 6)
+    with tifffile.TiffWriter(stream) as writer:
+        for page in (first, 255 - first):
+            writer.write(page, metadata=None)
+    found = read(stream.getvalue(), 'x')
+    assert found.notes == ['the first of its 2 pictures was taken']
+    np.testing.assert_array_equal(found.colour, first)

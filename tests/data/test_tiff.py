@@ -313,3 +313,14 @@ def test_a_tiff_without_exif_is_not_said_to_lose_some() -> None:
     assert notes == []
     assert read(content, 'x').dpi == (300, 300)
     assert encode(Picture(pixels(4, 5, 3)), 'TIFF')[1] == []
+
+
+def test_pixels_that_a_file_does_not_have_are_refused() -> None:
+    """A strip at 0 is of a sparse file."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((4, 4), 77, np.uint8), metadata=None)
+    content = bytearray(stream.getvalue())
+    place = tifffile.TiffFile(io.BytesIO(content)).pages[0].tags['StripOffsets']
+    content[place.valueoffset : place.valueoffset + 2] = bytes(2)
+    with pytest.raises(DataError, match='lies behind the end'):
+        read(bytes(content), 'x')

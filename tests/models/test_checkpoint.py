@@ -166,3 +166,9 @@ def test_means_of_other_images_are_taken(own: float, others: float) -> None:
     net.load_state_dict(other.state_dict())
     load_weights(net, other.state_dict(), 'net.pth')
     assert net.add_mean.bias.equal(other.add_mean.bias)
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    (tmp_path / 'x.pth').write_bytes(b'hello')
+    with pytest.raises(CheckpointError, match='it is no file of weights'):
+        read_weights(str(tmp_path / 'x.pth'))

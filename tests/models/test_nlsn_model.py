@@ -107,6 +107,23 @@ def step(model: Any, data: dict[str, Any] | None = None, count: int = 1) -> Any:
     return model
 
 
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_losses_are_summed_and_named(accumulate: int) -> None:
+    """A perceptual loss gives two, of which that of style may be none."""
+    l1 = torch.nn.functional.l1_loss
+    several = training({'accumulate': accumulate})
+    several.cri_perceptual = lambda output, gt: (2 * l1(output, gt), l1(output, gt))
+    one = training({'pixel_opt': {'type': 'L1Loss', 'loss_weight': 4.0, 'reduction': 'mean'}})
+    for ours, expected in zip(weights(step(several)), weights(step(one))):
+        torch.testing.assert_close(ours, expected)
+    log = several.get_current_log()
+    assert list(log) == ['l_pix', 'l_percep', 'l_style']
+    assert sum(log.values()) == pytest.approx(one.get_current_log()['l_pix'], rel=1e-5)
+    without_style = training()
+    without_style.cri_perceptual = lambda output, gt: (l1(output, gt), None)
+    assert list(step(without_style).get_current_log()) == ['l_pix', 'l_percep']
+
+
 def test_warming_up_ends_with_the_whole_rate() -> None:
     model = training()
     rates = []

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from test_reference import draw
+from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention, ops
@@ -215,6 +216,10 @@ def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     arguments = (match.requires_grad_(requires_grad), value.requires_grad_(requires_grad), order, 8, requires_grad)
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, arguments)
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, (*arguments, 'previous'))
+
+
+def test_operators_are_counted_from_pytorch_2_5_on() -> None:
+    assert (TorchVersion(torch.__version__) >= '2.5') == COUNTS_FLOPS
 
 
 @pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
