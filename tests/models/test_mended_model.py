@@ -48,6 +48,17 @@ def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
         build_model(options(pretrain_network_g=str(tmp_path / 'a.pth'), param_key_g='params_emaa'))
 
 
+def test_the_second_networks_weights_are_told_from_the_firsts(tmp_path: Path) -> None:
+    path = str(tmp_path / 'd.pth')
+    torch.save({'of_d': {'weight': torch.ones(2, 3)}}, path)
+    model = build_model(options(pretrain_network_d=path, param_key_d='of_d'))
+    net = torch.nn.Linear(3, 2, bias=False)
+    model.load_network(net, path, True, 'params_ema')  # which it has not: then param_key_d, as it stands
+    assert net.weight.equal(torch.ones(2, 3))
+    with pytest.raises(CheckpointError, match='strict_load_d: false'):
+        model.load_network(torch.nn.Linear(4, 2, bias=False), path, True, 'of_d')
+
+
 def test_optimisers_and_schedulers_are_pytorchs() -> None:
     opt = options(is_train=True)
     model = build_model(opt)
@@ -63,8 +74,10 @@ def test_optimisers_and_schedulers_are_pytorchs() -> None:
 def test_several_processes_need_no_gpu(tmp_path: Path) -> None:
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
     try:
-        model = build_model({**options(), 'dist': True})
-        assert isinstance(model.net_g, DistributedDataParallel)
+        for unused in (False, True):
+            model = build_model({**options(), 'dist': True, 'find_unused_parameters': unused})
+            assert isinstance(model.net_g, DistributedDataParallel)
+            assert model.net_g.find_unused_parameters is unused
     finally:
         torch.distributed.destroy_process_group()
 
