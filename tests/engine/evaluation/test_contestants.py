@@ -99,3 +99,16 @@ def test_a_lack_of_memory_is_told_with_what_helps(error: Exception, weights: Pat
     found.net.register_forward_pre_hook(fail)
     with pytest.raises(UserError, match=r'^NLSN has too little memory for \[1, 3, 24, 24\]: try --tile 256$'):
         found.enlarge(np.zeros((24, 24, 3), np.uint8), Inference())
+
+
+def test_the_average_is_taken_unless_a_word_says_otherwise(weights: Path) -> None:
+    words = ['NLSN', str(weights), *(f'{key}={value}' for key, value in SMALL.items())]
+    assert from_words(words, 2).param_key == 'params_ema'
+    assert from_words([*words, 'param_key=params'], 2).param_key == 'params'
+
+
+def test_a_seed_is_of_all_attentions(tmp_path: Path) -> None:
+    network = contestant(write_weights(tmp_path))
+    assert len(network.attentions) > 1
+    network.hash_by(3, 70)
+    assert [a.eval_seed for a in network.attentions] == [70 + n for n in range(len(network.attentions))]

@@ -19,7 +19,7 @@ from warm import start
 from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
 from nlsn_plugin.engine.evaluation import experiments
 from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
-from nlsn_plugin.engine.options.documents import keep_copy
+from nlsn_plugin.engine.options.documents import Document, find_option_file, keep_copy
 from nlsn_plugin.errors import InterruptedRunError, SaveError, UserError
 from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
@@ -194,3 +194,20 @@ def test_layers_cost_what_the_formula_says() -> None:
         one_round = 2 * 10_000 * 16 * 35 + 2 * 70 * 144 * 432 * (16 + 64)
         assert costs[f'NLSA-r{rounds}']['gflops'] == pytest.approx((projections + rounds * one_round) / 1e9, rel=1e-3)
     assert all(cost['milliseconds'] > 0 for cost in costs.values())
+
+
+def test_a_place_of_another_budget_is_refused(tmp_path: Path) -> None:
+    def laboratory(budget: str) -> experiments.Laboratory:
+        return experiments.Laboratory(tmp_path, None, {}, find_budget(budget), 'cpu')
+
+    experiments.note_data(laboratory('0.01'))
+    with pytest.raises(UserError, match='on other data or of another budget'):
+        experiments.note_data(laboratory('0.02'))
+
+
+def test_a_share_of_the_schedule_has_its_share_of_the_milestones(tmp_path: Path) -> None:
+    laboratory = experiments.Laboratory(tmp_path, None, {}, Budget('a hundredth', 0.01), 'cpu')
+    whole = Document(find_option_file('paper/nlsn_x2.yml')).options['train']
+    options = experiments.scheduled(Document(find_option_file('paper/nlsn_x2.yml')).options, laboratory)
+    assert options['train']['total_iter'] == whole['total_iter'] // 100
+    assert options['train']['scheduler']['milestones'] == [m // 100 for m in whole['scheduler']['milestones']]

@@ -3,9 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from conftest import TRAIN, experiment, make_short, run, write_options
 
+from nlsn_plugin import NLSN
+from nlsn_plugin.engine.training import comparison
 from nlsn_plugin.engine.training.comparison import DETAIL, most_improved, table
 
 
@@ -39,3 +43,23 @@ def test_the_validation_images_may_lie_in_an_lmdb(place: Path, short: Path) -> N
     words += ['datasets:val:io_backend:type=lmdb', 'compare_with_bicubic=true', 'train:total_iter=1']
     done = run(TRAIN, '-opt', short, '--force_yml', *words, cwd=place)
     assert done.stdout.splitlines()[-1].startswith(f'Side by side: {experiment(place)}/comparison_')
+
+
+def test_the_average_is_compared_with_bicubic(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    opt = yaml.safe_load(write_options(tmp_path / 'a.yml', 'train_NLSN_x2', make_short).read_text())
+    models = tmp_path / 'models'
+    models.mkdir()
+    arguments = {key: value for key, value in opt['network_g'].items() if key != 'type'}
+    net = NLSN(**arguments)
+    params = net.state_dict()
+    names = dict(net.named_parameters())
+    average = {name: torch.zeros_like(w) if name in names else w for name, w in params.items()}
+    torch.save({'params': params, 'params_ema': average}, models / 'net_g_latest.pth')
+    for phase, dataset in opt['datasets'].items():
+        dataset |= {'phase': phase, 'scale': 2}
+    opt['path'] = {'models': str(models), 'experiments_root': str(tmp_path)}
+    drawn = {}
+    monkeypatch.setattr(comparison, 'draw', lambda images, figures, path: drawn.update(images))
+    comparison.compare_with_bicubic(opt)
+    assert np.ptp(drawn['NLSN'], axis=(0, 1)).max() == 0  # the average's weights are zero

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, Registry
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config, mmengine_run
+from nlsn_plugin.engine.training.mmengine_parts import schedules_of
 from nlsn_plugin.errors import OptionError, UserError
 
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
@@ -317,3 +318,8 @@ def test_checkpoints_that_do_not_load(
     )
     assert line.startswith(f'nlsn: {said}')
     assert '\n' not in line
+
+
+def test_where_a_schedule_begins_is_compared() -> None:
+    before, now = ([{'begin': begin, 'by_epoch': False, 'last_step': 3}] for begin in (0, 5))
+    assert schedules_of(before) != schedules_of(now)

@@ -239,3 +239,13 @@ class TestSeveralProcesses:
         assert process.returncode != 0
         assert time.monotonic() - began < 60
         assert 'SIGKILL' in stderr or 'exitcode  : -9' in stderr
+
+
+def test_a_port_of_the_environment_goes_before_that_of_the_option_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '')  # put back afterwards
+    said = {'SLURM_PROCID': '1', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0', 'MASTER_ADDR': 'a', 'MASTER_PORT': '7'}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    distributed.take_over_from_slurm(29500)
+    assert os.environ['MASTER_PORT'] == '7'

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,12 @@ def test_an_image_that_cannot_be_written_ends_the_run_saved(place: Path, short: 
         '--auto_resume goes on from there'
     )
     assert newest(experiment(place)) == '6.state'
+    in_the_way.unlink()  # and what was not measured is
+    words = ['-opt', short, '--auto_resume', '--force_yml', 'val:save_img=true', 'train:total_iter=7']
+    run(TRAIN, *words, cwd=place)
+    lines = map(json.loads, (experiment(place) / 'log.jsonl').read_text().splitlines())
+    assert [line['iter'] for line in lines if line['kind'] == 'validation'] == [6, 7]
+    assert (in_the_way / 'coffeex2_6.png').is_file()
 
 
 OWN_METRIC = """

@@ -19,6 +19,8 @@ from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.measuring.memory import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
+from nlsn_plugin.engine.upscaling.finding import Found
+from nlsn_plugin.engine.upscaling.planning import Output, plan
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
 from nlsn_plugin.models import checkpoint
@@ -235,3 +237,10 @@ print(sorted(nlsn_plugin.toolbox_problems))
 """
     done = python(code, tmp_path)
     assert done.stdout.strip() == "['basicsr', 'mmengine']", done.stderr
+
+
+def test_more_pixels_than_usual_are_planned_where_that_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / 'large.png'
+    Image.new('1', (12_000, 9_000)).save(path)
+    job = plan(Found(path), 'large.png', 2, Output('out', most_pixels=200_000_000))
+    assert (job.header.width, job.header.height) == (12_000, 9_000)

@@ -1,0 +1,29 @@
+"""The JSON log of a run that goes on from an earlier iteration than it had reached."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from nlsn_plugin.engine.training.journal import Journal
+
+
+def journal(folder: Path, iteration: int) -> Journal:
+    opt = {'rank': 0, 'name': 'a', 'path': {'experiments_root': str(folder)}, 'train': {'total_iter': 9}}
+    opt |= {'logger': {'print_freq': 1, 'use_tb_logger': False}}
+    return Journal(opt, iteration, None)
+
+
+def test_what_a_log_has_of_iterations_that_are_made_again_is_dropped(tmp_path: Path) -> None:
+    written = journal(tmp_path, 0)
+    for iteration in (4, 8, 9):
+        written.write({'kind': 'train', 'iter': iteration, 'l_pix': math.nan if iteration == 4 else 0.5})
+    journal(tmp_path, 8)
+    lines = (tmp_path / 'log.jsonl').read_text().splitlines()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert found == [{'kind': 'train', 'iter': 4}, {'kind': 'train', 'iter': 8, 'l_pix': 0.5}]
