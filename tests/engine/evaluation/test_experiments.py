@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 from conftest import error_of, run
 from warm import start
 
+from nlsn_plugin.data import sample
 from nlsn_plugin.engine.benchmarks.layer_costs import layer_costs
 from nlsn_plugin.engine.evaluation import experiments
 from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
@@ -211,3 +213,26 @@ def test_a_share_of_the_schedule_has_its_share_of_the_milestones(tmp_path: Path)
     options = experiments.scheduled(Document(find_option_file('paper/nlsn_x2.yml')).options, laboratory)
     assert options['train']['total_iter'] == whole['total_iter'] // 100
     assert options['train']['scheduler']['milestones'] == [m // 100 for m in whole['scheduler']['milestones']]
+
+
+def test_smoke_makes_its_sample_once(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Path] = []
+
+    def prepare(folder: Path, scale: int) -> None:
+        made.append(folder)
+        for name in ('photographs', 'sample_test'):
+            shutil.copytree(photographs, folder / name)
+
+    def run(name: str, laboratory: experiments.Laboratory) -> None:
+        assert laboratory.data == [Path('results/paper_smoke/sample/photographs')]
+        assert list(laboratory.sets) == ['chelsea']
+        raise UserError('far enough')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sample, 'prepare_sample_data', prepare)
+    monkeypatch.setattr(experiments, 'run', run)
+    for _ in range(2):
+        assert error_of(['paper', 'table4', '--budget', 'smoke', '--device', 'cpu'], capsys) == 'nlsn: far enough'
+    assert made == [Path('results/paper_smoke/sample')]

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nlsn_plugin.engine.details import densest
 from nlsn_plugin.engine.evaluation import page
 
 
@@ -41,3 +42,10 @@ def test_labels_that_are_alike_or_the_truths_have_pictures_of_their_own(tmp_path
     found = {entry['label']: cv2.imread(str(tmp_path / entry['detail'])).max() for entry in drawn['details'][1:]}
     assert found == shades
     assert len({entry['error'] for entry in drawn['details'][1:]}) == len(shades)
+
+
+def test_the_densest_part_may_lie_in_the_last_corner() -> None:
+    amount = np.zeros((10, 12))
+    amount[-1, -1] = 1
+    assert densest(amount, 3, 4) == (7, 8, 1)
+    assert densest(amount[-1:], 3, 4) == (0, 8, 1)

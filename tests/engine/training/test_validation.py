@@ -136,6 +136,13 @@ def test_a_lack_of_memory_in_validation_is_one_line(monkeypatch: pytest.MonkeyPa
         with pytest.raises(DataError, match=rf'^a\.png: too little memory for 30x20 pixels; {advice}$'):
             measure(model, sample, lambda images: images, {}, 1, 'a')
 
+    def broken() -> None:
+        raise RuntimeError('a defect')
+
+    model.test = broken
+    with pytest.raises(RuntimeError, match=r'^a defect$'):
+        measure(model, sample, lambda images: images, {}, 1, 'a')
+
 
 def test_images_without_a_truth_are_named_where_a_metric_needs_one(tmp_path: Path, photographs: Path) -> None:
     def change(options: dict) -> None:

@@ -268,3 +268,16 @@ def test_mistakes_are_one_line(page: Path, pairs: Path, tmp_path: Path, capsys: 
         Image.new('RGB', size).save(tmp_path / name)
     assert 'of 10x10 and' in (said := error_of(['gallery', str(tmp_path)], capsys))
     assert 'of 20x21 pixels are no pair' in said
+
+
+def test_of_an_evaluation_bicubic_is_before(tmp_path: Path) -> None:
+    images = [
+        {'scale': 2, 'set': 'Set5', 'image': 'cat', 'network': network, 'file': f'images/{network}.png'}
+        for network in ('bicubic', 'NLSN', 'EDSR')
+    ]
+    (tmp_path / 'results.json').write_text(json.dumps({'images': images}))
+    pairs = find_pairs(tmp_path)
+    assert [(pair.before.name, pair.after.name) for pair in pairs] == [
+        ('bicubic.png', 'NLSN.png'),
+        ('bicubic.png', 'EDSR.png'),
+    ]
