@@ -11,6 +11,8 @@ import torch
 from conftest import TRAIN, error_of, experiment, last_line, of_pairs, run, write_pairs
 from pages import option_files
 
+from nlsn_plugin import custom_imports
+
 PAGE = 'docs/own_classes.md'
 
 
@@ -98,3 +100,13 @@ def test_a_module_that_cannot_be_imported_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', list(sys.path))
     assert error_of(['modules', 'EDSR', '--import', name], capsys).startswith(f'nlsn: --import: {message}')
+
+
+def test_what_is_installed_goes_before_what_a_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ('installed', 'own'):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / 'both_have_it.py').write_text(f'place = {place!r}')
+    monkeypatch.setattr(sys, 'path', [*sys.path, str(tmp_path / 'installed')])
+    monkeypatch.setattr(custom_imports, 'imported', [])
+    custom_imports.import_modules(['both_have_it'], 'custom_imports', [tmp_path / 'own'])
+    assert sys.modules.pop('both_have_it').place == 'installed'

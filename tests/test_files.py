@@ -110,3 +110,16 @@ def test_an_error_without_words_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(SaveError, match='file could not be saved: RuntimeError; what was saved before is intact'):
         write_whole(tmp_path / 'file', fail)
+
+
+def test_what_is_put_in_place_was_written_to_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave an empty file where a whole one was."""
+    synced, sync = [], os.fsync
+
+    def noted(file: int) -> None:
+        synced.append((os.fstat(file).st_ino, Path('file').read_text()))
+        sync(file)
+
+    monkeypatch.setattr(os, 'fsync', noted)
+    write_whole(Path('file'), lambda path: path.write_text('new'))
+    assert synced[0] == (Path('file').stat().st_ino, 'kept')

@@ -411,3 +411,13 @@ def test_a_toolbox_that_refuses_to_be_imported_is_named_with_its_reason(
 def test_channels_of_an_image_are_those_that_the_first_convolution_takes() -> None:
     net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3))
     assert in_channels(net, {}) == 1
+
+
+@pytest.mark.usefixtures('registered')
+def test_attentions_that_mmengine_takes_from_a_file_stay(tmp_path: Path) -> None:
+    arch = {'type': 'Sequences', 'way': 'pair'}
+    trained = WithNLSA(arch, 'layer', zero_start=False).state_dict()
+    torch.save(trained, tmp_path / 'net.pth')
+    net = WithNLSA({**arch, 'init_cfg': {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'net.pth')}}, 'layer')
+    net.init_weights()
+    assert all(weight.equal(trained[name]) for name, weight in net.state_dict().items())

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 from conftest import error_of
 
 from nlsn_plugin.cli import main
+from nlsn_plugin.data.images import encode
 from nlsn_plugin.data.prepare import prepare_training_data
 
 
@@ -129,3 +131,25 @@ def test_options_that_would_do_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert '--output is missing' in error_of(['prepare', '--input', str(tmp_path)], capsys)
     words = ['prepare', '--input', str(tmp_path), '--output', str(tmp_path), '--test', '--storage', 'raw']
     assert '--storage is for training data' in error_of(words, capsys)
+
+
+def test_what_is_listed_twice_or_of_lr_alone_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hr, x2 = folder / 'train_HR_sub.lmdb', folder / 'train_LR_bicubic_X2_sub.lmdb'
+    first, second, *others = (hr / 'meta_info.txt').read_text().splitlines(keepends=True)
+    (hr / 'meta_info.txt').write_text(''.join([second, second, *others]))
+    alone, twice = (line.split('.')[0] for line in (first, second))
+    change(hr, **{alone: None})
+    with pytest.raises(SystemExit):
+        main(['prepare', '--check', str(folder)])
+    said = capsys.readouterr().err
+    assert f'{hr / "meta_info.txt"}, line 2: {twice} a second time' in said
+    assert f'{alone} is in {x2} and not in {hr}' in said
+
+
+def test_gray_images_have_one_channel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x2 = folder / 'train_LR_bicubic_X2_sub.lmdb'
+    change(x2, camera_s001=encode(np.zeros((24, 24), np.uint8), '.png'))
+    listed = (x2 / 'meta_info.txt').read_text()
+    (x2 / 'meta_info.txt').write_text(listed.replace('camera_s001.png (24,24,3)', 'camera_s001.png (24,24,1)'))
+    main(['prepare', '--check', str(x2)])
+    assert capsys.readouterr().out == f'{x2}: 24 images, all whole\n'

@@ -377,3 +377,10 @@ def test_a_colour_that_a_png_calls_transparent_behind_its_pixels_is_not() -> Non
     content = stream.getvalue()
     end = content.rindex(b'IEND') - 4
     assert transparent(io.BytesIO(content[:end] + chunk(b'tRNS', struct.pack('>H', 7)) + content[end:])) is None
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'JPEG'])
+def test_exif_that_does_not_read_turns_nothing(kind: str) -> None:
+    content = encoded(Image.new('RGB', (4, 6)), kind, exif=b'Exif\0\0no TIFF')
+    assert read(content, 'x').colour.shape == (6, 4, 3)
+    assert look(content, 'x') == pictures.Header(kind, 4, 6)

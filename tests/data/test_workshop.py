@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from nlsn_plugin import locks
 from nlsn_plugin.cli import main
 from nlsn_plugin.data.prepare import prepare_test_data
-from nlsn_plugin.data.workshop import RECORD, Workshop
+from nlsn_plugin.data.workshop import RECORD, Folder, Workshop
 from nlsn_plugin.errors import UserError
 
 
@@ -160,3 +162,20 @@ def test_a_full_disk_leaves_the_plan_as_it_was(
     prepare([2, 3], Path, 'write_text', 0)  # of the plan
     assert images(prepare([2, 3])) == whole
     assert '3 of 4 images were made before, going on' in capsys.readouterr().out
+
+
+def test_a_plan_that_is_dropped_leaves_the_lock(tmp_path: Path) -> None:
+    """Without it another process would lock a new file of its name, and both would write."""
+    for image in ('one', 'another'):
+        with contextlib.suppress(Stop), Workshop({tmp_path / 'HR': {}}, Folder, [image], 1) as workshop:
+            assert (workshop.path / 'lock').is_file()
+            raise Stop
+
+
+def test_a_lock_that_some_systems_do_not_permit_is_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(locks.fcntl, 'lockf', refuse)
+    with pytest.raises(UserError, match='another process is writing to'):
+        Workshop({tmp_path / 'HR': {}}, Folder, ['one'], 1)

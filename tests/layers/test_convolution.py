@@ -255,3 +255,14 @@ def test_on_a_gpu_a_kernel_of_1x1_gives_what_pytorch_s_gives(channels_last: bool
         found.append((y, *gradients))
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
+@pytest.mark.usefixtures('has_half')
+def test_autocast_leaves_float64_as_it_is() -> None:
+    module, x = conv3x3().double(), image().double()
+    with torch.no_grad():
+        expected = published(module, x)
+        with torch.autocast('cpu', torch.bfloat16):
+            found = module(x)
+    assert found.dtype == torch.float64
+    assert (found - expected).abs().max() < 1e-12

@@ -78,3 +78,12 @@ def test_an_empty_batch_stays_empty(layer: nn.Module, x: torch.Tensor) -> None:
 def test_an_input_of_a_wrong_shape_is_refused(layer: nn.Module, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r'x has the shape .*: \[N, 8, H, W\] is expected'):
         layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize('kind', [NonLocalSparseAttention, NonLocalAttention, LocalWindowAttention])
+def test_the_attention_weighs_as_much_as_is_asked_for(kind: type[nn.Module], x: torch.Tensor) -> None:
+    outputs = []
+    for res_scale in (0.5, 1.0):
+        torch.manual_seed(0)
+        outputs.append(kind(8, res_scale=res_scale).eval()(x))
+    torch.testing.assert_close(2 * (outputs[0] - x), outputs[1] - x)

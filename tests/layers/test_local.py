@@ -57,3 +57,9 @@ def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LocalWindowAttention(**{'channels': 8, **arguments})
+
+
+def test_windows_are_the_papers_and_a_layer_says_what_it_is() -> None:
+    assert repr(LocalWindowAttention(8)).startswith(
+        'LocalWindowAttention(\n  8, window=12, reduction=4, res_scale=1.0\n'
+    )

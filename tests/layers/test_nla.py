@@ -142,3 +142,8 @@ def test_bad_arguments_are_named_with_their_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         NonLocalAttention(**{'channels': 8, **arguments})
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_a_layer_says_whether_its_keys_are_its_queries(shared: bool) -> None:
+    assert f'8, window=5, shared={shared}, reduction=4' in repr(NonLocalAttention(8, window=5, shared=shared))

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, read_image, reduce
 from nlsn_plugin.errors import DataError, UserError
-from nlsn_plugin.metrics.protocols import PROTOCOLS, bicubic_planes, find_protocol, mean, planes, score
+from nlsn_plugin.metrics.protocols import PROTOCOLS, Protocol, bicubic_planes, find_protocol, mean, planes, score
 
 BASICSR, MATLAB, VDSR = (PROTOCOLS[name] for name in ('basicsr', 'matlab', 'vdsr'))
 
@@ -98,3 +98,9 @@ def test_a_protocol_that_is_not_there() -> None:
 def test_of_no_images_there_is_no_mean() -> None:
     with pytest.raises(DataError, match='no image was measured'):
         mean([])
+
+
+@pytest.mark.parametrize(('protocol', 'levels'), [(BASICSR, 219), (MATLAB, 219), (VDSR, 255)])
+def test_gray_files_span_as_many_levels_as_their_protocol_says(protocol: Protocol, levels: int) -> None:
+    black, white = (planes(np.full((2, 2), level, np.uint8), protocol, True).y for level in (0, 255))
+    assert (white.astype(np.float64) - black).max() == pytest.approx(levels, abs=1e-3)

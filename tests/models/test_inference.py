@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlsn_plugin.models.inference import cuts, in_tiles, in_whole_windows, over_orientations
+from nlsn_plugin.models.inference import cuts, in_tiles, in_whole_windows, over_orientations, window_of
 
 
 def enlarge(x: Tensor) -> Tensor:
@@ -92,3 +93,15 @@ def test_the_ensemble_is_the_mean_over_eight_orientations() -> None:
     corners = F.pad(torch.zeros(1, 1, 4, 6), (1, 1, 1, 1))
     corners[..., 0, 0] = corners[..., 0, -1] = corners[..., -1, 0] = corners[..., -1, -1] = 2 / 8
     torch.testing.assert_close(y, enlarge(x) + corners)
+
+
+@pytest.mark.parametrize(
+    ('network', 'window'),
+    [
+        ({'type': 'RRDBNet'}, 1),  # enlarges by 4 unless it says otherwise
+        ({'type': 'SwinIR', 'window_size': [8, 12]}, 24),
+        ({'type': 'WithNLSA', 'arch': {'type': 'SwinIR', 'window_size': [4, 6]}}, 12),
+    ],
+)
+def test_images_are_mirrored_to_what_all_windows_divide(network: dict[str, Any], window: int) -> None:
+    assert window_of(network) == window

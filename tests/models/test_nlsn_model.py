@@ -156,9 +156,9 @@ def test_the_log_is_the_mean_since_the_last_one() -> None:
     assert model.get_current_log() == {}
 
 
-@pytest.mark.parametrize('parts', [2, 4])
-def test_a_batch_in_parts_gives_the_same_step(parts: int) -> None:
-    whole, cut = step(training()), step(training({'accumulate': parts}))
+@pytest.mark.parametrize(('size', 'parts'), [(4, 2), (4, 4), (5, 2)])
+def test_a_batch_in_parts_gives_the_same_step(size: int, parts: int) -> None:
+    whole, cut = step(training(), batch(size)), step(training({'accumulate': parts}), batch(size))
     for mine, other in zip(weights(cut), weights(whole)):
         torch.testing.assert_close(mine, other)
     assert cut.get_current_log()['l_pix'] == pytest.approx(whole.get_current_log()['l_pix'])
@@ -318,3 +318,11 @@ def test_tiles_and_the_ensemble_are_off_unless_asked_for() -> None:
     assert outputs[0].shape == outputs[1].shape == outputs[2].shape == (1, 3, 16, 18)
     assert not outputs[0].equal(outputs[1])
     assert not outputs[0].equal(outputs[2])
+
+
+def test_an_image_without_truth_is_not_measured_by_that_of_another() -> None:
+    model = training()
+    model.feed_data(batch(1))
+    model.feed_data({'lq': batch(1)['lq'], 'lq_path': ['0.png']})
+    model.test()
+    assert 'gt' not in model.get_current_visuals()

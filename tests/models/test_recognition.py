@@ -10,7 +10,7 @@ from conftest import GOLDEN_NETWORKS, golden, official
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.errors import CheckpointError
-from nlsn_plugin.models.recognition import infer, is_nlsn
+from nlsn_plugin.models.recognition import contradiction, infer, is_nlsn
 
 SMALL: dict[str, Any] = {'num_feat': 8, 'num_block': 8}
 VARIANTS: list[dict[str, Any]] = [
@@ -105,3 +105,10 @@ def test_what_is_no_nlsn_is_refused_with_the_reason(change: Any, message: str) -
     with pytest.raises(CheckpointError, match=message) as error:
         infer(weights, 'net.pth')
     assert '\n' not in str(error.value)
+
+
+def test_a_mean_contradicts_the_weights_unless_rounding_tells_it_from_theirs() -> None:
+    found = infer(NLSN(**SMALL).state_dict(), 'net.pth')
+    red, green, blue = found['rgb_mean']
+    assert not contradiction(found, 'rgb_mean', [red, green + 5e-4, blue])
+    assert contradiction(found, 'rgb_mean', [red, green + 5e-3, blue])

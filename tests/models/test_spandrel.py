@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.archs import WithNLSA
+from nlsn_plugin.archs.bases import build_base
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.models.formats import save_network
 
@@ -227,3 +228,12 @@ print(nlsn_plugin.toolbox_problems, 'spandrel' in sys.modules)
 def test_state_dicts_of_others_are_looked_at_whatever_is_in_them() -> None:
     strange: dict[Any, Any] = {0: torch.ones(1), 'nlsn_metadata': 'text', 'body.0.conv_match.0.weight': None}
     assert not any(spandrel.MAIN_REGISTRY[name].detect(strange) for name in ('NLSN', 'WithNLSA'))
+
+
+def test_channels_of_the_output_are_those_that_the_network_gives(tmp_path: Path) -> None:
+    arguments = {'num_in_ch': 3, 'num_out_ch': 1, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 4}
+    net, metadata = build_base({'type': 'RRDBNet', **arguments}), {'type': 'RRDBNet', 'arguments': arguments}
+    save_network(net, tmp_path / 'a.safetensors', metadata, embed=True)
+    model = spandrel.ModelLoader().load_from_file(tmp_path / 'a.safetensors')
+    assert (model.input_channels, model.output_channels) == (3, 1)
+    assert model(torch.rand(1, 3, 8, 9)).shape == (1, 1, 32, 36)

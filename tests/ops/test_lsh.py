@@ -78,3 +78,8 @@ def test_codes_are_computed_in_float32_whatever_the_dtype(dtype: torch.dtype) ->
 def test_equal_codes_keep_raster_order(codes: list[int]) -> None:
     expected = sorted(range(len(codes)), key=lambda pixel: codes[pixel])
     assert bucket_order(torch.tensor(codes)[None, None]).flatten().tolist() == expected
+
+
+def test_what_is_not_a_number_has_the_first_code() -> None:
+    """As an argmax gives it, and so the exported graph."""
+    assert hash_codes(torch.full((1, 3, 4), torch.nan), torch.randn(4, 2, 5)).eq(0).all()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nlsn_plugin import ops
 from nlsn_plugin.errors import ArgumentError
+from nlsn_plugin.ops.reference import normalise
 
 
 def draw(
@@ -144,3 +145,9 @@ def test_features_of_any_length_give_finite_numbers(magnitude: float, dtype: tor
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ArgumentError, match="backend='fast' is not allowed: choose one of 'auto', 'reference'"):
         ops.attend(*draw(1, 8, 1, 4), 4, backend='fast')
+
+
+def test_keys_that_are_shorter_than_the_released_codes_bound_shrink() -> None:
+    direction = torch.tensor([0.6, 0.8])
+    for length, expected in ((5e-5, 1.0), (5e-6, 0.1), (0.0, 0.0)):
+        torch.testing.assert_close(normalise(length * direction), expected * direction)

@@ -65,3 +65,9 @@ def test_what_draws_numbers_is_not_exported(arguments: dict[str, object], traini
     layer = NonLocalSparseAttention(8, 2, 4, **arguments).train(training)
     with pytest.raises(ValueError, match=message):
         torch.export.export(layer, (torch.randn(1, 8, 5, 6),), strict=False)
+
+
+def test_scores_may_be_larger_than_an_exponential_holds() -> None:
+    match, value, bank = 100 * torch.randn(2, 40, 4), torch.randn(2, 40, 6), torch.randn(4, 3, 64)
+    expected = ops.attend(match, value, bank[..., : ops.count_buckets(40, 7) // 2], 7, 'reference')
+    torch.testing.assert_close(traceable.attend(match, value, bank, 7), expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from conftest import ROOT
 from nlsn_plugin import NLSN
 from nlsn_plugin.engine.options.documents import Document, find_option_file
 from nlsn_plugin.engine.options.reading import checked
-from nlsn_plugin.paper.studies import STUDIES
+from nlsn_plugin.paper.studies import STUDIES, Entry
 
 FILES = sorted((ROOT / 'options' / 'paper').glob('*.yml'))
 ABLATIONS = [path for path in FILES if not path.stem.startswith('nlsn_x')]
@@ -76,3 +76,21 @@ def test_numbers_are_the_papers() -> None:
     misprinted = [entry.paper for entry in STUDIES['table3'].entries if entry.remark]
     assert misprinted == [31.87, 31.88, 31.89]
     assert set(by_label['fig5'].values()) == set(by_label['fig6'].values()) == {None}
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [entry for name in ('fig5', 'fig6') for entry in STUDIES[name].entries],
+    ids=lambda entry: entry.network,
+)
+def test_figures_are_drawn_over_the_pixels_that_are_attended_to(entry: Entry) -> None:
+    network = options(find_option_file(f'paper/{entry.network}'))['network_g']
+    window = network.get('attention_options', {}).get('window')
+    assert entry.x == (window**2 if window else network['chunk_size'])
+
+
+def test_rounds_of_training_are_the_option_files_and_those_of_the_test_are_said() -> None:
+    by_label = {entry.label: entry for entry in STUDIES['table3'].entries}
+    entry = by_label['trained with r = 2, tested with 8']
+    assert (entry.network, entry.rounds, entry.paper) == ('nlsa_r2', 8, 37.90)
+    assert [entry.network for entry in STUDIES['table5'].entries[2:]] == ['nlsa_r4'] * 4
