@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nlsn_plugin.engine.training import randomness, run
+from nlsn_plugin.engine.training.mmengine_parts import RandomStateHook
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +40,13 @@ def test_a_drawn_seed_is_that_of_the_first_process_and_each_process_has_its_own_
     run.seed(opt)
     assert (opt['manual_seed'], opt['seed_is_drawn']) == (77, True)
     assert torch.initial_seed() == 78
+
+
+def test_a_validation_of_mmengines_leaves_random_numbers_as_they_were() -> None:
+    hook, before = RandomStateHook(), randomness.current()
+    expected = drawn()
+    randomness.restore(before)
+    hook.before_val(None)
+    drawn()
+    hook.after_val(None)
+    assert drawn() == expected

@@ -244,3 +244,19 @@ def test_more_pixels_than_usual_are_planned_where_that_is_allowed(tmp_path: Path
     Image.new('1', (12_000, 9_000)).save(path)
     job = plan(Found(path), 'large.png', 2, Output('out', most_pixels=200_000_000))
     assert (job.header.width, job.header.height) == (12_000, 9_000)
+
+
+@pytest.mark.parametrize(('dtype', 'measured'), [(torch.float32, 4.7), (torch.bfloat16, 6.5)])
+def test_as_many_maps_are_foreseen_as_were_measured(dtype: torch.dtype, measured: float) -> None:
+    foreseen = memory.needed(NLSN(num_feat=64, num_block=1), 1000, 1000, dtype) - memory.AT_LEAST
+    assert measured <= foreseen / (1e6 * 64 * dtype.itemsize) <= 1.1 * measured
+
+
+def test_an_ensemble_holds_a_result_more() -> None:
+    assert memory.held(10, 10, 2, True) - memory.held(10, 10, 2, False) == 20 * 20 * 3 * 4
+
+
+def test_tiles_that_share_what_was_asked_for_are_not_noted() -> None:
+    picture = Picture(np.zeros((40, 40, 3), np.uint8))
+    result = Upscaler(Settings(2, tile=20, overlap=4, device='cpu')).enlarge(picture, 'a')
+    assert (result.tile, result.notes) == (20, [])
