@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,5 +51,5 @@ def digest_of_code(net: nn.Module) -> str | None:
     packages = {name.partition('.')[0] for name in imported}
     classes = {cls for module in net.modules() for cls in type(module).__mro__}
     own = sorted({cls.__module__ for cls in classes if cls.__module__.partition('.')[0] in packages})
-    sources = [inspect.getsource(sys.modules[name]) for name in own]
-    return hashlib.sha256('\0'.join(sources).encode()).hexdigest() if own else None
+    files = [Path(sys.modules[name].__file__ or os.devnull) for name in own]
+    return hashlib.sha256(b'\0'.join(file.read_bytes() for file in files)).hexdigest() if own else None

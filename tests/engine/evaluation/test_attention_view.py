@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import GOLDEN, error_of
 
-from nlsn_plugin import NLSN, NonLocalSparseAttention
+from nlsn_plugin import NLSN, NonLocalSparseAttention, WithNLSA
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.evaluation.attention_view import View, draw, features_of, view
+from nlsn_plugin.models.formats import save_network
 
 
 @pytest.mark.parametrize('neighbours', ['both', 'none'])
@@ -102,3 +103,14 @@ def test_a_name_that_is_no_utf_8_is_drawn_with_marks(
     main(['show-buckets', image, '--at', '20', '30', '--net', 'NLSN', weights, 'num_feat=16', 'num_block=8'])
     assert 'drawn: buckets_caf\ufffd.png' in capsys.readouterr().out
     assert Path(f'buckets_{image}').stat().st_size > 0
+
+
+def test_a_layer_of_another_resolution_than_the_image_is_refused(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arch = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 2}
+    arguments = {'arch': arch, 'after': 'upsample', 'nlsa': {'chunk_size': 16}}
+    save_network(WithNLSA(**arguments), Path('a.safetensors'), {'type': 'WithNLSA', 'arguments': arguments})
+    words = ['show-buckets', str(photographs / 'coffee.png'), '--at', '20', '30', '--net', 'WithNLSA', 'a.safetensors']
+    assert error_of(words, capsys) == 'nlsn: the layer works on [242, 194] of [121, 97] pixels: take another'

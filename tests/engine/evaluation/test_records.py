@@ -46,19 +46,17 @@ def test_what_is_whole_is_not_written_anew(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope='module')
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp('weights'))
-
-
-@pytest.fixture(scope='module')
-def two(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    return write_two(tmp_path_factory.mktemp('two'), photographs)
+def evaluated(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[Path, Path]:
+    """The weights of a network, and a folder of two photographs."""
+    folder = tmp_path_factory.mktemp('two')
+    return write_weights(folder.parent), write_two(folder, photographs)
 
 
 @pytest.mark.parametrize('change', ['arguments', 'weights', 'param_key', 'protocol'])
 def test_figures_of_another_network_or_protocol_are_not_taken_for_these(
-    change: str, weights: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, evaluated: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights, two = evaluated
     params, file = torch.load(weights)['params'], tmp_path / 'net.pth'
     averaged = {name: 0.5 * weight for name, weight in params.items()}
     torch.save({'params': params, 'params_ema': averaged}, file)
@@ -80,8 +78,9 @@ def test_figures_of_another_network_or_protocol_are_not_taken_for_these(
 
 @pytest.mark.parametrize('change', ['arguments', 'n_hashes', 'size', 'inference', 'machine', 'environment'])
 def test_costs_of_another_network_size_or_machine_are_not_taken_for_these(
-    change: str, weights: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, evaluated: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights, two = evaluated
     calls: list[Any] = []
     monkeypatch.setattr(costs, 'measure', lambda *arguments: calls.append(arguments) or {'lr_size': [16, 16]})
     usual: dict[str, Any] = {'cost_size': (16, 16)}

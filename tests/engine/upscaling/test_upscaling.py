@@ -19,7 +19,7 @@ from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.measuring.memory import RETURN_ALL
 from nlsn_plugin.engine.upscaling import in_memory, memory
-from nlsn_plugin.engine.upscaling.finding import Found
+from nlsn_plugin.engine.upscaling.finding import Found, find_inputs
 from nlsn_plugin.engine.upscaling.planning import Output, plan
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
 from nlsn_plugin.errors import ArgumentError, BackendError, UserError
@@ -260,3 +260,10 @@ def test_tiles_that_share_what_was_asked_for_are_not_noted() -> None:
     picture = Picture(np.zeros((40, 40, 3), np.uint8))
     result = Upscaler(Settings(2, tile=20, overlap=4, device='cpu')).enlarge(picture, 'a')
     assert (result.tile, result.notes) == (20, [])
+
+
+def test_a_folder_without_earlier_results_is_taken_without_a_word(
+    photographs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(find_inputs([str(photographs)])) == 4
+    assert not caplog.records
