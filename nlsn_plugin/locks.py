@@ -7,6 +7,7 @@ from typing import IO, Any
 try:
     import fcntl
 except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 
@@ -18,7 +19,7 @@ def lock(file: IO[Any]) -> None:
         OSError: there are file systems without locks.
     """
     try:
-        if 'fcntl' in globals():
+        if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
