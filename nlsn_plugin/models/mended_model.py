@@ -49,7 +49,7 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
             f'by default, is looked for at {Path(VGG_PRETRAIN_PATH).absolute()}'
         ) from error
     except (AssertionError, RuntimeError) as error:
-        if torch.cuda.is_available() or not NO_GPU.search(str(error)):
+        if isinstance(error, UserError) or torch.cuda.is_available() or not NO_GPU.search(str(error)):
             raise
         raise UserError(f'{opt["model_type"]} needs a GPU: {first_line(error)}') from error
     get_root_logger().info(f'Model [{type(model).__name__}] is created.')

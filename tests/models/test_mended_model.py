@@ -48,6 +48,12 @@ def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
         build_model(options(pretrain_network_g=str(tmp_path / 'a.pth'), param_key_g='params_emaa'))
 
 
+def test_weights_that_do_not_fit_are_said_to_whatever_their_file_is_called(tmp_path: Path) -> None:
+    torch.save({'params': {'head.0.weight': torch.zeros(1)}}, tmp_path / 'CUDA.pth')
+    with pytest.raises(CheckpointError, match=r'CUDA\.pth does not fit'):
+        build_model(options(pretrain_network_g=str(tmp_path / 'CUDA.pth')))
+
+
 def test_the_second_networks_weights_are_told_from_the_firsts(tmp_path: Path) -> None:
     path = str(tmp_path / 'd.pth')
     torch.save({'of_d': {'weight': torch.ones(2, 3)}}, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 from nlsn_plugin.engine.training.journal import Journal
 
@@ -27,3 +28,11 @@ def test_what_a_log_has_of_iterations_that_are_made_again_is_dropped(tmp_path: P
 
     found = [json.loads(line, parse_constant=refuse) for line in lines]
     assert found == [{'kind': 'train', 'iter': 4}, {'kind': 'train', 'iter': 8, 'l_pix': 0.5}]
+
+
+def test_nothing_is_left_at_the_last_update_however_slow(tmp_path: Path) -> None:
+    written, said = journal(tmp_path, 0), []
+    written.message.logger = SimpleNamespace(info=said.append)
+    written.message.start_time -= 1000
+    written.progress(0, 9, [1e-4], 100.0, 0.1, {})
+    assert '[eta: 0:00:00,' in said[0]
