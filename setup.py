@@ -35,7 +35,7 @@ setup(
         'mmengine>=0.10.4',
         'numpy>=1.26',
         'opencv-python>=4.9',
-        'pillow>=10.2',
+        'pillow>=11.2',
         'psutil>=5.9',
         'pydantic>=2.7',
         'pyyaml>=6.0.1',
@@ -60,6 +60,7 @@ setup(
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
+        'Programming Language :: Python :: 3.14',
         'Topic :: Scientific/Engineering :: Image Processing',
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -15,6 +16,39 @@ from typing import Any
 from safetensors import SafetensorError
 
 from nlsn_plugin.errors import ArgumentError, SaveError, UserError, first_line
+
+NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
+"""What the system says of a path at which nothing is."""
+
+
+def kind(path: Path) -> int:
+    """What is at a path, as stat.S_IFMT names it, links followed; 0 if nothing is.
+
+    Path.exists and its like find nothing, from Python 3.14 on, where the system will not let them look.
+
+    Raises:
+        OSError: it cannot be told: its folder is closed, its name too long.
+    """
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        if error.errno not in NOTHING:
+            raise
+    except ValueError:  # no name of a file
+        pass
+    return 0
+
+
+def exists(path: Path) -> bool:
+    return kind(path) != 0
+
+
+def is_file(path: Path) -> bool:
+    return kind(path) == stat.S_IFREG
+
+
+def is_dir(path: Path) -> bool:
+    return kind(path) == stat.S_IFDIR
 
 
 def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = True) -> None:
@@ -74,7 +108,7 @@ def write_text(path: Path, text: str) -> None:
 
 def is_written_whole(path: Path) -> bool:
     """Whether `write_text` will replace what is there."""
-    return path.is_file() or not path.exists()
+    return kind(path) in (0, stat.S_IFREG)
 
 
 def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
@@ -105,16 +139,14 @@ def check_writable(path: Path, whole: bool = False) -> None:
         SaveError: a folder has its name, its own folder is not there, or it cannot be written.
     """
     try:
-        there = None
-        with contextlib.suppress(FileNotFoundError):
-            there = path.stat()
-        if there and stat.S_ISDIR(there.st_mode):
+        there = kind(path)
+        if there == stat.S_IFDIR:
             raise SaveError(f'{path} is a folder: name the file in it')
-        if not path.parent.is_dir():
+        if not exists(path.parent):
             raise SaveError(f'there is no folder {path.parent}')
-        if there is None or whole:
+        if whole or not there:
             try_to_write(path.parent)
-        elif stat.S_ISREG(there.st_mode):  # a pipe would wait for its reader, or lose it
+        elif there == stat.S_IFREG:  # a pipe would wait for its reader, or lose it
             path.open('ab').close()
     except OSError as error:
         raise SaveError(f'{path} cannot be written: {error.strerror}') from error
@@ -139,7 +171,7 @@ def check_folder(folder: Path) -> None:
         SaveError: the nearest folder above it that there is cannot be written to.
     """
     try:
-        try_to_write(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+        try_to_write(next(place for place in (folder, *folder.absolute().parents) if exists(place)))
     except OSError as error:
         raise SaveError(f'the folder {folder} cannot be written to: {error.strerror}') from error
 
@@ -152,6 +184,6 @@ def try_to_write(folder: Path) -> None:
 
 def whole_lines(path: Path) -> Iterator[Any]:
     """The lines of JSON in a file, if it is there; one that was cut short is passed over."""
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().splitlines() if exists(path) else ():
         with contextlib.suppress(ValueError):
             yield json.loads(line)

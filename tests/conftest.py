@@ -25,6 +25,7 @@ if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is imported: its kernels then run on the CPU, slowly
     interpreted.quicken()
 from nlsn_plugin import NLSN, custom_imports  # makes basicsr importable
+from nlsn_plugin.engine.options.misfits import has_compiler
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers > 1:  # each with its share of the cores, in the processes that it starts too
@@ -44,6 +45,7 @@ GOLDEN = Path(__file__).parent / 'golden'
 OPTION_FILES = sorted((ROOT / 'options').glob('*.yml'))
 GOLDEN_LAYERS = sorted(path.stem for path in GOLDEN.glob('nlsa_*.npz'))
 GOLDEN_NETWORKS = sorted(path.stem for path in GOLDEN.glob('nlsn_*.npz'))
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason='torch.compile needs a compiler of C++')
 NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
 """For mmengine: loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
 

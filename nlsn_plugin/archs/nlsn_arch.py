@@ -172,8 +172,8 @@ def is_watched(module: nn.Module) -> bool:
 
     By a hook of the module or of all modules, or by another `forward` put into its place.
     """
-    of_all = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return bool(module._forward_hooks or module._forward_pre_hooks or of_all or 'forward' in vars(module))
+    hooks_of_all = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    return bool(module._forward_hooks or module._forward_pre_hooks or hooks_of_all or 'forward' in vars(module))
 
 
 def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:

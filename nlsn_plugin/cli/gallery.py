@@ -9,7 +9,7 @@ from typing import Any
 
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.files import check_writable
+from nlsn_plugin.files import check_writable, exists
 
 TEXT = 'a page of pictures before and after, with a slider over each'
 
@@ -40,7 +40,7 @@ def gallery(args: argparse.Namespace) -> None:
     if page.suffix.lower() not in ('.html', '.htm'):
         raise UserError(f'-o {page}: the name of a page ends in .html')
     check_writable(page, whole=True)
-    if page.exists() and not args.force:
+    if exists(page) and not args.force:
         raise UserError(f'{page} is there already: --force overwrites it')
 
     def report(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errn
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
+    if 'forkserver' in multiprocessing.get_all_start_methods():  # Python's way from 3.14 on: what all workers need
+        multiprocessing.set_forkserver_preload(['__main__', __name__])
     words = sys.argv[1:] if arguments is None else list(arguments)
     with while_output_is_taken():
         run(parsed(words))

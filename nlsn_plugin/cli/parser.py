@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from nlsn_plugin.checks import nearest
 
-INVALID_CHOICE = re.compile(r"(.*invalid choice: '?)(.*?)('?) \(choose from (.*)\)", re.DOTALL)
+INVALID_CHOICE = re.compile(r"(.*invalid choice: )'?(.*?)'? \(choose from (.*)\)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,9 +17,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         if found := INVALID_CHOICE.fullmatch(message):
-            before, word, after, listed = found.groups()
+            before, word, listed = found.groups()
             choices = [choice.strip("' ") for choice in listed.split(',')]
-            message = before + word + after + nearest(word, choices)
+            message = f"{before}'{word}'{nearest(word, choices)}"  # with quotes as Python 3.14 has them, numbers too
         self.exit(2, f'{self.prog}: {message} ({self.prog} --help says more)\n')
 
 

@@ -10,6 +10,7 @@ from nlsn_plugin.cli.drawings import check_drawing
 from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.files import exists, is_file
 
 TEXT = 'buckets and attention weights of one pixel, in a picture'
 
@@ -53,13 +54,13 @@ def show_buckets(args: argparse.Namespace) -> None:
         raise UserError('name the network either by -opt FILE or by --net TYPE WEIGHTS')
     if args.option_file and args.scale:
         raise UserError('--scale is said by the option file: leave it out')
-    if not args.image.is_file():
+    if not is_file(args.image):
         raise UserError(f'there is no image {args.image}')
     path = args.output or Path(f'buckets_{args.image.stem}.png')
     check_drawing(path)
-    if path.exists() and not args.force:
+    if exists(path) and not args.force:
         raise UserError(f'{path} is there already: --force overwrites it')
-    if path.exists() and path.samefile(args.image):
+    if exists(path) and path.samefile(args.image):
         raise UserError(f'--output {path} is the image itself')
     device_of(args.device)
     recipe = from_option_file(args.option_file) if args.option_file else from_words(args.net, args.scale or 2)

@@ -15,6 +15,7 @@ from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.cli.streams import abandon
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import SaveError, UserError
+from nlsn_plugin.files import exists, is_dir
 
 TEXT = 'enlarge pictures by 2, 3 or 4'
 
@@ -168,10 +169,10 @@ def is_for_a_folder(place: str) -> bool:
     """
     path = Path(place)
     try:
-        if path.is_dir():
+        if is_dir(path):
             return True
         by_name = place.endswith('/') or not path.suffix
-        if by_name and path.exists():
+        if by_name and exists(path):
             raise UserError(f'-o {place} is a file: a folder is expected, or a name that ends in .png or the like')
     except OSError as error:
         raise UserError(f'-o {place} cannot be written: {error.strerror}') from error

@@ -13,6 +13,7 @@ import numpy as np
 from nlsn_plugin.data.images import crop_to_multiple, read_image, reduce
 from nlsn_plugin.data.prepare import checked
 from nlsn_plugin.errors import UserError
+from nlsn_plugin.files import is_dir
 from nlsn_plugin.paper.table1 import SETS
 
 BICUBIC = 'bicubic'
@@ -60,7 +61,7 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
     """
     base = root or Path('datasets/benchmark')
     if wanted is None:
-        found = {name: base / name for name in SETS if (base / name).is_dir()}
+        found = {name: base / name for name in SETS if is_dir(base / name)}
         if not found:
             raise UserError(
                 f'{base} has none of {", ".join(SETS)}: say where they lie by --data FOLDER, or name folders of '
@@ -69,14 +70,14 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
         return found
     found = {}
     for word in wanted:
-        folder = base / word if (base / word).is_dir() else Path(word)
+        folder = base / word if is_dir(base / word) else Path(word)
         name = folder.name or folder.resolve().name
-        if '=' in word and not folder.is_dir():  # else it is part of a folder's name
+        if '=' in word and not is_dir(folder):  # else it is part of a folder's name
             name, _, path = word.partition('=')
             folder = Path(path)
             if not name or not path:
                 raise UserError(f'--sets {word}: NAME=FOLDER is expected')
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise UserError(f'there is no set {word}{hint(word, base)}')
         if name in found:
             raise UserError(f'two sets are called {name}, {found[name]} and {folder}: write NAME={folder}')
@@ -88,7 +89,7 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
 
 def hint(name: str, root: Path) -> str:
     """At the set that may have been meant."""
-    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    there = sorted(path.name for path in root.iterdir() if is_dir(path)) if is_dir(root) else []
     close = difflib.get_close_matches(name, [*there, *SETS], n=1)
     if close and close[0] in there:
         return f': did you mean {close[0]}?'
@@ -108,10 +109,10 @@ def open_set(name: str, folder: Path, scale: int, lr: str | None = None, workers
     Raises:
         UserError: names every image that is missing, damaged, or of a wrong size.
     """
-    hr = folder / 'HR' if (folder / 'HR').is_dir() else folder
+    hr = folder / 'HR' if is_dir(folder / 'HR') else folder
     given = folder / 'LR_bicubic' / f'X{scale}'
     if lr is None:
-        lr = str(given) if given.is_dir() else BICUBIC
+        lr = str(given) if is_dir(given) else BICUBIC
     elif lr != BICUBIC:
         lr = lr.replace('{set}', name).replace('{scale}', str(scale))
     sources, seen = checked(hr, [scale], None if lr == BICUBIC else lr, workers)

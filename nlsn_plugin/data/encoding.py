@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -180,7 +181,9 @@ def as_png(picture: Picture) -> bytes:
         return png.with_chunks(by_pillow(picture, 'PNG', QUALITY), chunks)
     pixels = stacked(picture)
     order = [2, 1, 0, 3][: pixels.shape[2]]
-    is_made, made = cv2.imencode('.png', pixels[..., order])
+    is_made = False
+    with contextlib.suppress(cv2.error):  # what OpenCV before 4.10 raises
+        is_made, made = cv2.imencode('.png', pixels[..., order])
     if not is_made:
         raise DataError(f'it cannot be written as PNG of 16 bits: at most {LARGEST_OF_LIBPNG} pixels along an edge')
     content = bytes(made.tobytes())

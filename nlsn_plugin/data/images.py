@@ -15,7 +15,7 @@ from PIL import Image
 
 from nlsn_plugin.data.damage import named_in_errors, without_limits_of_pillow
 from nlsn_plugin.errors import DataError, SaveError, UserError
-from nlsn_plugin.files import write_whole
+from nlsn_plugin.files import exists, is_dir, is_file, write_whole
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 SMALLEST_IMAGE = 24
@@ -48,11 +48,11 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
     """
     images = []
     for folder in folders:
-        if not folder.is_dir():
-            what = f'{folder} is no folder' if folder.exists() else f'there is no folder {folder}'
+        if not is_dir(folder):
+            what = f'{folder} is no folder' if exists(folder) else f'there is no folder {folder}'
             raise UserError(f'{what}: give one that holds images')
         named_so = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        found = [path for path in named_so if path.is_file() or not path.exists()]  # links that lead nowhere fail later
+        found = [path for path in named_so if is_file(path) or not exists(path)]  # links that lead nowhere fail later
         if not found:
             raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
         images += found

@@ -18,6 +18,7 @@ from nlsn_plugin.data.images import contents, decode_whole
 from nlsn_plugin.data.paired import check_lmdb, keys, stored
 from nlsn_plugin.data.parallel import in_parallel, processes
 from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.files import exists
 
 LISTED = re.compile(r'(?P<key>[^.\s]+)\.\w+ \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\) \d+')
 """A line of meta_info.txt: baboon.png (120,125,3) 1."""
@@ -66,7 +67,7 @@ def lmdbs(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         inside = sorted(one for one in path.glob('*.lmdb') if not one.name.startswith('.'))
-        if not path.exists():
+        if not exists(path):
             raise UserError(f'there is no {path}')
         found += inside or [path]
     return list(dict.fromkeys(found))

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import normalize
 from nlsn_plugin.data.damage import named_in_errors
 from nlsn_plugin.data.images import contents
 from nlsn_plugin.errors import DataError
+from nlsn_plugin.files import exists, is_file
 
 Options = dict[str, Any]
 
@@ -54,12 +55,12 @@ class SafePairedImageDataset(PairedImageDataset):
     def __init__(self, opt: Options) -> None:
         for key in ('dataroot_gt', 'dataroot_lq'):
             root = Path(opt[key])
-            if not root.exists():
+            if not exists(root):
                 raise DataError(f'there is no {root} ({key})')
             if opt['io_backend']['type'] == 'lmdb':
                 check_lmdb(root)
                 opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
-            elif (root / 'data.mdb').is_file():
+            elif is_file(root / 'data.mdb'):
                 raise DataError(f'{root} is an LMDB ({key}): io_backend: {{type: lmdb}} is expected')
         try:
             super().__init__(opt)
@@ -192,7 +193,7 @@ def check_lmdb(path: Path) -> None:
         DataError: it lacks a file, is damaged, or was cut short.
     """
     for name in ('data.mdb', 'meta_info.txt'):
-        if not (path / name).is_file():
+        if not is_file(path / name):
             raise DataError(f'{path} is no LMDB of images: there is no {path / name}')
     place, file = os.path.realpath(path), (path / 'data.mdb').stat()
     identity = file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nlsn_plugin.errors import SaveError
-from nlsn_plugin.files import check_writable, write_whole
+from nlsn_plugin.files import check_writable, exists, write_whole
 from nlsn_plugin.models.building import PROBE, network_of, scale_of, upscaled
 from nlsn_plugin.models.checkpoint import Stored, Weights, read_stored
 from nlsn_plugin.models.description import OF_THE_RUN, Arguments, Description, describe
@@ -86,9 +86,9 @@ def convert(
 def check_target(source: Path, target: Path, force: bool) -> None:
     """Refuse a place where nothing is to be written."""
     check_writable(target, whole=True)
-    if target.exists() and source.samefile(target):
+    if exists(target) and source.samefile(target):
         raise SaveError(f'{target} is the file that is read: name another')
-    if target.exists() and not force:
+    if exists(target) and not force:
         raise SaveError(f'{target} is there already: --force replaces it')
 
 

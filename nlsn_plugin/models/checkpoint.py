@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nlsn_plugin.archs import NLSN, WithNLSA
 from nlsn_plugin.archs.nlsn_arch import foreign_means
 from nlsn_plugin.errors import CheckpointError, first_line
+from nlsn_plugin.files import is_dir, is_file
 from nlsn_plugin.models.inert import load_inertly
 
 Weights = dict[str, Tensor]
@@ -257,9 +258,9 @@ def shortened(names: Iterable[object], most: int) -> str:
 def check_readable(path: str | Path) -> None:
     """Refuse a file that is not there, is a folder, with a hint at what may have been meant, or cannot be read."""
     try:
-        if Path(path).is_dir():
+        if is_dir(Path(path)):
             raise CheckpointError(f'{path} is a folder: name the file in it')
-        if not Path(path).is_file():
+        if not is_file(Path(path)):
             raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
         with Path(path).open('rb'):
             pass

@@ -12,7 +12,7 @@ from nlsn_plugin.cli.main import parsed
         (['upscal'], "nlsn: argument COMMAND: invalid choice: 'upscal': did you mean upscale? (nlsn --help says more)"),
         (
             ['prepare', '--scale', '5'],
-            'nlsn prepare: argument --scale: invalid choice: 5: there are 2, 3, 4 (nlsn prepare --help says more)',
+            "nlsn prepare: argument --scale: invalid choice: '5': there are 2, 3, 4 (nlsn prepare --help says more)",
         ),
         ([], 'nlsn: the following arguments are required: COMMAND (nlsn --help says more)'),
         (

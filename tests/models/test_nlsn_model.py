@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from basicsr.models.sr_model import SRModel
-from conftest import GOLDEN, golden, relative_error
+from conftest import GOLDEN, golden, needs_compiler, relative_error
 
 from nlsn_plugin import NLSNModel
 from nlsn_plugin.errors import CheckpointError, NonFiniteLossError
@@ -297,6 +297,7 @@ def test_channels_last_is_kept() -> None:
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in model.net_g.parameters() if w.dim() == 4)
 
 
+@needs_compiler
 def test_a_compiled_network_keeps_its_names_and_numbers() -> None:
     plain, compiled = step(training()), step(training({'compile': True}))
     assert compiled.net_g.state_dict().keys() == plain.net_g.state_dict().keys()

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from conftest import needs_compiler
 from test_reference import draw
 from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
@@ -255,6 +256,7 @@ class TestRandomOrders:
         assert orders.equal(torch.stack([torch.randperm(31), torch.randperm(31)]))
 
 
+@needs_compiler
 class TestCompiled:
     def test_a_network_is_one_graph_and_gives_its_numbers(self) -> None:
         torch.manual_seed(0)

@@ -25,6 +25,7 @@ from nlsn_plugin.engine.options.misfits import misfits_of_network
 from nlsn_plugin.engine.options.reading import Options, check_scale, checked, complete_paths, home
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
+from nlsn_plugin.files import is_file
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.metrics.protocols import in_colour
 from nlsn_plugin.models.building import ADVICE, build
@@ -74,7 +75,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
         UserError: a word is missing or too many, no such network, arguments that it does not take.
     """
     shown = f'--net {" ".join(words)}'
-    plain = [word for word in words if Path(word).is_file() or not re.match(r'\w+=', word)]
+    plain = [word for word in words if is_file(Path(word)) or not re.match(r'\w+=', word)]
     if len(plain) != 2:
         raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
     kind, weights = plain
@@ -136,7 +137,7 @@ def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: s
     Raises:
         UserError: the file does not load, or says others.
     """
-    if not Path(weights).is_file():
+    if not is_file(Path(weights)):
         return arguments
     return settled(kind, arguments, read_stored(weights, param_key).metadata, weights)
 

@@ -13,7 +13,7 @@ import nlsn_plugin
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine.names import one_line
 from nlsn_plugin.errors import OptionError, UserError
-from nlsn_plugin.files import write_text
+from nlsn_plugin.files import is_dir, is_file, write_text
 
 Options = dict[str, Any]
 Keys = tuple[str, ...]
@@ -33,9 +33,9 @@ def shipped_options() -> Path:
 def find_option_file(name: str) -> Path:
     """The option file of this path, or else the shipped one of this name (its folders and `.yml` may be left out)."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
-    if path.is_dir():
+    if is_dir(path):
         raise UserError(f'{name} is a folder: name the option file in it')
     return find_shipped(name)
 
@@ -93,7 +93,7 @@ class Document:
         """Add what this file does not say and its base says."""
         where = self.where((BASE,))
         base = self.path.parent / str(name)
-        if not base.is_file():
+        if not is_file(base):
             try:
                 base = find_shipped(Path(str(name)).name)
             except UserError as error:

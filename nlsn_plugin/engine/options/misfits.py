@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib.util
 import inspect
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +45,8 @@ from nlsn_plugin.models.building import tried
 
 PROBE = (48, 64)
 """Height and width of an image that whole windows of 8 and of 16 fill."""
+COMPILERS = ('g++', 'c++', 'clang++', 'gcc', 'cc', 'clang', 'cl')
+"""Of C++, which torch.compile calls for CPUs, and of C, which Triton does for GPUs."""
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
@@ -84,10 +88,17 @@ def misfits_of_training(opt: Options) -> Misfits:
     if data['batch_size_per_gpu'] % train['accumulate']:
         text = f'{train["accumulate"]} does not divide batch_size_per_gpu {data["batch_size_per_gpu"]}'
         yield ('train', 'accumulate'), text
+    if train['compile'] and not has_compiler():
+        yield ('train', 'compile'), 'needs a compiler of C++, and none is there: `apt-get install -y g++`, say'
     if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
         yield ('datasets', 'train', 'prefetch_mode'), 'cuda needs pin_memory: true'
     if opt.get('val') and len(opt['datasets']) == 1:
         yield ('val',), 'there is nothing to validate on: datasets has no val'
+
+
+def has_compiler() -> bool:
+    """Whether there is one, as far as can be told without PyTorch's own search, which names what it looks for."""
+    return any(os.environ.get(name) for name in ('CC', 'CXX')) or any(map(shutil.which, COMPILERS))
 
 
 def misfits_of_wandb(logger: Options) -> Misfits:

@@ -21,6 +21,7 @@ from nlsn_plugin.engine.options.misfits import enlargement, misfits, misfits_of_
 from nlsn_plugin.engine.options.model_keys import own_keys, parted, together
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions, kind_of_dataset
 from nlsn_plugin.errors import CheckpointError, OptionError, UserError
+from nlsn_plugin.files import exists, is_dir
 from nlsn_plugin.models.checkpoint import check_readable
 
 Options = dict[str, Any]
@@ -201,7 +202,7 @@ def complete_datasets(opt: Options) -> None:
 def home(opt: Options, option_file: Path, root: Path) -> Path:
     """Where the run lies that is to go on: in the working directory, or beside the option file or its folder."""
     for folder in (root, option_file.parent, option_file.parent.parent):
-        if Path(folder, opt['path']['experiments_root'] or 'experiments', opt['name']).is_dir():
+        if is_dir(Path(folder, opt['path']['experiments_root'] or 'experiments', opt['name'])):
             return folder
     return root
 
@@ -237,7 +238,7 @@ def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
     for phase, dataset in opt['datasets'].items():
         for key in ('dataroot_gt', 'dataroot_lq'):
             path = dataset.get(key)
-            if path is not None and not Path(path).exists():
+            if path is not None and not exists(Path(path)):
                 made_by = 'nlsn prepare --input HR_IMAGES' + (' --test' if not phase.startswith('train') else '')
                 raise UserError(
                     f'{option_file}: there is no {path} (datasets: {phase}: {key}); make it by `{made_by} ...` '

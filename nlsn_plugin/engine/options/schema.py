@@ -89,7 +89,7 @@ def reader_of(field: FieldInfo) -> str | None:
 class Section(BaseModel):
     """Nothing but the keys listed."""
 
-    model_config = ConfigDict(extra='forbid')
+    model_config = ConfigDict(extra='forbid', protected_namespaces=())  # before pydantic 2.10: model_
 
 
 class Typed(BaseModel):

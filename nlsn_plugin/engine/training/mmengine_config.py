@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from nlsn_plugin import checks
 from nlsn_plugin.engine.options.documents import shipped_options
 from nlsn_plugin.errors import FAILURES, OptionError, UserError, first_line
+from nlsn_plugin.files import is_file
 from nlsn_plugin.models.checkpoint import nearest_file
 
 FAULTS = (*FAILURES, SyntaxError, yaml.YAMLError)
@@ -60,7 +61,7 @@ def read(name: str, options: dict[str, Any]) -> Config:
 def find_config(name: str) -> Path:
     """The config of this path, or else the shipped one of this name (`options/mmengine/` and `.py` may be left out)."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     shipped = {path.stem: path for path in sorted((shipped_options() / 'mmengine').glob('*.py'))}
     if path.stem in shipped:

@@ -21,7 +21,7 @@ from nlsn_plugin.engine.pages import render
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.engine.upscaling.finding import COMPARISON, ENLARGED, is_picture, real
 from nlsn_plugin.errors import DataError, UserError
-from nlsn_plugin.files import write_whole
+from nlsn_plugin.files import is_dir, write_whole
 
 SHOWN = {'PNG': 'image/png', 'JPEG': 'image/jpeg', 'WEBP': 'image/webp'}
 """What browsers show, by Pillow's names."""
@@ -62,7 +62,7 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
 def pairs_and_hint(folder: Path, originals: Path | None) -> tuple[list[Pair], str]:
     """Pairs, and what would make some."""
     for place in [folder, *([originals] if originals else [])]:
-        if not place.is_dir():
+        if not is_dir(place):
             raise UserError(f'there is no folder {place}')
     if originals:
         found = list(pairs_of_names(originals, folder))

@@ -13,6 +13,7 @@ from pathlib import Path
 from nlsn_plugin.data.pictures import SUFFIXES
 from nlsn_plugin.engine.names import one_line
 from nlsn_plugin.errors import ArgumentError, DataError
+from nlsn_plugin.files import exists, is_dir
 
 STANDARD = '-'
 """Standard input, or output."""
@@ -89,18 +90,18 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
     path = Path(word)
     if word == STANDARD:
         return [path]
-    if path.is_dir():
+    if is_dir(path):
         found = sorted(p for p in path.iterdir() if is_picture(p))
         if not found:
             raise DataError(f'{path} holds no pictures ({", ".join(SUFFIXES)})')
         beside = place is None or real(Path(place)) == real(path)
         return without_results(path, found, suffix) if beside else found
-    if path.exists() or not glob.has_magic(word):
+    if exists(path) or not glob.has_magic(word):
         return [path]
     fitting = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
     if not fitting:
         raise DataError(f'nothing fits {word}')
-    files = [path for path in fitting if not path.is_dir()]
+    files = [path for path in fitting if not is_dir(path)]
     if not files:
         raise DataError(f'{word} fits nothing but folders: name these, or the pictures in them')
     return files
@@ -108,7 +109,7 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
 
 def is_picture(path: Path) -> bool:
     """Whether something in a folder is a picture by its name, and no folder itself; hidden ones are none."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and not path.is_dir()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and not is_dir(path)
 
 
 def without_results(folder: Path, files: list[Path], suffix: str | None) -> list[Path]:

@@ -13,7 +13,7 @@ from nlsn_plugin.data.encoding import QUALITY, check_size
 from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES, Header
 from nlsn_plugin.engine.upscaling.finding import COMPARISON, STANDARD, Found, real
 from nlsn_plugin.errors import DataError, SaveError, UserError
-from nlsn_plugin.files import try_to_write
+from nlsn_plugin.files import exists, is_dir, is_file, try_to_write
 
 Record = dict[str, Any]
 
@@ -122,8 +122,8 @@ def check_is_file(path: Path) -> None:
         DataError: it is none, or not to be seen.
     """
     try:
-        if not path.is_file():
-            raise DataError(f'{path} is no file' if path.exists() else f'there is no file {path}')
+        if not is_file(path):
+            raise DataError(f'{path} is no file' if exists(path) else f'there is no file {path}')
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
@@ -230,8 +230,8 @@ def is_there(target: Path, named: str) -> bool:
         SaveError: a folder has its name, or no file can have it.
     """
     try:
-        if target.is_dir():
+        if is_dir(target):
             raise SaveError(f'{named}: {target} is a folder')
-        return target.exists() or target.is_symlink()  # to a file that is not there
+        return exists(target) or target.is_symlink()  # to a file that is not there
     except OSError as error:
         raise SaveError(f'{named}: {target} cannot be written: {error.strerror}') from error

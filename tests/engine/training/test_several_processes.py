@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -233,7 +234,7 @@ class TestSeveralProcesses:
         while process.poll() is None and not (log.exists() and log.read_text().count('\n') >= 2):
             time.sleep(0.05)
         children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-        subprocess.run(['kill', '-9', children[-1]], check=True)
+        os.kill(int(children[-1]), signal.SIGKILL)
         began = time.monotonic()
         stderr = process.communicate(timeout=60)[1]
         assert process.returncode != 0
