@@ -57,8 +57,10 @@ OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errn
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
-    if 'forkserver' in multiprocessing.get_all_start_methods():  # Python's way from 3.14 on: what all workers need
-        multiprocessing.set_forkserver_preload(['__main__', __name__])
+    if sys.platform == 'linux' and multiprocessing.get_start_method(allow_none=True) is None:
+        # Python's own way before 3.14. Forked off its server, workers of PyTorch's would outlive a process that is
+        # killed: they look whether the server is there, which waits for them.
+        multiprocessing.set_start_method('fork')
     words = sys.argv[1:] if arguments is None else list(arguments)
     with while_output_is_taken():
         run(parsed(words))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import sys
+
 import pytest
 
 from nlsn_plugin.cli import main
@@ -40,3 +43,10 @@ def test_names_keep_their_capitals(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize('spelling', ['--local_rank', '--local-rank'])
 def test_torch_distributed_launch_is_understood(command: str, spelling: str) -> None:
     assert parsed([command, '-opt', 'a.yml', f'{spelling}=1']).local_rank == 1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere, forks are unsafe or unknown')
+def test_workers_are_forked_whatever_python_prefers(capsys: pytest.CaptureFixture[str]) -> None:
+    multiprocessing.set_start_method(None, force=True)  # as in a process that has started none
+    main(['modules', 'EDSR'])
+    assert multiprocessing.get_start_method(allow_none=True) == 'fork'
