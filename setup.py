@@ -44,13 +44,13 @@ setup(
         'setuptools>=70.1',  # basicsr's arch_util.py imports distutils, which Python 3.12 dropped
         'tabulate>=0.9',
         'tifffile>=2024.7.2',
-        'torch>=2.4',
-        'torchvision>=0.19',
+        'torch>=2.6',
+        'torchvision>=0.21',
         'tqdm>=4.66',
     ],
     extras_require={
         'export': EXPORT,
-        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4', *EXPORT],
+        'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'spandrel>=0.4.1', *EXPORT],
         'dev': ['mypy>=1.10', 'ruff>=0.6', 'types-PyYAML', 'types-psutil', 'types-tabulate', 'types-tqdm'],
     },
     entry_points={'console_scripts': ['nlsn = nlsn_plugin.cli:main']},

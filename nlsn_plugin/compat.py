@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.torch_version import TorchVersion
 
 from nlsn_plugin.errors import MissingToolboxError
 
@@ -82,13 +81,10 @@ def provide_functional_tensor() -> None:
 def allow_states_of_mmengine() -> None:
     """Let mmengine 0.10.7 resume: its runner/checkpoint.py:347 leaves torch.load to its defaults.
 
-    From PyTorch 2.6 on that is weights_only=True, which refuses the HistoryBuffers of losses in mmengine's own
-    checkpoints. They, and the arrays in them, join what torch.load may build. A HistoryBuffer is pickled with its
-    statistics, as calls of `getattr`, which no file may call: `statistic` stands in for it there. Everything else that
-    a file names is refused as before.
+    These refuse the HistoryBuffers of losses in mmengine's own checkpoints. They, and the arrays in them, join what
+    torch.load may build. A HistoryBuffer is pickled with its statistics, as calls of `getattr`, which no file may call:
+    `statistic` stands in for it there. Everything else that a file names is refused as before.
     """
-    if TorchVersion(torch.__version__) < '2.6':
-        return
     safe: list[Any] = [importlib.import_module('mmengine.logging').HistoryBuffer, np.ndarray, np.dtype]
     safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # which build arrays and NumPy's numbers
     safe += [type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.bool_)]

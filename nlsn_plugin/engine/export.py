@@ -177,7 +177,10 @@ def as_onnx(program: ExportedProgram, opset: int, about: dict[str, Any], size: S
 
 def write_program(program: ExportedProgram, file: Path, about: dict[str, Any]) -> None:
     with file.open('wb') as opened:
-        torch.export.save(program, opened, extra_files={EXTRA_FILE: json.dumps(about)})
+        try:
+            torch.export.save(program, opened, extra_files={EXTRA_FILE: json.dumps(about)})
+        except ValueError as error:  # before PyTorch 2.8, of constants that are no finite numbers
+            raise ExportError(f'PyTorch {torch.__version__} cannot write this graph: {first_line(error)}') from error
 
 
 def loaded(file: Path, onnx: bool, say: Callable[[str], object]) -> Run | None:

@@ -109,12 +109,9 @@ def mask_of(rows: Tensor, columns: list[Tensor], query: Tensor) -> Tensor:
 def out_of_reach(dtype: torch.dtype) -> float:
     """The number to add to a score so that its weight is zero.
 
-    Scores of float16 are float32's, and may exceed its least number. Of a block of keys all at -inf PyTorch 2.4 makes
-    what is not a number.
+    Scores of float16 are float32's, and may exceed its least number.
     """
-    if dtype == torch.float16 and not torch.__version__.startswith('2.4.'):
-        return -torch.inf
-    return torch.finfo(dtype).min
+    return -torch.inf if dtype == torch.float16 else torch.finfo(dtype).min
 
 
 def attend_in_windows(match: Tensor, value: Tensor, window: int) -> Tensor:

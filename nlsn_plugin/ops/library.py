@@ -4,7 +4,7 @@ As operators they are opaque to torch.compile, which then takes the whole networ
 and FlopCounterMode counts them. What they need for it is said here once for all forms.
 """
 
-# No `from __future__ import annotations`: PyTorch 2.4 reads an operator's types as they stand.
+# No `from __future__ import annotations`: PyTorch reads an operator's types as they stand.
 
 import contextlib
 from collections.abc import Callable
@@ -18,19 +18,7 @@ from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import lsh, reference
 from nlsn_plugin.ops.context import without_autocast
 
-COUNTS_FLOPS = not torch.__version__.startswith('2.4.')
-"""Whether PyTorch's FlopCounterMode counts operators of others, as these."""
-
 Attention = Callable[[Tensor, Tensor, Tensor, int, str], Tensor]
-
-FORWARD = """(
-    Tensor match, Tensor value, Tensor order, SymInt chunk_size, bool differentiable, str neighbours="both"
-) -> (Tensor, Tensor, Tensor)"""
-BACKWARD = """(
-    Tensor grad, Tensor match, Tensor value, Tensor kept, Tensor mass, Tensor order, SymInt chunk_size,
-    str neighbours="both"
-) -> (Tensor, Tensor)"""
-"""The operators' schemas, written out since PyTorch 2.4 reads no defaults that are words."""
 
 
 @torch.library.custom_op('nlsn_plugin::pixel_order', mutates_args=())
@@ -135,14 +123,14 @@ def operator(
         match [N, L, c], value [N, L, C], order [N, r, L], k, neighbours -> y [N, L, C].
     """
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=(), schema=FORWARD)
+    @torch.library.custom_op(f'nlsn_plugin::{name}', mutates_args=())
     def attend(
         match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
     ) -> tuple[Tensor, Tensor, Tensor]:
         with without_autocast(match.device):
             return forward(match, value, order, chunk_size, differentiable, neighbours)
 
-    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=(), schema=BACKWARD)
+    @torch.library.custom_op(f'nlsn_plugin::{name}_backward', mutates_args=())
     def attend_backward(
         grad: Tensor,
         match: Tensor,

@@ -75,7 +75,6 @@ def test_bands_and_strips_of_any_number_change_nothing(
         torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.skipif(torch.__version__.startswith('2.4.'), reason='cannot tell keys out of reach from such scores')
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(('window', 'edge'), [(3, 24), (15, 40), (2, 9)])
 def test_keys_out_of_reach_have_no_weight_whatever_the_scores(window: int, edge: int, dtype: torch.dtype) -> None:

@@ -6,12 +6,10 @@ import pytest
 import torch
 from conftest import needs_compiler
 from test_reference import draw
-from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlsn_plugin import NLSN, NonLocalSparseAttention, ops
 from nlsn_plugin.errors import ArgumentError, BackendError
-from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 
 def test_auto_is_streamed_on_a_cpu_and_reference_where_that_is_faster() -> None:
@@ -219,11 +217,6 @@ def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     torch.library.opcheck(torch.ops.nlsn_plugin.streamed.default, (*arguments, 'previous'))
 
 
-def test_operators_are_counted_from_pytorch_2_5_on() -> None:
-    assert (TorchVersion(torch.__version__) >= '2.5') == COUNTS_FLOPS
-
-
-@pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
 @pytest.mark.parametrize(('neighbours', 'chunks'), [('both', 3), ('previous', 2), ('none', 1)])
 def test_multiply_adds_are_counted(neighbours: str, chunks: int) -> None:
     match, value, rotations = draw(2, 30, 3, 8, channels=(5, 7))

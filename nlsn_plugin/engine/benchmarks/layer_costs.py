@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nlsn_plugin.engine.measuring.timing import Step, interleaved
 from nlsn_plugin.layers import NonLocalAttention, NonLocalSparseAttention
-from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import ROUNDS
 
 CHANNELS, EDGE = 64, 100
@@ -54,15 +53,10 @@ def layer_costs(device: str, paper: dict[str, float], budget: float = 5.0) -> li
         ]
 
 
-def gflops(layer: nn.Module) -> float | None:
-    """By FORMULA: of NLA by hand, since PyTorch counts the zeros that its kernel wants behind the channels.
-
-    None where PyTorch would leave the attention out.
-    """
+def gflops(layer: nn.Module) -> float:
+    """By FORMULA: of NLA by hand, since PyTorch counts the zeros that its kernel wants behind the channels."""
     if isinstance(layer, NonLocalAttention):
         return 2 * EDGE**4 * (CHANNELS // layer.reduction + CHANNELS) / 1e9
-    if not COUNTS_FLOPS:
-        return None
     device = next(layer.parameters()).device
     with FlopCounterMode(display=False) as counter:
         layer(torch.zeros(1, CHANNELS, EDGE, EDGE, device=device))

@@ -16,9 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, upscale
 from nlsn_plugin.engine.measuring.memory import peak_memory
 from nlsn_plugin.engine.measuring.timing import Step, interleaved
-from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
+from nlsn_plugin.layers.nlsa import set_rounds
 from nlsn_plugin.models.building import build
-from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 BUDGET = 5.0
 """Seconds for the times of each network."""
@@ -57,13 +56,11 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
-def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int | None:
+def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int:
     """Of convolutions, matrix products and attention (hashing, scores and sums over windows), as PyTorch counts them.
 
-    On the meta device, where nothing is computed. None where PyTorch would leave the attention out.
+    On the meta device, where nothing is computed.
     """
-    if attentions_of(net) and not COUNTS_FLOPS:
-        return None
     with FlopCounterMode(display=False) as counter:
         upscale(copy.deepcopy(net).to('meta'), torch.empty(1, 3, *size, device='meta'), recipe, inference)
     return int(counter.get_total_flops()) // 2

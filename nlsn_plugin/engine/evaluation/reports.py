@@ -111,7 +111,7 @@ def costs(results: Results) -> Table:
                 network['label'],
                 'x'.join(map(str, cost['lr_size'])),
                 f'{cost["parameters"] / 1e6:.2f} M',
-                f'{cost["multiply_adds"] / 1e9:.2f} G' if cost['multiply_adds'] else 'PyTorch 2.5 counts them',
+                f'{cost["multiply_adds"] / 1e9:.2f} G',
                 f'{cost["milliseconds"]:.0f} ms ({fastest} .. {slowest})',
                 peak,
             ]

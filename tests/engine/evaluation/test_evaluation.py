@@ -23,7 +23,6 @@ from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, fro
 from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import PROTOCOLS, planes, score
-from nlsn_plugin.ops.library import COUNTS_FLOPS
 
 
 @pytest.fixture(scope='module')
@@ -195,7 +194,6 @@ def test_images_equal_to_the_truth_are_counted_and_left_out(tmp_path: Path, two:
     json.dumps(results, allow_nan=False)
 
 
-@pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
 @pytest.mark.parametrize('size', [(20, 24), (30, 31)])
 def test_multiply_adds_are_those_counted_by_hand(weights: Path, size: tuple[int, int]) -> None:
     network = contestant(weights)

@@ -23,7 +23,6 @@ from nlsn_plugin.engine.evaluation import experiments
 from nlsn_plugin.engine.evaluation.experiments import Budget, find_budget, write
 from nlsn_plugin.engine.options.documents import Document, find_option_file, keep_copy
 from nlsn_plugin.errors import InterruptedRunError, SaveError, UserError
-from nlsn_plugin.ops.library import COUNTS_FLOPS
 from nlsn_plugin.paper.studies import STUDIES, TABLE5_GFLOPS
 
 
@@ -186,7 +185,6 @@ def test_results_are_written_and_figures_drawn(name: str, tmp_path: Path) -> Non
         assert cv2.imread(str(paths[-1])).std() > 10
 
 
-@pytest.mark.skipif(not COUNTS_FLOPS, reason='PyTorch 2.4 does not count operators of others')
 def test_layers_cost_what_the_formula_says() -> None:
     costs = {cost['label']: cost for cost in layer_costs('cpu', TABLE5_GFLOPS, budget=0.1)}
     assert costs['NLA']['gflops'] == pytest.approx(16.0)
