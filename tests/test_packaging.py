@@ -1,8 +1,9 @@
-"""An installed package works without the clone."""
+"""An installed package works without the clone, and the oldest packages that it is tried with are those it lets in."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,3 +39,13 @@ def test_an_installed_package_finds_its_option_files_from_anywhere(tmp_path: Pat
     )
     assert result.returncode == 1
     assert f'nlsn: {site / "nlsn_plugin" / "options" / "train_NLSN_x3.yml"}: there is no ' in result.stderr
+
+
+def test_the_oldest_packages_are_those_that_setup_lets_in() -> None:
+    setup = re.sub(r'EXPORT = .*|\'dev\': .*', '', (ROOT / 'setup.py').read_text())
+    allowed = dict(re.findall(r"'([a-z-]+)>=([\d.]+)[';]", setup))
+    pinned = dict(re.findall(r'^([a-z-]+)==([\d.]+)$', (ROOT / 'tests' / 'oldest.txt').read_text(), re.MULTILINE))
+    assert 'torch' in allowed
+    assert allowed.keys() == pinned.keys()
+    for name, version in allowed.items():
+        assert f'{pinned[name]}.'.startswith(f'{version}.')
