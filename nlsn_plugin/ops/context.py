@@ -14,7 +14,8 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     """Compute in the tensors' own precision, also on devices that know no autocast (meta)."""
     if is_exporting():  # a graph for other runtimes, which know no autocast
         return contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device.type):
+    # A compiled graph is not for the meta device, and PyTorch 2.6 cannot ask inside of one.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
