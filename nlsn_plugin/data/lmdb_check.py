@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -94,10 +93,8 @@ def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
 
     They are read by a process of its own, which liblmdb may end.
     """
-    ways = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context('fork' if 'fork' in ways else None)  # the quickest where there is a choice
     try:
-        with ProcessPoolExecutor(1, context, say_nothing) as reader:
+        with ProcessPoolExecutor(1, initializer=say_nothing) as reader:
             found = reader.submit(keys, str(path)).result()
     except (lmdb.Error, BrokenProcessPool) as error:
         return [f'{path / "data.mdb"} is damaged, its keys do not read: {error}']

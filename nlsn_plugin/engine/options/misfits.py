@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,8 +46,10 @@ from nlsn_plugin.models.building import tried
 
 PROBE = (48, 64)
 """Height and width of an image that whole windows of 8 and of 16 fill."""
-COMPILERS = ('g++', 'c++', 'clang++', 'gcc', 'cc', 'clang', 'cl')
-"""Of C++, which torch.compile calls for CPUs, and of C, which Triton does for GPUs."""
+COMPILERS = {'darwin': 'clang++', 'win32': 'cl'}
+"""What torch.compile calls for CPUs where it is not g++, unless CXX names another."""
+OF_TRITON = ('gcc', 'clang')
+"""What its kernels for GPUs need, unless CC names another."""
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
@@ -97,8 +100,11 @@ def misfits_of_training(opt: Options) -> Misfits:
 
 
 def has_compiler() -> bool:
-    """Whether there is one, as far as can be told without PyTorch's own search, which names what it looks for."""
-    return any(os.environ.get(name) for name in ('CC', 'CXX')) or any(map(shutil.which, COMPILERS))
+    """Whether there is one that torch.compile will find; on GPUs one of C will do."""
+    wanted = [os.environ.get('CXX') or COMPILERS.get(sys.platform, 'g++')]
+    if torch.cuda.is_available():
+        wanted += [os.environ['CC']] if os.environ.get('CC') else OF_TRITON
+    return any(shutil.which(command.partition(' ')[0]) for command in wanted)  # which may be 'ccache g++'
 
 
 def misfits_of_wandb(logger: Options) -> Misfits:

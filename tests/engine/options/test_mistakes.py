@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, error_of
 from option_file import write
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.options.documents import Document, find_option_file
+from nlsn_plugin.engine.options.misfits import has_compiler
 from nlsn_plugin.engine.options.reading import check_paths, checked
 from nlsn_plugin.errors import UserError
 
@@ -204,6 +206,24 @@ def test_a_network_is_not_compiled_without_a_compiler(
         monkeypatch.setenv(name, value)
     error = error_of(['train', '-opt', write(here / 'a.yml', {'train:compile': True})], capsys)
     assert 'train: compile: needs a compiler of C++, and none is there' in error
+
+
+@pytest.mark.parametrize(
+    ('gpu', 'of_cpp', 'of_c', 'there'),
+    [
+        (False, 'no-such', 'sh', False),
+        (True, 'no-such', 'sh', True),
+        (True, ' ', 'no-such', False),
+        (False, 'sh -e', '', True),
+    ],
+)
+def test_compilers_that_variables_name_go_before_others(
+    gpu: bool, of_cpp: str, of_c: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setenv('CXX', of_cpp)
+    monkeypatch.setenv('CC', of_c)
+    assert has_compiler() == there
 
 
 def test_what_a_model_of_two_networks_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
