@@ -75,7 +75,7 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
         UserError: a word is missing or too many, no such network, arguments that it does not take.
     """
     shown = f'--net {" ".join(words)}'
-    plain = [word for word in words if is_file(Path(word)) or not re.match(r'\w+=', word)]
+    plain = [word for word in words if not re.match(r'\w+=', word) or names_a_file(word)]
     if len(plain) != 2:
         raise UserError(f'{shown}: TYPE WEIGHTS [KEY=VALUE ...] is expected, such as --net NLSN nlsn_x2.pt n_hashes=8')
     kind, weights = plain
@@ -91,6 +91,13 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
     refuse_first(misfits_of_network((), options), shown)
     arguments = {key: value for key, value in options.items() if key != 'type'}
     return Recipe(str(label), kind, arguments, factor, weights, key)
+
+
+def names_a_file(word: str) -> bool:
+    try:
+        return is_file(Path(word))
+    except OSError:  # too long for a name, as lists may be
+        return False
 
 
 def refuse_first(mistakes: Misfits, shown: str) -> None:

@@ -87,6 +87,11 @@ def test_a_path_may_have_an_equals_sign(weights: Path, tmp_path: Path, monkeypat
     assert contestant(Path('lr=1e-4', weights.name)).recipe.weights == 'lr=1e-4/small.pth'
 
 
+def test_a_value_may_be_longer_than_a_name_of_a_file(weights: Path) -> None:
+    word = 'res_scale=0.1' + 300 * '0'
+    assert from_words(['NLSN', str(weights), word], 2).arguments['res_scale'] == 0.1
+
+
 @pytest.mark.parametrize(
     'error',
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.cuda.OutOfMemoryError('no')],
