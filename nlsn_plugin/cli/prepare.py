@@ -27,19 +27,22 @@ def add(commands: Any) -> None:
     )
     parser.add_argument('--input', type=Path, nargs='+', help='folders of HR images')
     parser.add_argument('--output', type=Path, help='folder to write to')
-    parser.add_argument('--scale', type=int, nargs='+', choices=[2, 3, 4], help='reductions (default: 2)')
+    parser.add_argument('--scale', type=int, nargs='+', choices=[2, 3, 4], help='of the LR images (default: 2)')
     parser.add_argument('--test', action='store_true', help='make test data: whole images in HR/ and LR_bicubic/')
     parser.add_argument(
-        '--validation', type=Path, nargs='+', help='folders to validate on, such as Set5/HR: made beside, in benchmark/'
+        '--validation',
+        type=Path,
+        nargs='+',
+        help='HR folders to validate on, such as Set5/HR; made in benchmark/ beside OUTPUT',
     )
     parser.add_argument('--lr', help='folder of given LR images, such as DIV2K_train_LR_bicubic/X{scale}')
     parser.add_argument('--name', help='what the LMDBs are called (default: DIV2K_train)')
     parser.add_argument('--crop-size', type=int, help='edge of an HR sub-image, pixels (default: 480)')
-    parser.add_argument('--step', type=int, help='distance of HR sub-images, pixels (default: 240)')
+    parser.add_argument('--step', type=int, help='stride of HR sub-images, pixels (default: 240)')
     parser.add_argument('--storage', choices=['png', 'raw'], help='raw: larger, and nothing to decode (default: png)')
     parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
     parser.add_argument(
-        '--check', type=Path, nargs='+', metavar='LMDB', help='check LMDBs, or folders of LMDBs, instead'
+        '--check', type=Path, nargs='+', metavar='LMDB', help='make nothing; check these LMDBs, or folders of LMDBs'
     )
     parser.set_defaults(run=prepare)
 
@@ -85,16 +88,19 @@ def say_what_is_passed_over(folders: list[Path]) -> None:
 
 def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:
     """The LMDBs, and the sets to validate on beside them."""
-    from nlsn_plugin.data.prepare import checked, prepare_test_data, prepare_training_data
+    from nlsn_plugin.data.prepare import plan_test_data, prepare_training_data
+    from nlsn_plugin.data.workshop import missing
 
-    validation = [folder.resolve() for folder in args.validation or []]
-    for folder in validation:
-        checked(folder, scales, None, args.workers)  # before hours of work
+    plans = []
+    for folder in map(Path.resolve, args.validation or []):  # before hours of work
+        place = args.output.parent / 'benchmark' / (folder.parent.name if folder.name == 'HR' else folder.name)
+        plans.append(plan_test_data(folder, place, scales, None, args.workers))
+        try:
+            missing(plans[-1].targets)
+        except UserError as error:
+            raise UserError(f'{error}, or leave --validation {folder} out: that set is there') from error
     made = prepare_training_data(args.input, args.output, scales=scales, workers=args.workers, **chosen)
-    for folder in validation:
-        name = folder.parent.name if folder.name == 'HR' else folder.name
-        made += prepare_test_data(folder, args.output.parent / 'benchmark' / name, scales, workers=args.workers)
-    return made
+    return [*made, *(path for plan in plans for path in plan.carry_out())]
 
 
 def refuse(given: Iterable[str], others: Iterable[str], advice: str) -> None:

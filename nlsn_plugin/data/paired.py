@@ -81,7 +81,8 @@ class SafePairedImageDataset(PairedImageDataset):
         if not exact and (is_training or not all(map(is_cut_from, lq.shape[:2], gt.shape[:2], (scale, scale)))):
             raise DataError(
                 f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}, and '
-                f'{self.named(self.lq_folder, lq_path)} {lq.shape[1]}x{lq.shape[0]}: {scale} times as large is expected'
+                f'{self.named(self.lq_folder, lq_path)} {lq.shape[1]}x{lq.shape[0]}: the former should be {scale} '
+                'times as large'
             )
         if is_training:
             size = self.opt['gt_size']

@@ -110,8 +110,8 @@ def prepare_training_data(
         return grid * min(crop_size, height) * min(crop_size, width)
 
     sizes = [(pixels(seen[image.hr]), 1.0 if storage == 'raw' else seen[image.hr].png_share) for image in sources]
-    produce(SubImages(scales, unit, crop_size, step, STORAGE[storage]), sources, targets, Lmdb, sizes, workers)
-    return list(targets)
+    make = SubImages(scales, unit, crop_size, step, STORAGE[storage])
+    return Plan(make, sources, targets, Lmdb, sizes, workers).carry_out()
 
 
 def prepare_test_data(
@@ -128,6 +128,13 @@ def prepare_test_data(
     Returns:
         The folders, HR first.
     """
+    return plan_test_data(source, output, scales, lr, workers).carry_out()
+
+
+def plan_test_data(
+    source: Path | Sequence[Path], output: Path, scales: Sequence[int], lr: str | None, workers: int | None
+) -> Plan:
+    """Look at the images that `prepare_test_data` takes."""
     scales = sorted(set(scales))
     sources, seen = checked(source, scales, lr, workers)
     settings: Settings = {'images': digest([seen[image.hr] for image in sources])}
@@ -135,8 +142,7 @@ def prepare_test_data(
     for scale in scales:
         targets[output / 'LR_bicubic' / f'X{scale}'] = {**settings, **origin(scale, sources, seen)}
     sizes = [(seen[image.hr].height * seen[image.hr].width, seen[image.hr].png_share) for image in sources]
-    produce(Whole(scales), sources, targets, Folder, sizes, workers)
-    return list(targets)
+    return Plan(Whole(scales), sources, targets, Folder, sizes, workers)
 
 
 def checked(
@@ -217,15 +223,9 @@ def origin(scale: int, sources: Sequence[Source], seen: Mapping[Path, Sighting])
     return {'scale': scale, 'LR images': digest(given) if given else 'bicubic'}
 
 
-def produce(
-    make: Whole | SubImages,
-    sources: Sequence[Source],
-    targets: Mapping[Path, Settings],
-    kind: type[Store],
-    sizes: Sequence[tuple[int, float]],
-    workers: int | None,
-) -> None:
-    """Make what is missing of the targets.
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made, and of what.
 
     Args:
         make: from a source, what goes to each target.
@@ -235,25 +235,41 @@ def produce(
         sizes: of each source, the pixels of its HR images and the bytes that are stored for each byte of them.
         workers: processes; as many as there are cores if None.
     """
-    wanted = {target: targets[target] for target in missing(targets)}
-    for target in targets:
-        if target not in wanted:
-            print(f'{target} is there already, made from the same images in the same way')
-    if not wanted:
-        return
-    largest = sum(3 * pixels for pixels, _ in sizes)
-    with Workshop(wanted, kind, [source.hr.name for source in sources], largest) as workshop:
-        if workshop.done:
-            print(f'{len(workshop.done)} of {len(sources)} images were made before, going on')
-        left = [number for number, source in enumerate(sources) if source.hr.name not in workshop.done]
-        hr_bytes = sum(3 * sizes[number][0] * sizes[number][1] for number in left)
-        check_room(workshop.path, hr_bytes * sum(settings.get('scale', 1) ** -2 for settings in wanted.values()))
-        making = in_parallel(make, [sources[number] for number in left], workers or processes(), f'making {make.what}')
-        with contextlib.closing(making):  # and its bar, before an error is printed
-            for made, number in zip(making, left):
-                if isinstance(made, DataError):
-                    raise made
-                workshop.put(sources[number].hr.name, dict(zip(targets, made)))
+
+    make: Whole | SubImages
+    sources: Sequence[Source]
+    targets: Mapping[Path, Settings]
+    kind: type[Store]
+    sizes: Sequence[tuple[int, float]]
+    workers: int | None
+
+    def carry_out(self) -> list[Path]:
+        """Make what is missing of the targets, and return all of them."""
+        wanted = {target: self.targets[target] for target in missing(self.targets)}
+        for target in self.targets:
+            if target not in wanted:
+                print(f'{target} is there already, made from the same images in the same way')
+        if wanted:
+            self.fill(wanted)
+        return list(self.targets)
+
+    def fill(self, wanted: Mapping[Path, Settings]) -> None:
+        """Make these of the targets."""
+        names = [source.hr.name for source in self.sources]
+        largest = sum(3 * pixels for pixels, _ in self.sizes)
+        with Workshop(wanted, self.kind, names, largest) as workshop:
+            if workshop.done:
+                print(f'{len(workshop.done)} of {len(names)} images were made before, going on')
+            left = [number for number, name in enumerate(names) if name not in workshop.done]
+            hr_bytes = sum(3 * self.sizes[number][0] * self.sizes[number][1] for number in left)
+            check_room(workshop.path, hr_bytes * sum(settings.get('scale', 1) ** -2 for settings in wanted.values()))
+            sources = [self.sources[number] for number in left]
+            making = in_parallel(self.make, sources, self.workers or processes(), f'making {self.make.what}')
+            with contextlib.closing(making):  # and its bar, before an error is printed
+                for made, number in zip(making, left):
+                    if isinstance(made, DataError):
+                        raise made
+                    workshop.put(names[number], dict(zip(self.targets, made)))
 
 
 def check_room(folder: Path, expected: float) -> None:

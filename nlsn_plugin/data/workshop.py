@@ -97,7 +97,7 @@ def missing(targets: Mapping[Path, Settings]) -> list[Path]:
         if not target.exists():
             wanted.append(target)
             continue
-        advice = 'remove it, or give another --output or --name'
+        advice = 'remove it, or give another --output' + (' or --name' if target.suffix == '.lmdb' else '')
         try:
             found = json.loads((target / RECORD).read_text())
             if not isinstance(found, dict):

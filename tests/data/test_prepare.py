@@ -205,7 +205,12 @@ def test_one_command_makes_what_to_train_on_and_what_to_validate_on(
     assert 'broken.png does not read as an image' in capsys.readouterr().err.splitlines()[-1]
     error = error_of(['prepare', *words[:2], '--output', 'other/DIV2K', '--name', ''], capsys)
     assert error == 'nlsn: --name (empty): a name without folders is expected'
-    assert not Path('other').exists()
+    shutil.copytree('Set5', 'other/benchmark/Set5')  # as the archive is unpacked
+    with pytest.raises(SystemExit):
+        main(['prepare', *words[:2], '--output', 'other/DIV2K', '--validation', 'Set5/HR'])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'nlsn: other/benchmark/Set5/HR exists already: remove it, or give another --output, or leave' in error
+    assert sorted(map(str, Path('other').iterdir())) == ['other/benchmark']
 
 
 def test_images_of_several_folders_come_together_and_names_become_keys(photographs: Path, tmp_path: Path) -> None:
@@ -415,7 +420,7 @@ class TestWhatCannotBePrepared:
             prepare(other, tmp_path / 'out', [2])
         for path in made:
             (path / '.prepared.json').unlink()
-        with pytest.raises(UserError, match='exists already: remove it, or give another --output or --name'):
+        with pytest.raises(UserError, match='exists already: remove it, or give another --output'):
             prepare(photographs, tmp_path / 'out', [2])
 
     def test_a_disk_without_room_is_refused_before_anything_is_written(
