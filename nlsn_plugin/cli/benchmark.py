@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         dest='option_files',
         nargs='+',
         action='extend',
-        help='option files, or names of shipped ones: their networks, of those for training as last saved',
+        help='option files, or names of shipped ones; of one for training, the weights that its run saved last',
     )
     networks.add_argument(
         '--net',
@@ -88,7 +88,7 @@ def benchmark(args: argparse.Namespace) -> None:
     protocol = find_protocol(args.protocol, args.gray)
     if protocol.bicubic == 'y' and args.lr not in (None, BICUBIC):
         raise UserError(
-            f'--protocol {args.protocol} makes bicubic of the HR images, not of those of --lr: take another'
+            f'--protocol {args.protocol} computes bicubic from the HR images, not from --lr: choose another protocol'
         )
     recipes, scales = named_networks(args)
     folders = find_sets(args.sets, args.data)
@@ -125,13 +125,13 @@ def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:
 
     scales = list(dict.fromkeys(args.scale or [2]))
     if args.net and len(scales) > 1:
-        raise UserError('--net is of one scale: name one by --scale, or upscale=... in each --net')
+        raise UserError('--net takes one scale: give one --scale, or upscale=... in each --net')
     recipes = [from_option_file(name) for name in args.option_files or []]
     recipes += [from_words(words, scales[0]) for words in args.net or []]
     if args.scale and args.option_files and not args.net:
-        raise UserError('--scale is said by the option files: leave it out')
+        raise UserError('--scale comes from the option files: leave it out')
     if args.scale and recipes and not any(recipe.scale in scales for recipe in recipes):
-        raise UserError(f'--scale {scales[0]} is that of no network: leave it out')
+        raise UserError(f'none of the networks has --scale {scales[0]}: leave it out')
     named = [(recipe.label, recipe.scale) for recipe in recipes]
     for number, (label, scale) in enumerate(named):
         if label == BICUBIC:
@@ -176,4 +176,4 @@ def overlap(args: argparse.Namespace) -> int:
 def refuse_without_hashing(args: argparse.Namespace, hashing: bool) -> None:
     for option in ('n_hashes', 'seeds'):
         if getattr(args, option) and not hashing:
-            raise UserError(f'--{option.replace("_", "-")}: none of the networks hashes: leave it out')
+            raise UserError(f'--{option.replace("_", "-")} does nothing: none of the networks hashes; leave it out')

@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'convert',
         help=TEXT,
-        description=f'{TEXT[0].upper()}{TEXT[1:]}, tensor for tensor. Both networks are built and compared before the '
-        'file is there.',
+        description=f'{TEXT[0].upper()}{TEXT[1:]}, tensor for tensor. OUT appears only after both networks have been '
+        'built and compared.',
         epilog='Example: nlsn convert net_g_latest.pth nlsn_x2.safetensors -opt train_NLSN_x2',
     )
     parser.add_argument('source', type=Path, metavar='IN', help='file of weights; its kind is seen from its content')
@@ -43,10 +43,10 @@ def add(commands: Any) -> None:
         '-opt',
         dest='option_file',
         metavar='FILE',
-        help='option file whose network_g says the arguments; KEY=VALUE ... go before it',
+        help='option file whose network_g gives the arguments; KEY=VALUE ... take precedence',
     )
     parser.add_argument(
-        '--param-key', default='params_ema', help='which of several weights in IN (default: params_ema, else params)'
+        '--param-key', default='params_ema', help='which weights of IN, if several (default: params_ema, else params)'
     )
     parser.add_argument('--half', action='store_true', help='parameters in float16: half the size, and not lossless')
     parser.add_argument(

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument('--opset', type=int, help='of ONNX, 18 or later (default: 18)')
     parser.add_argument(
-        '--param-key', default='params_ema', help='which of several weights in it (default: params_ema, else params)'
+        '--param-key', default='params_ema', help='which weights of it, if several (default: params_ema, else params)'
     )
     parser.add_argument('--force', action='store_true', help='replace the file that is there')
     parser.set_defaults(run=export)

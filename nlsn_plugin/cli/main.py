@@ -50,7 +50,7 @@ COMMANDS = (
 """Each adds what it knows; `nlsn --help` lists them in this order."""
 
 
-IMPORT = 'a module of your own to import first, for the networks that it registers; may be given again'
+IMPORT = 'import this Python module of your own first, so that what it registers is found (may be repeated)'
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What the system says of places that a user named, and that are not to be read, or written, or cannot be."""
 

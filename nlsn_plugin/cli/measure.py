@@ -157,7 +157,7 @@ def benchmark_loading(args: argparse.Namespace) -> None:
 def check_shared(args: argparse.Namespace) -> None:
     """Refuse what all of them share: no time, and a place for --json that could not be written after it."""
     if not 0 < args.budget < math.inf:
-        raise UserError(f'--budget {args.budget:g}: more than 0 seconds are expected, and an end')
+        raise UserError(f'--budget {args.budget:g}: a finite number of seconds above 0 is expected')
     if args.json:
         check_json(args.json)
 

@@ -46,7 +46,7 @@ def modules(args: argparse.Namespace) -> None:
     print(f'{args.arch} on an input of shape {trial.shape}, in order of execution:\n')
     print(tabulate(rows, headers, tablefmt='github', disable_numparse=True))
     if trial.others:
-        print(f'\n{len(trial.others)} other modules give no image of features.')
+        print(f'\n{len(trial.others)} other modules do not give an image of features: no attention can follow them.')
 
 
 def grouped(places: list[Place], names: list[str]) -> list[list[Any]]:

@@ -12,10 +12,10 @@ from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.files import check_json, write_text
 
-TRAIN = 'train a network by an option file'
-TEST = 'test a network on benchmark sets by an option file'
-CHECK_RESUME = 'kill a run again and again, and see whether it ends as if it had not been'
-OPTIONS = 'what an option file may say'
+TRAIN = 'train a network as an option file says'
+TEST = 'test a network on benchmark sets as an option file says'
+CHECK_RESUME = 'kill and resume a run again and again, and check that it ends like an undisturbed one'
+OPTIONS = 'list the keys that an option file may have'
 OPTION_FILE = 'option file, or the name of a shipped one'
 
 
@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser('check-resume', help=CHECK_RESUME, description=f'{sentence(CHECK_RESUME)}.')
     parser.add_argument('-opt', required=True, help=OPTION_FILE)
-    parser.add_argument('--kills', type=int, default=30, help='how often (default: 30)')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
+    parser.add_argument('--kills', type=int, default=30, help='number of kills (default: 30)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random moments of the kills (default: 0)')
     parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', default=[], help='set options')
     parser.set_defaults(run=check_resume)
 

@@ -53,7 +53,7 @@ def show_buckets(args: argparse.Namespace) -> None:
     if (args.option_file is None) == (args.net is None):
         raise UserError('name the network either by -opt FILE or by --net TYPE WEIGHTS')
     if args.option_file and args.scale:
-        raise UserError('--scale is said by the option file: leave it out')
+        raise UserError('--scale comes from the option file: leave it out')
     if not is_file(args.image):
         raise UserError(f'there is no image {args.image}')
     path = args.output or Path(f'buckets_{args.image.stem}.png')
@@ -78,7 +78,8 @@ def show_buckets(args: argparse.Namespace) -> None:
     x = img2tensor(image.astype(np.float32) / 255)[None].to(args.device)
     layer, features = features_of(contestant.net, x, args.layer)
     if features.shape[-2:] != x.shape[-2:]:
-        raise UserError(f'the layer works on {list(features.shape[-2:])} of {list(x.shape[-2:])} pixels: take another')
+        sizes = f'{list(features.shape[-2:])} pixels, the image has {list(x.shape[-2:])}'
+        raise UserError(f'the layer works on {sizes}: choose another by --layer')
     title = readable(f'{recipe.label} x{recipe.scale}, pixel ({column}, {row}) of {args.image.name}')
     draw(image, view(layer, features, row, column), row, column, title, path)
     print(readable(f'drawn: {path}'))

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     )
     network = parser.add_argument_group('network')
     network.add_argument('--scale', type=int, choices=[2, 3, 4], help='(default: that of --weights, or 2)')
-    network.add_argument('--weights', type=Path, help="own or the authors' .pt, .pth or .safetensors (default: ours)")
+    network.add_argument('--weights', type=Path, help='.pt, .pth or .safetensors (default: small ones in the package)')
     network.add_argument(
         '--set',
         nargs='+',

@@ -1,1 +1,1 @@
-"""Runs on the toolbox's own parts: option files, training, benchmarks, evaluation, enlarging pictures."""
+"""What the commands do, on the toolboxes' own parts: option files, training, benchmarks, evaluation, upscaling."""

@@ -105,11 +105,11 @@ def prove(
         raise SaveError(f'{target} was not written: its tensors have other names when read back')
     for name, tensor in weights.items():
         if not identical(tensor, written.weights[name]):
-            raise SaveError(f'{target} was not written: {name} is another when read back')
+            raise SaveError(f'{target} was not written: {name} differs when read back')
     ours, theirs = upscaled(net), upscaled(again(written, layout, description, target))
     difference = 0.0 if identical(ours, theirs) else float((ours - theirs).abs().max())
     if isnan(difference) or (difference and not half):  # not a number: float16 has overflowed
-        raise SaveError(f'{target} was not written: its network makes something else, by {difference:.3g}')
+        raise SaveError(f'{target} was not written: the output of its network differs, by {difference:.3g}')
     size = f'an image of {PROBE[1]}x{PROBE[0]}'
     if half:
         return f'{len(weights)} tensors; its output on {size} in [0, 1] differs by {difference:.2g} at most'

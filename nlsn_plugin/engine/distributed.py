@@ -100,7 +100,7 @@ def lost_ones_named() -> Iterator[None]:
         if isinstance(error, UserError) or not LOST.search(str(error)):
             raise
         raise UserError(
-            'another process of this run has ended, by a signal or as it says, and this one with it'
+            'another process of this run has ended, killed by a signal or for the reason that it gave: so this one ends'
         ) from error
 
 

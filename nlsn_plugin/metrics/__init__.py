@@ -1,1 +1,1 @@
-"""What the figures are measured on, by named protocols; the metrics themselves are BasicSR's."""
+"""How figures are measured: named protocols say what is compared; the metrics themselves are BasicSR's."""

@@ -138,7 +138,7 @@ def test_weights_beyond_float16_are_refused(trained: Path, tmp_path: Path, capsy
     content = torch.load(trained, weights_only=True)
     content['params_ema']['head.0.weight'] *= 1e7
     torch.save(content, trained)
-    assert 'its network makes something else, by nan' in error_of(
+    assert 'the output of its network differs, by nan' in error_of(
         ['convert', str(trained), str(tmp_path / 'a.pth'), '--half'], capsys
     )
     assert not (tmp_path / 'a.pth').exists()
@@ -251,7 +251,7 @@ def test_what_differs_when_read_back_never_takes_its_place(
     target = tmp_path / 'a.pth'
     target.write_text('mine')
     line = error_of(['convert', str(OFFICIAL_X2), str(target), '--force'], capsys)
-    assert line == f'nlsn: {target} was not written: tail.1.bias is another when read back'
+    assert line == f'nlsn: {target} was not written: tail.1.bias differs when read back'
     assert target.read_text() == 'mine'
     assert list(tmp_path.iterdir()) == [target]
 

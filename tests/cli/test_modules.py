@@ -49,7 +49,7 @@ def test_sequences_and_another_input(capsys: pytest.CaptureFixture[str]) -> None
     )
     out = capsys.readouterr().out
     assert ['layers.0', '1', 'RSTB', '(1, 128, 8)'] in rows(out)
-    assert 'other modules give no image of features' in out
+    assert 'other modules do not give an image of features' in out
 
 
 @pytest.mark.parametrize(

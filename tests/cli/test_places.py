@@ -29,8 +29,8 @@ NO_FOLDER_EITHER = 'cannot be written to: Not a directory'
         (['options', '--json-schema', 'a.yml'], 'a.yml: a name that ends in .json is expected'),
         (['benchmark-attention', '--json', 'a.yml'], 'a.yml: a name that ends in .json is expected'),
         (['benchmark-attention', '--suite', 'n', '--plot', 'a.pgf'], 'a.pgf: the ending of a drawing is expected: '),
-        (['benchmark-attention', '--budget', '-1'], '--budget -1: more than 0 seconds are expected'),
-        (['benchmark-attention', '--budget', 'inf'], '--budget inf: more than 0 seconds are expected, and an end'),
+        (['benchmark-attention', '--budget', '-1'], '--budget -1: a finite number of seconds above 0'),
+        (['benchmark-attention', '--budget', 'inf'], '--budget inf: a finite number of seconds above 0'),
         ([*BUCKETS, 'photographs/coffee.png'], 'photographs/coffee.png is there already: --force overwrites it'),
         ([*BUCKETS, 'photographs/coffee.png', '--force'], '--output photographs/coffee.png is the image itself'),
         (

@@ -67,7 +67,7 @@ def test_results_that_are_there_are_left_refused_or_overwritten(
     assert there.read_bytes() == black
     Image.new('RGB', (60, 41)).save(there)
     assert upscale('in/a.png', '-o', 'out/', '--resume') == 1
-    assert 'of 60x41 pixels, and not this picture times 2: --force overwrites it' in capsys.readouterr().err
+    assert 'of 60x41 pixels: it is not this picture enlarged by 2; --force overwrites it' in capsys.readouterr().err
     assert upscale('in/a.png', '-o', 'out/', '--force') == 0
     assert there.read_bytes() != black
 

@@ -166,14 +166,15 @@ class Contestant:
         self.recipe = recipe
         net = build(recipe.type, recipe.arguments, recipe.label).eval()
         if load_weights(net, read_weights(recipe.weights, recipe.param_key), recipe.weights, advice=ADVICE):
-            raise UserError(f'{recipe.label}: {recipe.weights} has no attentions: they would be untrained')
+            raise UserError(f'{recipe.label}: {recipe.weights} has no weights of attentions: they would be untrained')
         self.net = net.to(device)
         self.digest = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
         self.code = digest_of_code(net)
         self.attentions = attentions_of(net)
         self.first_seed = self.attentions[0].eval_seed if self.attentions else None
         if self.attentions and self.first_seed is None:
-            raise UserError(f'{recipe.label}: eval_seed null hashes otherwise each time: give a number or leave it out')
+            text = 'with eval_seed null each evaluation hashes differently: give a number, or leave it out'
+            raise UserError(f'{recipe.label}: {text}')
 
     def hash_by(self, n_hashes: int | None, seed: int | None) -> None:
         """Set the rounds of all attentions, and their seeds: `seed` and those that follow it; None leaves them."""

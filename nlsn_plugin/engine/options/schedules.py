@@ -120,7 +120,7 @@ def misfits_of_scheduler(keys: Keys, train: Options) -> Misfits:
     for key in PLACES:
         places = arguments.get(key, ())
         if any(0 < place < warmup for place in places):
-            yield (*keys, key), f'{places} have one before warmup_iter {warmup}, until when the rate is another'
+            yield (*keys, key), f'{places}: one is before warmup_iter {warmup}, while the rate still warms up'
     periods, steps, total = arguments.get('periods'), arguments.get('total_steps'), train['total_iter']
     if periods is not None and sum(periods) < total:
         yield keys, f'periods {periods} end before total_iter {total}'

@@ -121,8 +121,8 @@ class Loaded:
                 raise
             *_, why = str(error).splitlines()
             raise DataError(
-                f'a process that reads the training images has ended, for want of memory? {why} '
-                '(num_worker_per_gpu: 0 reads them in this one)'
+                f'a process that reads the training images has ended, perhaps for lack of memory: {why} '
+                '(num_worker_per_gpu: 0 reads them in the main process)'
             ) from error
 
 

@@ -51,14 +51,14 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
     """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers. Say what
     else is otherwise, such as arguments of the network that no weight shows."""
     if state['iter'] > opt['train']['total_iter']:
-        raise UserError(f'{path} is of iteration {state["iter"]}: total_iter is {opt["train"]["total_iter"]}')
+        raise UserError(f'{path} is of iteration {state["iter"]}, after total_iter {opt["train"]["total_iter"]}')
     now = course_of(opt)
     course = state.get('run', {}).get('course', now)
     for section, before in course.items():
         if section in FIXED and now[section] != before:
             raise UserError(
-                f'train: {section} is {now[section]}, with which {path} cannot go on: its run has {before}; '
-                'to change it begin a new run with pretrain_network_g'
+                f'train: {section} is {now[section]}, and {path} cannot go on with that: its run has {before}; '
+                'to change it, begin a new run from its weights (pretrain_network_g)'
             )
     if opt['rank'] == 0:
         for section in [name for name in course if name not in FIXED]:

@@ -83,7 +83,8 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_l
         if opt['rank'] == 0:
             model._log_validation_metric_values(iteration, name, tb_logger)
             if same := sum(any(math.isinf(value) for value in found) for found in together.values()):
-                get_root_logger().warning(f'{name}: {same} images equal theirs, and are left out of the mean PSNR')
+                text = 'results equal their ground truth, and are left out of the mean PSNR'
+                get_root_logger().warning(f'{name}: {same} {text}')
     return results
 
 

@@ -144,7 +144,8 @@ def compare(job: Job, scale: int, output: Output) -> Record:
     larger = pictures.read(target, str(target), sys.maxsize)
     height, width = larger.colour.shape[:2]
     if (height, width) != tuple(scale * edge for edge in picture.colour.shape[:2]):
-        raise DataError(f'{job.named}: {target} is turned, and not this picture times {scale}: --force overwrites it')
+        said = f'{target} is turned: it is not this picture enlarged by {scale}'
+        raise DataError(f'{job.named}: {said}; --force overwrites it')
     write(job.comparison, side_by_side(picture, larger, scale), output.force)
     return {
         'width': width,

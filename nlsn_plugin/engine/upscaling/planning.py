@@ -200,8 +200,8 @@ class Targets:
         width, height = there.width, there.height
         if (width, height) != (job.header.width * self.scale, job.header.height * self.scale):
             raise UserError(
-                f'{job.named}: {target} is there, of {width}x{height} pixels, and not this picture times '
-                f'{self.scale}: --force overwrites it'
+                f'{job.named}: {target} is there, of {width}x{height} pixels: it is not this picture enlarged by '
+                f'{self.scale}; --force overwrites it'
             )
 
     def check_folder(self, folder: Path, named: str) -> None:

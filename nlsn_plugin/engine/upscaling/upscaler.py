@@ -132,7 +132,7 @@ class Upscaler:
             except (*FAILURES, MemoryError) as error:
                 tile = self.smaller_tile(tile, height, width, named, error, notes)
         if tile is not None and self.overlap(tile) < self.settings.overlap:
-            notes.append(f'these share {self.overlap(tile)} pixels, not {self.settings.overlap}: half of them at most')
+            notes.append(f'tiles share {self.overlap(tile)} pixels, not {self.settings.overlap}: at most half a tile')
         alpha = None if picture.alpha is None else larger_alpha(picture.alpha, self.scale)
         larger = replace(picture, colour=self.as_pixels(y, colour), alpha=alpha)
         return Result(larger, tile, self.count(height, width, tile), predicted, notes)
@@ -148,8 +148,8 @@ class Upscaler:
         there = available_memory('cpu')
         if always > there:
             raise UserError(
-                f'{named} of {width}x{height} pixels and its x{self.scale} take {always / 1e9:.1f} GB, '
-                f'{there / 1e9:.1f} GB are free: cut it in pieces'
+                f'{named} of {width}x{height} pixels and its x{self.scale} take {always / 1e9:.1f} GB, and only '
+                f'{there / 1e9:.1f} GB are free: cut the picture into pieces'
             )
         on_cpu = always if self.device == 'cpu' else 0
         tile: int | None = None
@@ -181,7 +181,7 @@ class Upscaler:
         edge = tile or max(height, width)
         smaller = max(memory.SMALLEST_TILE, edge // 2)
         if self.settings.tile != 'auto':
-            raise UserError(f'{subject}: too little memory for {described(tile)}; --tile auto finds some') from error
+            raise UserError(f'{subject}: too little memory for {described(tile)}; try --tile auto') from error
         if smaller >= edge:
             raise UserError(f'{subject}: too little memory even for {described(tile)}') from error
         notes.append(f'memory ran out with {described(tile)}: tried again with {described(smaller)}')

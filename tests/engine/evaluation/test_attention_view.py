@@ -65,7 +65,7 @@ def test_the_command_draws(
     assert '--layer 7: the network has 2, 0 to 1' in error_of([*words, '--layer', '7'], capsys)
     assert 'name the network either by' in error_of(words[: place + 3], capsys)
     words = ['show-buckets', 'none.png', '--at', '0', '0', '-opt', 'a.yml', '--scale', '3']
-    assert '--scale is said by the option file' in error_of(words, capsys)
+    assert '--scale comes from the option file' in error_of(words, capsys)
     assert 'there is no image' in error_of(['show-buckets', 'none.png', '--at', '0', '0', *network], capsys)
 
 
@@ -113,4 +113,6 @@ def test_a_layer_of_another_resolution_than_the_image_is_refused(
     arguments = {'arch': arch, 'after': 'upsample', 'nlsa': {'chunk_size': 16}}
     save_network(WithNLSA(**arguments), Path('a.safetensors'), {'type': 'WithNLSA', 'arguments': arguments})
     words = ['show-buckets', str(photographs / 'coffee.png'), '--at', '20', '30', '--net', 'WithNLSA', 'a.safetensors']
-    assert error_of(words, capsys) == 'nlsn: the layer works on [242, 194] of [121, 97] pixels: take another'
+    assert error_of(words, capsys) == (
+        'nlsn: the layer works on [242, 194] pixels, the image has [121, 97]: choose another by --layer'
+    )

@@ -68,7 +68,7 @@ def test_weights_that_cannot_be_taken_are_named(weights: Path) -> None:
         contestant(weights.with_name('smal.pth'))
     with pytest.raises(UserError, match=r'small\.pth does not fit NLSN.*The arguments have to be those'):
         contestant(weights, 'num_feat=16')
-    with pytest.raises(UserError, match='eval_seed null hashes otherwise each time'):
+    with pytest.raises(UserError, match='with eval_seed null each evaluation hashes differently'):
         contestant(weights, 'eval_seed=null')
 
 

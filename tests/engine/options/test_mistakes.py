@@ -155,7 +155,7 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ),
         (
             {'train:scheduler:milestones': [3, 200], 'train:warmup_iter': 4},
-            'train: scheduler: milestones: [3, 200] have one before warmup_iter 4, until when the rate is another',
+            'train: scheduler: milestones: [3, 200]: one is before warmup_iter 4, while the rate still warms up',
         ),
         ({'train:scheduler:type': 'MultStepLR'}, 'train: scheduler: type: no MultStepLR: did you mean MultiStepLR?'),
         ({'val:metrics:psnr:type': 'psnr'}, 'val: metrics: psnr: type: no psnr'),

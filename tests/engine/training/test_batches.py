@@ -138,7 +138,7 @@ def test_a_worker_that_was_killed_ends_the_run_in_one_line() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(index)
 
-    with pytest.raises(DataError, match='a process that reads the training images has ended, for want of memory'):
+    with pytest.raises(DataError, match='a process that reads the training images has ended, perhaps for lack of'):
         next(endless(Killed(), Order(10, 1, 2, 0, 1, seed=0), options(1)))
 
 

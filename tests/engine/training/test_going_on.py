@@ -147,7 +147,7 @@ def test_weights_to_begin_with_need_not_be_there_any_more(ran: Path, short: Path
 
 def test_a_state_after_the_end_is_refused(ran: Path, short: Path) -> None:
     refused = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=6', cwd=ran, check=False)
-    assert last_line(refused.stderr).endswith('12.state is of iteration 12: total_iter is 6')
+    assert last_line(refused.stderr).endswith('12.state is of iteration 12, after total_iter 6')
 
 
 APPEARS = """

@@ -222,7 +222,8 @@ class TestSeveralProcesses:
         assert 'Traceback' not in ''.join(ended.stderr)
         assert [said.splitlines()[-1] for said in ended.stderr] == [
             f'nlsn: {best} could not be saved: Is a directory; what was saved before is intact',
-            'nlsn: another process of this run has ended, by a signal or as it says, and this one with it',
+            'nlsn: another process of this run has ended, killed by a signal or for the reason that it gave: '
+            'so this one ends',
         ]
         assert newest(experiment(place)) == '8.state'
 

@@ -131,7 +131,7 @@ def test_what_a_run_that_goes_on_cannot_follow_is_refused(ran: Path, short: Path
     assert 'Traceback' not in refused.stderr
     section = change.split(':')[1]
     assert said(refused).startswith(f'nlsn: train: {section} is {{')
-    assert 'cannot go on: its run has {' in said(refused)
+    assert 'cannot go on with that: its run has {' in said(refused)
 
 
 def test_arguments_of_the_network_that_no_weight_shows_are_said_when_they_change(ran: Path, short: Path) -> None:

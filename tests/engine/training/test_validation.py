@@ -48,7 +48,7 @@ def test_an_image_that_equals_its_truth_does_not_make_the_mean_infinite(tmp_path
     difference = truths['photograph'][2:-2, 2:-2].astype(float) - colour
     luma = difference @ [24.966, 128.553, 65.481] / 255
     assert psnr == pytest.approx(20 * np.log10(255 / np.sqrt((luma**2).mean())), abs=1e-3)
-    assert 'pair: 1 images equal theirs, and are left out of the mean PSNR' in said
+    assert 'pair: 1 results equal their ground truth, and are left out of the mean PSNR' in said
 
 
 def test_means_do_not_depend_on_the_order() -> None:

@@ -136,7 +136,7 @@ def test_a_run_resumes_exactly_and_its_network_is_tested_on_images_of_any_size(
     lr = cv2.imread(str(place / 'datasets/benchmark/Set5/LR_bicubic/X2/chelseax2.png'))
     assert lr.shape[1] % 4
     assert contestant.enlarge(lr, Inference()).shape == (2 * lr.shape[0], 2 * lr.shape[1], 3)
-    with pytest.raises(UserError, match=r'swinir\.pth has no attentions: they would be untrained'):
+    with pytest.raises(UserError, match=r'swinir\.pth has no weights of attentions: they would be untrained'):
         Contestant(type(recipe)(**{**vars(recipe), 'weights': 'swinir.pth'}), 'cpu')
 
 

@@ -148,7 +148,7 @@ def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
     assert result.predicted <= there
     assert 'cat: the whole would take about 0.1 GB of memory: done with tiles of 96x96 pixels' in caplog.text
     wide = Upscaler(Settings(weights=attending, overlap=60)).enlarge(picture, 'cat')
-    assert wide.notes[-1] == 'these share 48 pixels, not 60: half of them at most'
+    assert wide.notes[-1] == 'tiles share 48 pixels, not 60: at most half a tile'
     monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.available_memory', lambda device: 1000)
     with pytest.raises(UserError, match=r'cat of 300x200 pixels and its x2 take 0\.0 GB'):
         upscaler.enlarge(picture, 'cat')
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_is_found_in_smaller_tiles(of_memory: list[str]) ->
     assert shape == '(1000, 1000, 3)'
     assert notes[0] == 'memory ran out with the whole picture: tried again with tiles of 250x250 pixels'
     assert f'large: {notes[0]}' in of_memory[-1]
-    assert of_memory[2].startswith('large of 500x500 pixels: too little memory for the whole picture; --tile auto')
+    assert of_memory[2].startswith('large of 500x500 pixels: too little memory for the whole picture; try --tile')
 
 
 @pytest.mark.parametrize('version', [1, 2])
