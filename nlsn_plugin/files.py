@@ -171,7 +171,10 @@ def check_folder(folder: Path) -> None:
         SaveError: the nearest folder above it that there is cannot be written to.
     """
     try:
-        try_to_write(next(place for place in (folder, *folder.absolute().parents) if exists(place)))
+        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not exists(place):
+            raise SaveError(f'the folder {folder} cannot be made: {place} is a link that leads nowhere')
+        try_to_write(place)
     except OSError as error:
         raise SaveError(f'the folder {folder} cannot be written to: {error.strerror}') from error
 

@@ -40,7 +40,10 @@ multiprocessing.get_all_start_methods = lambda: ['spawn']
 multiprocessing.set_start_method('spawn')
 """
 COMMANDS = """
-import sys
+import os, sys
+import torch
+
+del os.register_at_fork  # by PyTorch, too, if it is not Windows by name
 
 if __name__ == '__main__':
     from nlsn_plugin.cli import main

@@ -123,3 +123,9 @@ def test_what_is_put_in_place_was_written_to_the_disk(folder: Path, monkeypatch:
     monkeypatch.setattr(os, 'fsync', noted)
     write_whole(Path('file'), lambda path: path.write_text('new'))
     assert synced[0] == (Path('file').stat().st_ino, 'kept')
+
+
+def test_a_folder_under_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'scratch').symlink_to(tmp_path / 'unmounted')
+    with pytest.raises(SaveError, match=r'a cannot be made: .*scratch is a link that leads nowhere'):
+        check_folder(tmp_path / 'scratch' / 'a')

@@ -91,16 +91,18 @@ def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict
     from nlsn_plugin.data.prepare import plan_test_data, prepare_training_data
     from nlsn_plugin.data.workshop import missing
 
-    plans = []
+    plans: dict[Path, Any] = {}
     for folder in map(Path.resolve, args.validation or []):  # before hours of work
         place = args.output.parent / 'benchmark' / (folder.parent.name if folder.name == 'HR' else folder.name)
-        plans.append(plan_test_data(folder, place, scales, None, args.workers))
+        if place in plans:
+            raise UserError(f'--validation: {folder} and another folder would both be made in {place}')
+        plans[place] = plan_test_data(folder, place, scales, None, args.workers)
         try:
-            missing(plans[-1].targets)
+            missing(plans[place].targets)
         except UserError as error:
             raise UserError(f'{error}, or leave --validation {folder} out: that set is there') from error
     made = prepare_training_data(args.input, args.output, scales=scales, workers=args.workers, **chosen)
-    return [*made, *(path for plan in plans for path in plan.carry_out())]
+    return [*made, *(path for plan in plans.values() for path in plan.carry_out())]
 
 
 def refuse(given: Iterable[str], others: Iterable[str], advice: str) -> None:

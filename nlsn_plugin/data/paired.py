@@ -109,7 +109,7 @@ class SafePairedImageDataset(PairedImageDataset):
         content = self.value(root, path) if is_lmdb else contents(Path(path))
         with named_in_errors(self.named(root, path)):
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
-        if image is None:
+        if image is None or is_cut_short(content):
             raise DataError(f'{self.named(root, path)} is not an image, or a damaged one ({len(content)} bytes)')
         return image.astype(np.float32) / 255.0
 
@@ -134,6 +134,11 @@ def hint_at_template(opt: Options) -> str:
     return (
         f" (filename_tmpl: '{template}' makes pairs of them)" if fits and opt.get('filename_tmpl') != template else ''
     )
+
+
+def is_cut_short(content: bytes) -> bool:
+    """Whether a JPEG ends within its pixels, of which OpenCV before 5 makes gray rows."""
+    return content[:2] == b'\xff\xd8' and content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda')
 
 
 def is_cut_from(lq: int, gt: int, scale: int) -> bool:
@@ -184,7 +189,8 @@ def close_before_fork() -> None:
         OPEN.popitem()[1].close()
 
 
-os.register_at_fork(before=close_before_fork, after_in_parent=READING.release, after_in_child=READING.release)
+if hasattr(os, 'register_at_fork'):  # not on Windows, where nothing is forked
+    os.register_at_fork(before=close_before_fork, after_in_parent=READING.release, after_in_child=READING.release)
 
 
 def check_lmdb(path: Path) -> None:

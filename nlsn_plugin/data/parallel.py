@@ -37,7 +37,14 @@ def in_parallel(
         worker_init_fn=alone,
     )
     with tqdm(loader, desc=description, unit='image', total=len(items)) as results:
-        yield from results
+        try:
+            yield from results
+        except RuntimeError as error:
+            if 'DataLoader worker (pid' not in str(error):
+                raise
+            raise DataError(
+                f'{description}: a process has ended, perhaps for lack of memory; --workers 1 takes the least'
+            ) from error
 
 
 def unchanged(result: Result) -> Result:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,6 +137,8 @@ class Workshop:
                 lock(file)
             except BlockingIOError:
                 raise UserError(f'another process is writing to {self.path}: wait for it') from None
+            except OSError as error:  # there are file systems without locks
+                print(f'{self.path} cannot be kept from other processes: {error.strerror}', file=sys.stderr)
             self.done: dict[str, list[list[Listed]]] = dict(self.taken_over())
             written = self.path / 'done.jsonl'
             write_whole(written, lambda temporary: temporary.write_text(''.join(map(self.line_of, self.done))))

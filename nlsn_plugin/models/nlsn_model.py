@@ -245,10 +245,10 @@ class NLSNModel(SRModel, MendedModel):
         states = resume_state['optimizers']
         loaded = [for_this_device(*both) for both in zip(states, self.optimizers)]
         super().resume_training({**resume_state, 'optimizers': [*loaded, *states[len(loaded) :]]})  # refuses more
-        if 'model' in resume_state:  # BasicSR's own states have none
-            if resume_state['model']['scaler']:  # empty, if the precision was another
-                self.scaler.load_state_dict(resume_state['model']['scaler'])
-            self.nonfinite = resume_state['model']['nonfinite']
+        own = resume_state.get('model') or {}  # nothing, of BasicSR's own states and of its other models
+        if own.get('scaler'):  # empty, if the precision was another
+            self.scaler.load_state_dict(own['scaler'])
+        self.nonfinite = own.get('nonfinite', 0)
 
 
 def for_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

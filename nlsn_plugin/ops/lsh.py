@@ -20,6 +20,9 @@ MAX_BUCKETS = 128
 PROJECTIONS_AT_ONCE = 2**20
 """Numbers that hashing holds at once on a CPU: they stay in the cache."""
 
+PROJECTIONS_AT_ONCE_ON_A_DEVICE = 2**25
+"""The same elsewhere: a quarter of a gigabyte in float64."""
+
 
 def count_buckets(length: int, chunk_size: int) -> int:
     """Number of hash buckets m for `length` pixels: about one per chunk, even, at most 128 (Section 4.2).
@@ -51,7 +54,7 @@ def hash_codes(x: Tensor, rotations: Tensor) -> Tensor:
         is_exact = x.device.type != 'cuda' and (x.device.type != 'cpu' or multiplies_exactly())
         dtype = torch.float32 if is_exact else torch.float64
         columns = rotations.to(x.device, dtype).permute(1, 2, 0).reshape(rounds * half, channels)
-        numbers = PROJECTIONS_AT_ONCE if x.device.type == 'cpu' else images * length * len(columns)
+        numbers = PROJECTIONS_AT_ONCE if x.device.type == 'cpu' else PROJECTIONS_AT_ONCE_ON_A_DEVICE
         at_once = min(max(1, numbers // len(columns)), images * length)
         buffer = columns.new_empty(len(columns) * at_once)
         for pixels, found in zip(torch.split(x.flatten(0, 1), at_once), torch.split(codes, at_once, dim=1)):

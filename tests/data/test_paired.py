@@ -20,7 +20,7 @@ from conftest import run
 from torch.utils.data import DataLoader
 
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
-from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset
+from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset, is_cut_short
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import DataError
 
@@ -195,6 +195,24 @@ def test_images_to_validate_on_may_exceed_theirs_by_what_the_scale_leaves_alone(
     else:
         with pytest.raises(DataError, match=r'coffeex2\.png 30x24: the former should be 2 times as large'):
             dataset[index]
+
+
+def test_a_jpeg_that_was_cut_short_is_no_image(folders: Path) -> None:
+    """OpenCV before 5 makes gray rows of what is not there."""
+    (folders / 'HR' / 'coffee.png').unlink()
+    low = folders / 'LR_bicubic' / 'X2' / 'coffeex2.png'
+    low.rename(low.with_suffix('.jpg'))
+    path = folders / 'HR' / 'coffee.jpg'
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (48, 60, 3), np.uint8))
+    whole = path.read_bytes()
+    assert not is_cut_short(whole)
+    assert not is_cut_short(whole + b'behind its end')
+    path.write_bytes(whole[: len(whole) * 4 // 5])
+    assert is_cut_short(path.read_bytes())
+    dataset = build_dataset(measuring(folders))
+    index = next(i for i, pair in enumerate(dataset.paths) if 'coffee' in pair['gt_path'])
+    with pytest.raises(DataError, match=r'coffee\.jpg is not an image, or a damaged one'):
+        dataset[index]
 
 
 def test_what_a_data_set_of_another_class_lacks_is_named(folders: Path) -> None:

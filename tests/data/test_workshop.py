@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import pytest
 
 from nlsn_plugin import locks
 from nlsn_plugin.cli import main
+from nlsn_plugin.data.parallel import in_parallel
 from nlsn_plugin.data.prepare import prepare_test_data
 from nlsn_plugin.data.workshop import RECORD, Folder, Workshop
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import DataError, UserError
 
 
 class Stop(BaseException):
@@ -179,3 +182,24 @@ def test_a_lock_that_some_systems_do_not_permit_is_anothers(tmp_path: Path, monk
     monkeypatch.setattr(locks.fcntl, 'lockf', refuse)
     with pytest.raises(UserError, match='another process is writing to'):
         Workshop({tmp_path / 'HR': {}}, Folder, ['one'], 1)
+
+
+def test_a_file_system_without_locks_is_told_and_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(locks.fcntl, 'lockf', refuse)
+    with Workshop({tmp_path / 'HR': {}}, Folder, ['one'], 1):
+        pass
+    assert (tmp_path / 'HR').is_dir()
+    assert 'cannot be kept from other processes: No locks available' in capsys.readouterr().err
+
+
+def test_a_process_that_was_killed_is_told() -> None:
+    def fall(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r'^looking: a process has ended, perhaps for lack of memory'):
+        list(in_parallel(fall, [1, 2], 2, 'looking'))

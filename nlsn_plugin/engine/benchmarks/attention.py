@@ -34,8 +34,9 @@ from nlsn_plugin.files import write_whole
 from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference, tf32
 
-TOLERANCES = {'float32': (1e-5, 1e-4), 'bfloat16': (0.05, 0.2), 'float16': (0.01, 0.05)}
-"""Of outputs and gradients, relative to the largest entry. Half precision is held to what it can hold to."""
+TOLERANCES = {'float32': 1e-4, 'bfloat16': 0.03, 'float16': 0.005}
+"""Of what the attention adds to outputs and gradients: the norm of the difference, relative to that of what is added.
+Right forms differ by up to 0.014 in bfloat16; one round of four makes a difference of 0.06 and more."""
 
 
 FORWARD_ALONE = 100_000
@@ -162,11 +163,12 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
             found = [found] if large else found
             if not first:
                 first, expected = name, found
-            for what, ours, theirs, allowed in zip(('output', 'gradient'), found, expected, TOLERANCES[dtype]):
-                error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-                if not error <= allowed:
+            identity = x, torch.ones_like(x)  # the residual's part in y, and in the gradient of its sum
+            for what, ours, theirs, own in zip(('output', 'gradient'), found, expected, identity):
+                error = ((ours - theirs).float().norm() / (theirs.float() - own.float()).norm()).item()
+                if not error <= TOLERANCES[dtype]:
                     off = f'the {what} of {name} is off {first} by {error:.1e}'
-                    raise UserError(f'{case}: {off}, {allowed:.0e} is allowed; nothing was timed')
+                    raise UserError(f'{case}: {off}, {TOLERANCES[dtype]:.0e} is allowed; nothing was timed')
     return reasons
 
 

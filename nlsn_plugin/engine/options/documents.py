@@ -71,9 +71,9 @@ class Document:
         self.lines: dict[Keys, str] = {}
         """Where each key stands, as a message names it."""
         try:
-            node = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+            node = yaml.compose(path.read_text(encoding='utf-8-sig'), Loader=yaml.SafeLoader)
             self.note_lines(node, ())
-            self.options = yaml.safe_load(path.read_text(encoding='utf-8'))
+            self.options = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
         except RecursionError as error:
             raise OptionError(f'{path} holds a part that is in itself') from error
         except UnicodeDecodeError as error:
@@ -92,10 +92,11 @@ class Document:
     def take_over(self, name: Any, above: tuple[Path, ...]) -> None:
         """Add what this file does not say and its base says."""
         where = self.where((BASE,))
-        base = self.path.parent / str(name)
+        path = Path(str(name)).expanduser()
+        base = self.path.parent / path
         if not is_file(base):
-            try:
-                base = find_shipped(Path(str(name)).name)
+            try:  # by its name alone, wherever a copy of a shipped file lies, and not in the place of another folder's
+                base = find_shipped(path.name if {*path.parts[:-1]} <= {'..'} else str(path))
             except UserError as error:
                 raise OptionError(f'{where}: {BASE}: there is no file {base}, and {error}') from error
         if base.resolve() in above:
@@ -168,6 +169,6 @@ def keep_copy(option_file: Path, folder: Path) -> None:
         return
     document = Document(option_file)
     whole = document.is_based and yaml.safe_dump(document.options, sort_keys=False)
-    text = whole or option_file.read_text(encoding='utf-8')
+    text = whole or option_file.read_text(encoding='utf-8-sig')
     header = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {one_line(" ".join(sys.argv))}\n\n'
     write_text(folder / option_file.name, header + text)

@@ -84,13 +84,15 @@ def misfits_of_training(opt: Options) -> Misfits:
     yield from misfits_of_schedule(train)
     if model := registered_in_basicsr(MODEL_REGISTRY, opt['model_type']):
         yield from misfits_of_model(opt, model)
-    if data.get('gt_size', 0) % opt['scale']:
+    if isinstance(data.get('gt_size'), int) and data['gt_size'] % opt['scale']:
         fitting = data['gt_size'] // opt['scale'] * opt['scale'] or opt['scale']
         text = f'{data["gt_size"]} is not divisible by scale {opt["scale"]}: {fitting} is'
         yield ('datasets', 'train', 'gt_size'), text
     if data['batch_size_per_gpu'] % train['accumulate']:
         text = f'{train["accumulate"]} does not divide batch_size_per_gpu {data["batch_size_per_gpu"]}'
         yield ('train', 'accumulate'), text
+    if train['accumulate'] > 1 and (train.get('pixel_opt') or {}).get('reduction') == 'sum':
+        yield ('train', 'pixel_opt', 'reduction'), 'sum does not go with accumulate, which takes the mean of its parts'
     if train['compile'] and not has_compiler():
         yield ('train', 'compile'), 'needs a compiler of C++, and none is there: `apt-get install -y g++`, say'
     if data['prefetch_mode'] == 'cuda' and not data['pin_memory']:
@@ -137,6 +139,10 @@ def misfits_of_datasets(datasets: Options) -> Misfits:
             yield ('datasets', phase, 'name'), f'{dataset["name"]} is the name of {phases[dataset["name"]]} already'
         elif phase != 'train':
             phases[dataset['name']] = phase
+    for phase, dataset in datasets.items():
+        is_pairs_of_lmdb = kind_of_dataset(dataset) == 'paired' and dataset['io_backend']['type'] == 'lmdb'
+        if is_pairs_of_lmdb and dataset.get('meta_info_file') is not None:
+            yield ('datasets', phase, 'meta_info_file'), 'is for folders: of an LMDB all that its own lists is read'
     mistakes = [mistake for phase in datasets for mistake in misfits_of_normalisation(phase, datasets[phase])]
     yield from mistakes
     if not mistakes:

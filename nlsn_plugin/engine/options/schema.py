@@ -7,6 +7,7 @@ Sections that name a class (network_g, losses, optimisers, schedulers, metrics) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,9 +26,10 @@ from pydantic.fields import FieldInfo
 
 
 def whole(value: Any) -> Any:
-    """YAML's 5e3 and !!float 5e3 are numbers of iterations too; true and '5' are none."""
+    """YAML's 5.0e+3 and !!float 5e3 are numbers of iterations too; true and '5' are none, nor is 5e3, which is text."""
     if isinstance(value, (bool, str)):
-        raise ValueError('a whole number is expected')
+        is_number = isinstance(value, str) and re.fullmatch(r'\d+(\.\d*)?[eE]\+?\d{1,2}', value)
+        raise ValueError('a whole number is expected' + (f' (in YAML write {float(value):.0f})' if is_number else ''))
     return value
 
 
@@ -59,6 +61,13 @@ def template(name: str) -> str:
     if not is_one:
         raise ValueError("a name with {} in it is expected, such as '{}x2'")
     return name
+
+
+def gpus(value: Any) -> Any:
+    """How many."""
+    if value == 'auto' or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("'auto', or a whole number of at least 0, is expected")
 
 
 Number = Annotated[float, Strict()]
@@ -293,7 +302,9 @@ class Common(Section):
     model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry, which may read more keys")
     custom_imports: list[Text] = Field([], description='modules of your own, imported for what they register')
     scale: Positive = Field(description='of the low-resolution images')
-    num_gpu: Whole | Literal['auto'] = Field('auto', description='GPUs of this process; without one 0 is taken')
+    num_gpu: Annotated[Any, AfterValidator(gpus)] = Field(
+        'auto', description='GPUs of this process; without one 0 is taken'
+    )
     manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')
     network_g: Typed = Field(description='the network, and its arguments')
     path: Path = Field(description='weights and states')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from nlsn_plugin.engine.training.interruption import SIGNALS
 from nlsn_plugin.engine.training.randomness import seeded
-from nlsn_plugin.errors import DataError, UserError
+from nlsn_plugin.errors import FAILURES, DataError, UserError
 
 Place = tuple[int, int]
 """The seed of a sample's augmentation, and its index in the data set."""
@@ -52,11 +53,11 @@ class Order(Sampler[list[Place]]):
     def __iter__(self) -> Iterator[list[Place]]:
         together = self.batch_size * self.world_size
         for epoch in itertools.count(self.first // self.batches_per_epoch):
-            shuffled = torch.randperm(self.total, generator=torch.Generator().manual_seed(epoch)).tolist()
+            shuffled = torch.randperm(self.total, generator=torch.Generator().manual_seed(epoch))
             first = self.first % self.batches_per_epoch if epoch == self.first // self.batches_per_epoch else 0
             for batch in range(first, self.batches_per_epoch):
                 positions = range(batch * together + self.rank, (batch + 1) * together, self.world_size)
-                yield [(self.seed_of(epoch, position), shuffled[position] % self.size) for position in positions]
+                yield [(self.seed_of(epoch, position), int(shuffled[position]) % self.size) for position in positions]
 
     def seed_of(self, epoch: int, position: int) -> int:
         sequence = np.random.SeedSequence((self.seed, epoch, position))
@@ -76,6 +77,8 @@ class Reproducible(Dataset[Any]):
                 return self.dataset[index]
         except UserError as error:  # a loader's worker would bury its message in a traceback
             return error
+        except FAILURES:  # of a data set of the user's own: the run is saved before it ends
+            return DataError(f'sample {index} of {type(self.dataset).__name__} fails:\n{traceback.format_exc()}')
 
 
 def collate(samples: list[Any]) -> Any:
@@ -117,7 +120,7 @@ class Loaded:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if 'DataLoader worker' not in str(error):
+            if 'DataLoader worker (pid' not in str(error):  # else it is one of the data set's own
                 raise
             *_, why = str(error).splitlines()
             raise DataError(

@@ -14,7 +14,7 @@ from basicsr.utils import get_time_str
 
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.files import check_folder
+from nlsn_plugin.files import check_folder, is_dir
 from nlsn_plugin.locks import lock
 
 Options = dict[str, Any]
@@ -24,13 +24,17 @@ def make_folders(opt: Options, resuming: bool) -> None:
     """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
     root = Path(opt['path']['experiments_root'])
     if opt['rank'] == 0:
-        check_folder(root)
+        for key in ('experiments_root', 'models', 'training_states', 'visualization'):  # links to other disks, say
+            check_folder(Path(opt['path'][key]))
         networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
         if (networks or states) and not resuming:
             ended = root / 'models' / 'net_g_latest.pth' in networks
             if opt['archive']:
                 with claimed(opt):
                     archive(root)
+                events = Path(opt['root_path'], 'tb_logger', opt['name'])
+                if is_dir(events):  # or the curves of both runs would be one
+                    archive(events)
             elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
                 with claimed(opt):
                     folder = checkpoints.set_aside(networks, 'without_state')

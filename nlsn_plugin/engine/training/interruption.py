@@ -14,7 +14,9 @@ import torch.distributed
 
 from nlsn_plugin.engine.distributed import LONGEST_SILENCE
 
-SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGUSR1', 'SIGBREAK') if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGBREAK') if hasattr(signal, name)
+]
 """SLURM sends SIGTERM before it takes a job's nodes, and `sbatch --signal=USR1@120` whatever one likes before that.
 SIGBREAK is Windows's Ctrl-Break, where SIGUSR1 is not."""
 
@@ -102,7 +104,8 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
     Also where they are ignored, as a shell has it that starts commands in the background.
     """
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    wanted = [number for number in SIGNALS if number.name != 'SIGHUP' or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in wanted}  # nohup has SIGHUP ignored
     try:
         yield
     finally:

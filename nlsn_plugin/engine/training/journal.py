@@ -17,6 +17,22 @@ from nlsn_plugin.files import whole_lines, write_whole
 Options = dict[str, Any]
 
 
+class Events:
+    """A SummaryWriter that a full disk, say, does not let end the run."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def add_scalar(self, *arguments: Any) -> None:
+        try:
+            self.writer.add_scalar(*arguments)
+        except OSError as error:
+            get_root_logger().warning(f'{self.writer.log_dir} could not be written: {error.strerror}')
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
+
+
 class Journal:
     """Of rank 0; the others' say nothing. The progress line is for terminals alone.
 

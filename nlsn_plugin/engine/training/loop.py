@@ -24,7 +24,7 @@ from nlsn_plugin.engine.training import checkpoints, randomness
 from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless
 from nlsn_plugin.engine.training.folders import claimed, make_folders
 from nlsn_plugin.engine.training.interruption import Interruption, interruptible
-from nlsn_plugin.engine.training.journal import Journal
+from nlsn_plugin.engine.training.journal import Events, Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.validation import Results, validate
@@ -49,6 +49,8 @@ def train(opt: Options, option_file: Path) -> None:
     seen = checkpoints.saved_states(opt)
     state = resume_state(opt)
     start = state['iter'] if state else 0
+    if error := first_error(another_start(opt, start)):
+        raise error
     train_set, val_sets = build_datasets(opt)
     order = order_of(opt, train_set, start)
     make_folders(opt, state is not None)
@@ -73,7 +75,8 @@ def train_from(
         checkpoints.remove_unfinished(opt)
         checkpoints.set_aside_later(opt, start, logger.warning)
         keep_copy(option_file, Path(opt['path']['experiments_root']))
-    tb_logger = init_tb_loggers(opt)
+    writer = init_tb_loggers(opt)
+    tb_logger = writer and Events(writer)
     model = build_model(opt)
     if state:
         model.resume_training(state)
@@ -96,7 +99,21 @@ def train_from(
         checkpoints.save_networks(model, 'latest')
     journal.plot()
     if tb_logger:
-        tb_logger.close()
+        with contextlib.suppress(OSError):
+            tb_logger.close()
+
+
+def another_start(opt: Options, start: int) -> UserError | None:
+    """What is wrong where a process goes on from another state than the first: by a folder of its own, or a file system
+    that shows it new files late. They would add up gradients of different networks."""
+    first = agreed(start)
+    if first == start:
+        return None
+    folder = opt['path']['training_states']
+    return UserError(
+        f'process {opt["rank"]} would go on from iteration {start}, and the first one from {first}: all of them '
+        f'have to see the same files in {folder}'
+    )
 
 
 def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
@@ -158,18 +175,23 @@ def run(
                 seconds, data = timer.get_avg_time(), data_timer.get_avg_time()
                 journal.progress(epoch, iteration, lrs, seconds, data, model.get_current_log())
             last = iteration == total
-            if opt.get('val') and (iteration % opt['val']['val_freq'] == 0 or last):
+            due = bool(opt.get('val')) and (iteration % opt['val']['val_freq'] == 0 or last)
+            interrupted = interruption.wanted(failing=batches.error is not None) and not last
+            saves = iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted
+            if saves:  # before validation, which may take longer than a scheduler waits
+                save(model, epoch, iteration, course, validation_is_due=due)
+            if due and not interrupted:
                 with saved_first(model, epoch, iteration, course, validation_is_due=True):
                     results = validate_all(model, val_sets, iteration, journal, tb_logger)
                 keep_best(model, iteration, results)
-            interrupted = interruption.wanted(failing=batches.error is not None) and not last
-            if iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted:
-                save(model, epoch, iteration, course)
+                if saves:
+                    save(model, epoch, iteration, course)
             if interrupted:
                 if opt['dist'] and (error := first_error(batches.error)):
                     raise goes_on_from(iteration, error) from error
                 by = interruption.signal.name if interruption.signal else 'a signal to another process'
-                command = 'the same command' + ' with --auto_resume' * (not opt['auto_resume'])
+                instead = ' in the place of --archive' * opt['archive']
+                command = 'the same command' + f' with --auto_resume{instead}' * (not opt['auto_resume'])
                 raise InterruptedRunError(f'ended by {by} and saved at iteration {iteration}; {command} goes on')
             data_timer.start()
             timer.start()
@@ -191,7 +213,10 @@ def validate_all(
 def keep_best(model: BaseModel, iteration: int, results: dict[str, Results]) -> None:
     """Keep the network, if it is the best so far; the first process does."""
     name, metric = checkpoints.deciding(model.opt) or ('', '')
-    if results.get(name) and model.opt['rank'] == 0 and model.best_metric_results[name][metric]['iter'] == iteration:
+    best = (
+        getattr(model, 'best_metric_results', {}).get(name, {}).get(metric, {})
+    )  # a model's own validation may not say
+    if results.get(name) and model.opt['rank'] == 0 and best.get('iter') == iteration:
         checkpoints.save_networks(model, 'best', iter=iteration)
 
 

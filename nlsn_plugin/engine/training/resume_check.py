@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 import torch
 
+from nlsn_plugin.engine.training.interruption import handled_by
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.checkpoint import load_safely
 
@@ -32,8 +36,13 @@ def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
     Raises:
         UserError: the weights, the average or the optimiser differ in one bit; a run failed by itself.
     """
-    with tempfile.TemporaryFile('w+') as said:
+    with tempfile.TemporaryFile('w+') as said, handled_by(end):
         check(option_file, kills, random.Random(seed), overrides, said)
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """Let no run be left behind."""
+    raise KeyboardInterrupt
 
 
 def check(option_file: str, kills: int, drawn: random.Random, overrides: list[str], said: IO[str]) -> None:
@@ -43,7 +52,8 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
         if folder.exists():
             raise UserError(f'{folder} exists already: remove it first')
     began = time.monotonic()
-    finish(start(option_file, undisturbed.name, overrides, said), said)
+    with started(option_file, undisturbed.name, overrides, said) as process:
+        finish(process, said)
     duration = time.monotonic() - began
     expected = result(undisturbed)
     overrides = [*overrides, f'manual_seed={expected["state"]["run"]["seed"]}']  # which may have been drawn
@@ -51,31 +61,37 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
     done = 0
     while done < kills:
         while True:
-            process = start(option_file, killed.name, overrides, said)
-            if done == kills:
-                finish(process, said)
-                break
-            try:
-                process.wait(drawn.uniform(0, duration))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                done += 1
-                print(f'killed {done} times, the last state is {newest(killed)}', flush=True)
-            else:
-                finish(process, said)
-                break
+            with started(option_file, killed.name, overrides, said) as process:
+                if done == kills:
+                    finish(process, said)
+                    break
+                try:
+                    process.wait(drawn.uniform(0, duration))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    done += 1
+                    print(f'killed {done} times, the last state is {newest(killed)}', flush=True)
+                else:
+                    finish(process, said)
+                    break
         compare(result(killed), expected)
         print('the same to the last bit', flush=True)
         shutil.rmtree(killed)
     shutil.rmtree(undisturbed)
 
 
-def start(option_file: str, name: str, overrides: list[str], said: IO[str]) -> subprocess.Popen[bytes]:
-    """Train, below the working directory's experiments whatever the option file says."""
+@contextlib.contextmanager
+def started(option_file: str, name: str, overrides: list[str], said: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Train, below the working directory's experiments whatever the option file says, and no longer than the block."""
     words = ['-m', 'nlsn_plugin', 'train', '-opt', option_file, '--auto_resume', '--force_yml', *overrides]
     words += [f'name={name}', 'path:experiments_root=none', 'compare_with_bicubic=false']
-    return subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=said)
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=said)
+    try:
+        yield process
+    finally:
+        process.kill()  # does nothing to one that has ended
+        process.wait()
 
 
 def finish(process: subprocess.Popen[bytes], said: IO[str]) -> None:

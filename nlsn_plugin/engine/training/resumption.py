@@ -19,7 +19,10 @@ Options = dict[str, Any]
 
 FIXED = ('optim_g', 'optim_d', 'scheduler')
 """Sections of `train` that a run keeps to its end."""
-OF_BATCHES = ('gt_size', 'use_hflip', 'use_rot', 'dataset_enlarge_ratio', 'mean', 'std')
+OF_BATCHES = (
+    *('dataroot_gt', 'dataroot_lq', 'meta_info_file'),
+    *('gt_size', 'use_hflip', 'use_rot', 'dataset_enlarge_ratio', 'mean', 'std'),
+)
 """What decides what is in them."""
 
 
@@ -64,6 +67,9 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
         for section in [name for name in course if name not in FIXED]:
             for name, before, value in changes(course[section], now[section] or {}):
                 print(f'{section}: {name} was {before} until {Path(path).name}, and is {value} from now on')
+        seed = state.get('run', {}).get('seed')
+        if seed not in (None, opt['manual_seed']) and not opt['seed_is_drawn']:
+            print(f'manual_seed was {seed} until {Path(path).name}, and is {opt["manual_seed"]} from now on')
 
 
 def course_of(opt: Options) -> dict[str, Options | None]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.available_memory import is_out_of_memory
-from nlsn_plugin.engine.distributed import first_error
+from nlsn_plugin.engine.distributed import agreed, first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
 from nlsn_plugin.errors import DataError, UserError, first_line
 from nlsn_plugin.metrics.protocols import mean
@@ -59,13 +59,15 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_l
         elif opt['rank'] == 0:
             loader = DataLoader(dataset, batch_size=1)
             loader.dataset.opt = {**getattr(dataset, 'opt', {}), 'name': name}  # type: ignore[attr-defined]
-            model.nondist_validation(loader, iteration, tb_logger, opt['val']['save_img'])
+            bare = {'net_g': model.get_bare_model(model.net_g)} if hasattr(model, 'net_g') else {}
+            with substituted(model, **bare):  # see measured_share
+                model.nondist_validation(loader, iteration, tb_logger, opt['val']['save_img'])
     except UserError as of_an_image:
         error = of_an_image
     if error := first_error(error):
         raise error
     if has_its_own:
-        return {}
+        return agreed({metric: float(value) for metric, value in getattr(model, 'metric_results', {}).items()})
     everyone: list[Any] = [values]
     if opt['dist']:
         everyone = [None] * opt['world_size']

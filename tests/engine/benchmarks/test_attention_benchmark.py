@@ -51,12 +51,15 @@ def test_the_command_prints_a_table_and_writes_what_was_measured_where(tmp_path:
         assert by_form['fused', 'forward']['skipped']
 
 
-def test_a_form_that_gives_other_numbers_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('dtype', 'factor'), [('float32', 1.001), ('bfloat16', 1.05), ('float16', 1.01)])
+def test_a_form_that_gives_other_numbers_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, factor: float
+) -> None:
     streamed = ops.FORMS['streamed']
-    monkeypatch.setitem(ops.FORMS, 'streamed', lambda *arguments: 1.001 * streamed(*arguments))
+    monkeypatch.setitem(ops.FORMS, 'streamed', lambda *arguments: factor * streamed(*arguments))
     monkeypatch.setattr(benchmark, 'interleaved', lambda *arguments: pytest.fail('timed'))
     with pytest.raises(UserError, match=r'the output of streamed is off reference by .*; nothing was timed'):
-        benchmark.measure(Case(16, 20, 20), ['reference', 'streamed'], 'cpu', 'float32', 0.1)
+        benchmark.measure(Case(16, 20, 20), ['reference', 'streamed'], 'cpu', dtype, 0.1)
 
 
 def test_a_form_that_would_not_fit_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

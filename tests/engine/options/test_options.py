@@ -212,6 +212,12 @@ def test_without_data_the_missing_path_and_the_two_ways_on_are_told(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    return tmp_path
+
+
 class TestBase:
     def test_a_file_changes_and_adds_to_its_base(self, tmp_path: Path) -> None:
         write(tmp_path / 'base.yml', {})
@@ -234,6 +240,16 @@ class TestBase:
         copy.write_text(shipped.read_text())
         assert checked(Document(copy), is_train=True) == checked(Document(shipped), is_train=True)
 
+    @pytest.mark.parametrize('base', ['~/base.yml', 'base.yml'])
+    def test_a_base_may_lie_at_home_and_begin_with_a_mark_of_its_encoding(self, base: str, at_home: Path) -> None:
+        write(at_home / 'base.yml', {})
+        expected = Document(at_home / 'base.yml').options
+        (at_home / 'base.yml').write_text(
+            (at_home / 'base.yml').read_text(), encoding='utf-8-sig'
+        )  # as Windows's Notepad
+        (at_home / 'a.yml').write_text(f'_base_: {base}\n', encoding='utf-8-sig')
+        assert Document(at_home / 'a.yml').options == expected
+
     def test_a_mistake_is_told_where_it_stands(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write(tmp_path / 'base.yml', {'train:gradclip': 1})
         (tmp_path / 'a.yml').write_text('_base_: base.yml\nname: mine\nscale: two\n')
@@ -247,6 +263,7 @@ class TestBase:
         ('text', 'message'),
         [
             ('_base_: none.yml', 'a.yml, line 1: _base_: there is no file '),
+            ('_base_: mine/train_NLSN_x2.yml', 'a.yml, line 1: _base_: there is no file '),
             ('_base_: a.yml', 'a.yml, line 1: _base_: '),
         ],
     )

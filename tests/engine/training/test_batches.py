@@ -83,6 +83,16 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_own_words(workers: i
     assert str(caught.value) == 'image 99 is damaged'
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_what_a_data_set_of_ones_own_raises_ends_the_run_as_an_image_that_cannot_be_read_does(workers: int) -> None:
+    class Own(Draws):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            return {'index': [index][1]}
+
+    with pytest.raises(DataError, match=r'(?s)^sample \d of Own fails:\nTraceback.*\[index\]\[1\].*list index out of'):
+        next(endless(Own(), Order(10, 1, 2, 0, 1, seed=0), options(workers)))
+
+
 class Stream:
     """In the place of one of CUDA's, where there is none."""
 

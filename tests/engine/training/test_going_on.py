@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TRAIN, experiment, last_line, make_short, of_pairs, run, write_options, write_pairs
 
+from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
 
@@ -164,6 +165,21 @@ def make_folders(*arguments):
 loop.make_folders = make_folders
 main(['train', '-opt', sys.argv[1], '--auto_resume'])
 """
+
+
+def test_a_state_of_another_of_basicsrs_models_is_gone_on_with(place: Path, short: Path) -> None:
+    run(TRAIN, '-opt', short, '--force_yml', 'model_type=SRModel', 'train:total_iter=4', cwd=place)
+    run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', 'train:total_iter=6', cwd=place)
+    assert newest(experiment(place)) == '6.state'
+
+
+def test_processes_that_do_not_see_the_same_states_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, 'agreed', lambda start: 8)
+    opt = {'rank': 1, 'path': {'training_states': 'states'}}
+    assert loop.another_start(opt, 8) is None
+    assert 'process 1 would go on from iteration 4, and the first one from 8: all of them' in str(
+        loop.another_start(opt, 4)
+    )
 
 
 def test_a_state_that_another_process_writes_meanwhile_is_not_passed_over(ran: Path, short: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from warm import start
 
-from nlsn_plugin.engine.training.interruption import SIGNALS, Interruption
+from nlsn_plugin.engine.training.interruption import SIGNALS, Interruption, interruptible
 
 SAVES = (
     'import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); '
@@ -32,6 +32,19 @@ def test_a_command_that_runs_another_hands_on_all_signals() -> None:
             process.send_signal(number)
             assert process.stdout.readline() == '75 True\n'
         assert process.wait(timeout=60) == 0
+
+
+def test_under_nohup_the_terminal_may_go() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interruption.wanted()
+            signal.raise_signal(signal.SIGTERM)
+            assert interruption.wanted()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_ctrl_c_ends_at_once_whatever_came_before() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
-from nlsn_plugin.engine.training.journal import Journal
+import pytest
+from basicsr.utils import get_root_logger
+
+from nlsn_plugin.engine.training.journal import Events, Journal
 
 
 def journal(folder: Path, iteration: int) -> Journal:
@@ -36,3 +40,15 @@ def test_nothing_is_left_at_the_last_update_however_slow(tmp_path: Path) -> None
     written.message.start_time -= 1000
     written.progress(0, 9, [1e-4], 100.0, 0.1, {})
     assert '[eta: 0:00:00,' in said[0]
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_scalar(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    warnings: list[str] = []
+    monkeypatch.setattr(get_root_logger(), 'warning', warnings.append)
+    written = Events(SimpleNamespace(add_scalar=add_scalar, log_dir='tb_logger/a'))
+    written.add_scalar('losses/l_pix', 0.5, 1)
+    assert written.log_dir == 'tb_logger/a'
+    assert warnings == ['tb_logger/a could not be written: No space left on device']

@@ -225,7 +225,7 @@ class TestSeveralProcesses:
             'nlsn: another process of this run has ended, killed by a signal or for the reason that it gave: '
             'so this one ends',
         ]
-        assert newest(experiment(place)) == '8.state'
+        assert newest(experiment(place)) == '12.state'
 
     def test_one_that_dies_ends_all_within_a_minute(self, place: Path, short: Path) -> None:
         words = [sys.executable, *map(str, TORCHRUN), '2', str(TRAIN), '-opt', str(short), '--launcher', 'pytorch']

@@ -48,7 +48,7 @@ def longer(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result(experiment(folder))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_the_run_goes_on_exactly(
     place: Path, short: Path, longer: dict[str, Any], number: signal.Signals
 ) -> None:
@@ -141,10 +141,11 @@ def test_arguments_of_the_network_that_no_weight_shows_are_said_when_they_change
         'network_g: chunk_size was 64 until 12.state, and is 144 from now on',
         'network_g: res_scale was 0.1 until 12.state, and is 0.5 from now on',
     ]
-    words += ['network_g:reduction=4', 'train:clip_grad_norm=1.0']
+    words += ['network_g:reduction=4', 'train:clip_grad_norm=1.0', 'manual_seed=3']
     other = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, 'train:total_iter=14', cwd=ran)
     assert [line for line in other.stdout.splitlines() if ' from now on' in line] == [
-        'train: clip_grad_norm was not set until 13.state, and is 1.0 from now on'
+        'train: clip_grad_norm was not set until 13.state, and is 1.0 from now on',
+        'manual_seed was 1 until 13.state, and is 3 from now on',
     ]
 
 

@@ -18,6 +18,7 @@ from nlsn_plugin.engine.training.resume_check import newest
 from nlsn_plugin.engine.training.validation import image_path, measure, undone
 from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import mean
+from nlsn_plugin.models.checkpoint import load_safely
 
 
 def test_an_image_that_equals_its_truth_does_not_make_the_mean_infinite(tmp_path: Path, photographs: Path) -> None:
@@ -101,6 +102,43 @@ def own(img, border, img2):
 
 main(sys.argv[1:])
 """
+
+
+def test_what_is_due_to_be_saved_is_saved_before_validation(place: Path, short: Path) -> None:
+    """Which may take longer than a scheduler waits."""
+    kills = OWN_METRIC.replace('return img.mean()', 'import os; os.kill(os.getpid(), 9)')
+    words = ['-opt', short, '--force_yml', 'logger:save_checkpoint_freq=6']
+    killed = run('-c', kills, 'train', *words, 'val:metrics:alone:type=alone', cwd=place, check=False)
+    assert killed.returncode == -9
+    assert newest(experiment(place)) == '6.state'
+    run(TRAIN, *words, 'train:total_iter=7', '--auto_resume', cwd=place)
+    lines = map(json.loads, (experiment(place) / 'log.jsonl').read_text().splitlines())
+    assert [line['iter'] for line in lines if line['kind'] == 'validation'] == [6, 7]
+
+
+OWN_VALIDATION = """
+import sys
+import nlsn_plugin
+from basicsr.utils.registry import MODEL_REGISTRY
+from nlsn_plugin.cli import main
+from nlsn_plugin.models.nlsn_model import NLSNModel
+
+@MODEL_REGISTRY.register()
+class Own(NLSNModel):
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
+        name = dataloader.dataset.opt['name']
+        self._initialize_best_metric_results(name)
+        self.metric_results = {'psnr': -float(current_iter)}
+        self._update_best_metric_result(name, 'psnr', -float(current_iter), current_iter)
+
+main(sys.argv[1:])
+"""
+
+
+def test_the_best_by_a_models_own_validation_is_kept(place: Path, short: Path) -> None:
+    words = ['train', '-opt', short, '--force_yml', 'model_type=Own']
+    run('-c', OWN_VALIDATION, *words, cwd=place)
+    assert load_safely(experiment(place) / 'models' / 'net_g_best.pth')['iter'] == 6
 
 
 def test_a_metric_that_fails_ends_the_run_saved(place: Path, short: Path) -> None:
