@@ -141,7 +141,8 @@ class NLSN(nn.Module):
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.num_in_ch}, H, W] is expected')
         # And so all features: as fast, and attention needs no copies.
         x = channels_last(x)
-        features = self.head(self.sub_mean(x * self.img_range))  # [N, num_feat, H, W]
+        shifted = self.sub_mean(x * self.img_range)
+        features = self.head(shifted.to(self.head[0].weight.dtype))  # [N, num_feat, H, W]
         features = features + self.body(features)
         if torch.is_grad_enabled() or is_recorded() or any(map(is_watched, (*self.tail.modules(), self.add_mean))):
             return self._enlarge(features)

@@ -174,8 +174,8 @@ class NonLocalSparseAttention(ResidualAttention):
                 )
             return given
         if self.rotation_bank is not None and not self.training:
-            if self.rotation_bank.device != self._device():  # weights were assigned over those of the meta device
-                self._fill_rotation_bank()
+            if self.rotation_bank.is_meta and self._device().type != 'meta':
+                self._fill_rotation_bank()  # weights were assigned over those of the meta device
             return self.rotation_bank[..., :half]
         if half == 0:
             return torch.empty(shape, dtype=torch.float32, device='cpu')  # nothing is hashed, nothing is drawn
@@ -214,10 +214,11 @@ class NonLocalSparseAttention(ResidualAttention):
             return
         generator = torch.Generator('cpu').manual_seed(self.eval_seed)
         size = (self.channels // self.reduction, ops.MAX_BUCKETS // 2)
-        rounds = [
-            torch.randn(size, generator=generator, dtype=torch.float32, device='cpu') for _ in range(self.n_hashes)
-        ]
-        self.rotation_bank = torch.stack(rounds, dim=1).to(self._device())
+        with torch.inference_mode(False):  # DistributedDataParallel writes to buffers
+            rounds = [
+                torch.randn(size, generator=generator, dtype=torch.float32, device='cpu') for _ in range(self.n_hashes)
+            ]
+            self.rotation_bank = torch.stack(rounds, dim=1).to(self._device())
 
     def _device(self) -> torch.device:
         weight: Any = self.conv_assembly.get_submodule('0').weight  # copies for several GPUs have no parameters()

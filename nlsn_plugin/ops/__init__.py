@@ -62,7 +62,8 @@ def attend(
             numbers of columns are not noticed.
         chunk_size: pixels per chunk, k >= 1.
         backend: 'reference', 'streamed' or 'fused', which give the same numbers; or 'auto', the fastest that can run
-            here, unless the environment variable NLSN_BACKEND names another.
+            here (on a GPU without Triton, the one that needs the least memory), unless the environment variable
+            NLSN_BACKEND names another.
         neighbours: the chunks that a chunk attends to besides itself: 'both', 'previous' or 'none'.
 
     Returns:
@@ -181,7 +182,7 @@ def named(backend: str) -> str:
 
 
 def fastest(match: Tensor, value: Tensor, n_hashes: int, chunk_size: int) -> str:
-    """The fastest backend that can run on these tensors."""
+    """The fastest backend that can run on these tensors; on a GPU without Triton the one of the least memory."""
     if match.device.type == 'cuda':
         reason = cannot_fuse(match, value)
         if not reason:
@@ -204,7 +205,9 @@ def cannot_fuse(match: Tensor, value: Tensor) -> str | None:
 @functools.cache
 def log_fallback(reason: str) -> None:
     """Say once for each reason what 'auto' does without."""
-    logging.getLogger('nlsn_plugin').warning("backend='auto' does without 'fused': %s", reason)
+    logging.getLogger('nlsn_plugin').warning(
+        "backend='auto' does without 'fused': %s ('streamed' needs the least memory; 'reference' may be faster)", reason
+    )
 
 
 def fused_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,8 +24,8 @@ import functools
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nlsn_plugin.errors import first_line
 from nlsn_plugin.ops.kernel_parts import INTERPRETED, SPARE
@@ -63,7 +63,7 @@ def forward(
     tiles = tiles or default_tiles(match, value)[0]
     settings = kernel_settings(match, value, chunk_size, neighbours, tiles)
     parts = min(tiles.parts, value.shape[-1] // settings['BLOCK_C'])
-    grid = most_tiles(pixels, chunk_size, tiles), images, triton.cdiv(value.shape[-1], parts * settings['BLOCK_C'])
+    grid = most_tiles(pixels, chunk_size, tiles), images, blocks_of(value.shape[-1], parts * settings['BLOCK_C'])
     checksum = value.sum(dtype=torch.float32)
     bound, scale = lengths(match)
     keys, scales = circles(order, chunk_size, scale)
@@ -135,7 +135,7 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
         rotations, pitch = rotations.contiguous(), half
     codes = torch.empty(images, rounds, pixels, dtype=torch.uint8, device=match.device)
     with torch.cuda.device_of(match):
-        hash_kernel[triton.cdiv(pixels, 64), images, rounds](
+        hash_kernel[blocks_of(pixels, 64), images, rounds](
             match, rotations, codes, pixels, rounds, half, pitch, channels,
             BLOCK_M=64, BLOCK_K=min(64, padded(channels)), BLOCK_HALF=padded(half), **OPTIONS,
         )  # fmt: skip
@@ -171,7 +171,11 @@ def cannot_run(device: torch.device) -> str | None:
 def failure(device: torch.device) -> str | None:
     """What goes wrong when Triton compiles and launches a kernel; it may be there and find no C compiler, for one."""
     try:
-        hash_codes(torch.ones(1, 1, 16, device=device), torch.ones(16, 1, 1)).cpu()
+        with _disable_current_modes():  # what is found holds for the process: it must not be FakeTensorMode's
+            match, rotations = (
+                torch.ones(shape, dtype=torch.float32, device=device) for shape in ((1, 1, 16), (16, 1, 1))
+            )
+            hash_codes(match, rotations).cpu()
     except torch.cuda.OutOfMemoryError:
         raise  # says nothing of Triton, and another time may be another
     except Exception as error:  # noqa: BLE001  (its compiler's, the C compiler's, the driver's: any)
@@ -201,7 +205,7 @@ def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
     bound, scale = (torch.empty(match.shape[:2], dtype=torch.float32, device=match.device) for _ in range(2))
     if bound.numel():
         with torch.cuda.device_of(match):
-            length_kernel[(triton.cdiv(bound.numel(), 32),)](
+            length_kernel[(blocks_of(bound.numel(), 32),)](
                 match, bound, scale, bound.numel(), match.shape[-1], BLOCK_M=32, **OPTIONS
             )
     return bound, scale
@@ -212,16 +216,21 @@ def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor
     mean, total_bound = torch.empty_like(mass), torch.empty_like(mass)
     if mass.numel():
         with torch.cuda.device_of(grad):
-            mean_kernel[(triton.cdiv(mass.numel(), 32),)](
+            mean_kernel[(blocks_of(mass.numel(), 32),)](
                 grad, value, kept, bound, mass, mean, total_bound, mass.numel(), value.shape[-1],
                 SHIFT=value.dtype in HALF, BLOCK_M=32, BLOCK_C=min(256, value.shape[-1]), **OPTIONS,
             )  # fmt: skip
     return mean, total_bound
 
 
+def blocks_of(count: int, size: int) -> int:
+    """Rounded up. (Called from Python triton.cdiv takes 18 us.)"""
+    return -(-count // size)
+
+
 def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
     """How many programs `tile` may need: for each chunk the tiles that it fills, and one more for a seam."""
-    return triton.cdiv(pixels, chunk_size) * (triton.cdiv(chunk_size, tiles.block_m) + 1)
+    return blocks_of(pixels, chunk_size) * (blocks_of(chunk_size, tiles.block_m) + 1)
 
 
 def lower_halves(result: Tensor, times: int = 1) -> Tensor:
@@ -238,7 +247,7 @@ def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:
     [N, r, L], [N, L], ... -> int32 and float32, [r, N, slots].
     """
     images, rounds, pixels = order.shape
-    slots = (triton.cdiv(pixels, chunk_size) + 2) * chunk_size + SPARE.value
+    slots = (blocks_of(pixels, chunk_size) + 2) * chunk_size + SPARE.value
     found = [
         torch.empty(rounds, images, slots, dtype=dtype, device=order.device)
         for dtype in (torch.int32, *(torch.float32 for _ in along))
@@ -246,7 +255,7 @@ def circles(order: Tensor, chunk_size: int, *along: Tensor) -> list[Tensor]:
     if images:
         both = len(along) == 2
         with torch.cuda.device_of(order):
-            circle_kernel[triton.cdiv(slots, 1024), images, rounds](
+            circle_kernel[blocks_of(slots, 1024), images, rounds](
                 order.contiguous(), found[0], along[0], found[1], along[-1], found[-1], pixels, chunk_size, rounds,
                 KEYS=not both, BOTH=both, BLOCK=1024, **OPTIONS,
             )  # fmt: skip

@@ -18,6 +18,7 @@ from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops import lsh, reference
 from nlsn_plugin.ops.context import without_autocast
 
+CPU = torch.device('cpu')
 Attention = Callable[[Tensor, Tensor, Tensor, int, str], Tensor]
 
 
@@ -61,7 +62,7 @@ def _(match: torch.Size, rotations: torch.Size, **_: Any) -> int:
 
 torch.library.define(
     'nlsn_plugin::draw_rotations',
-    '(SymInt channels, SymInt n_hashes, SymInt half) -> Tensor',
+    '(SymInt channels, SymInt n_hashes, SymInt half, *, Device device) -> Tensor',
     tags=[torch.Tag.nondeterministic_seeded],
 )
 
@@ -71,23 +72,27 @@ def draw_rotations(channels: int, n_hashes: int, half: int) -> Tensor:
 
     An operator, so that a compiled network draws the numbers that the network draws.
     """
-    return torch.ops.nlsn_plugin.draw_rotations(channels, n_hashes, half)
+    return torch.ops.nlsn_plugin.draw_rotations(channels, n_hashes, half, device=CPU)
 
 
 torch.library.impl(
     'nlsn_plugin::draw_rotations',
     'CompositeExplicitAutograd',
-    lambda channels, n_hashes, half: torch.randn(1, channels, n_hashes, half, dtype=torch.float32, device='cpu')[0],
+    lambda channels, n_hashes, half, *, device: torch.randn(
+        1, channels, n_hashes, half, dtype=torch.float32, device='cpu'
+    )[0],
 )
 torch.library.register_fake(
     'nlsn_plugin::draw_rotations',
-    lambda channels, n_hashes, half: torch.empty(channels, n_hashes, half, dtype=torch.float32, device='cpu'),
+    lambda channels, n_hashes, half, *, device: torch.empty(
+        channels, n_hashes, half, dtype=torch.float32, device='cpu'
+    ),
 )
 
 
 torch.library.define(
     'nlsn_plugin::draw_orders',
-    '(SymInt length, SymInt n_hashes, SymInt? seed) -> Tensor',
+    '(SymInt length, SymInt n_hashes, SymInt? seed, *, Device device) -> Tensor',
     tags=[torch.Tag.nondeterministic_seeded],
 )
 
@@ -97,10 +102,10 @@ def draw_orders(length: int, n_hashes: int, seed: int | None) -> Tensor:
 
     An operator for the same reason.
     """
-    return torch.ops.nlsn_plugin.draw_orders(length, n_hashes, seed)
+    return torch.ops.nlsn_plugin.draw_orders(length, n_hashes, seed, device=CPU)
 
 
-def draw_orders_eagerly(length: int, n_hashes: int, seed: int | None) -> Tensor:
+def draw_orders_eagerly(length: int, n_hashes: int, seed: int | None, *, device: torch.device) -> Tensor:
     generator = torch.default_generator if seed is None else torch.Generator('cpu').manual_seed(seed)
     return torch.stack([torch.randperm(length, generator=generator, device='cpu') for _ in range(n_hashes)])
 
@@ -108,7 +113,7 @@ def draw_orders_eagerly(length: int, n_hashes: int, seed: int | None) -> Tensor:
 torch.library.impl('nlsn_plugin::draw_orders', 'CompositeExplicitAutograd', draw_orders_eagerly)
 torch.library.register_fake(
     'nlsn_plugin::draw_orders',
-    lambda length, n_hashes, seed: torch.empty(n_hashes, length, dtype=torch.int64, device='cpu'),
+    lambda length, n_hashes, seed, *, device: torch.empty(n_hashes, length, dtype=torch.int64, device='cpu'),
 )
 
 

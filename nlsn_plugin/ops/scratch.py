@@ -31,6 +31,11 @@ class Kept(threading.local):
 KEPT = Kept()
 
 
+def forget() -> None:
+    """Give back what this thread keeps."""
+    KEPT.arena = None
+
+
 @contextlib.contextmanager
 def scratch(device: torch.device) -> Iterator[Scratch]:
     """Memory for one call."""

@@ -8,8 +8,8 @@ its largest logarithm is known beforehand: keys have unit length and a pixel is 
 
 with no maximum to look for and nothing to rescale. (Rounding may lift a score above that, which is harmless up to
 |x_i| = 1e7 in float32; of longer features the scores in `reference.py` have no right digit either.) The rows of a group
-of chunks are gathered at once, and its weights pass through the cache a part at a time; nothing of the size of the
-scores is ever stored. On the way back the weights are computed again.
+of chunks are gathered at once, and its weights pass through the cache a part at a time, which is of one chunk at least;
+no more of the scores is ever stored. On the way back the weights are computed again.
 
 Letters as in `lsh.py` and `reference.py`; besides, G chunks in a group, P in a part of it, and s in a window: 3, unless
 `neighbours` says fewer. In here pixels of all images lie in one row.

@@ -169,6 +169,30 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize('attention', ['nlsa', 'random'])
+def test_compiled_and_recomputed_it_trains_as_otherwise(attention: str) -> None:
+    torch.compiler.reset()
+    net = small(attention=attention, num_block=1, attention_at=[0], backend='streamed', checkpointing=True)
+    x = torch.rand(1, 3, 9, 10)
+    torch.manual_seed(3)
+    net(x).sum().backward()
+    expected = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    torch.manual_seed(3)
+    torch.compile(net, fullgraph=True, backend='aot_eager')(x).sum().backward()
+    torch.testing.assert_close([parameter.grad for parameter in net.parameters()], expected)
+
+
+def test_weights_may_have_another_type_than_the_means() -> None:
+    """As mixed precision of fully_shard has it, which casts parameters alone."""
+    net = small().eval()
+    x = torch.rand(1, 3, 9, 10)
+    expected = net(x)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.bfloat16()
+    torch.testing.assert_close(net(x.bfloat16()).float(), expected, atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize(('attention', 'options'), OPTIONS)
 class TestAnyAttention:
     def test_trains_and_is_the_same_again_in_eval_mode(self, attention: str, options: dict[str, object]) -> None:

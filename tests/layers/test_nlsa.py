@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -176,6 +177,29 @@ class TestInEvalMode:
             other = NonLocalSparseAttention(8, chunk_size=16)
         other.load_state_dict(layer.state_dict(), assign=True)
         assert other.eval()(x).equal(layer.eval()(x))
+
+    def test_weights_that_are_there_while_they_are_used_alone_leave_the_bank(self) -> None:
+        layer, x = layer_and_image()
+        expected = layer.eval()(x)
+        convolutions = [module for module in layer.modules() if isinstance(module, torch.nn.Conv2d)]
+        for module in convolutions:
+            real = {name: parameter.data for name, parameter in module.named_parameters()}
+
+            def swap(module: torch.nn.Module, *_: object, real: dict[str, torch.Tensor], device: str) -> None:
+                for name, data in real.items():
+                    setattr(module, name, torch.nn.Parameter(data.to(device)))
+
+            module.register_forward_pre_hook(partial(swap, real=real, device='cpu'))
+            module.register_forward_hook(partial(swap, real=real, device='meta'))
+            swap(module, real=real, device='meta')
+        assert layer(x).equal(expected)
+
+    def test_a_bank_that_inference_made_may_be_written_to(self) -> None:
+        layer, x = layer_and_image()
+        with torch.inference_mode():
+            layer.n_hashes = 3
+            layer.eval()(x)
+        assert not layer.rotation_bank.is_inference()
 
     def test_a_pickled_layer_is_the_same(self) -> None:
         layer, x = layer_and_image()

@@ -180,7 +180,8 @@ def test_auto_says_once_why_it_falls_back_on_a_gpu(
     monkeypatch.setattr(ops, 'cannot_fuse', lambda *tensors: 'no Triton here')
     with caplog.at_level(logging.WARNING, 'nlsn_plugin'):
         assert [ops.fastest(OnGPU(), OnGPU(), 4, 144) for _ in range(3)] == ['streamed'] * 3
-    assert [record.message for record in caplog.records] == ["backend='auto' does without 'fused': no Triton here"]
+    [record] = caplog.records
+    assert record.message.startswith("backend='auto' does without 'fused': no Triton here (")
 
 
 @pytest.mark.parametrize(

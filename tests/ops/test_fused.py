@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import DEVICE, python
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nlsn_plugin import NonLocalSparseAttention
 from nlsn_plugin.ops import lsh, reference
@@ -274,6 +276,12 @@ def test_what_goes_wrong_when_a_kernel_is_launched_is_the_reason(monkeypatch: py
     assert fused.cannot_run(torch.device('cuda')) == (
         'Triton cannot run kernels here (RuntimeError: Failed to find C compiler.)'
     )
+
+
+@pytest.mark.parametrize('state', [FakeTensorMode(), torch.device('meta')], ids=['fake', 'meta'])
+def test_whether_kernels_run_does_not_depend_on_who_asks_first(state: contextlib.AbstractContextManager) -> None:
+    with state:
+        assert fused.failure.__wrapped__(torch.device(DEVICE)) is None
 
 
 def test_kernels_are_compiled_once_for_images_of_all_sizes() -> None:

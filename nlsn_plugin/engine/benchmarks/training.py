@@ -12,7 +12,7 @@ from typing import Any
 from basicsr.data import build_dataloader
 from basicsr.data import build_dataset as build_dataset_of_basicsr
 from basicsr.data.data_sampler import EnlargedSampler
-from basicsr.data.prefetch_dataloader import CPUPrefetcher
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 
@@ -101,7 +101,9 @@ def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
     order_of(opt, dataset, 0)  # refuses an epoch without a batch, which BasicSR would look for one for ever
     sampler = EnlargedSampler(dataset, 1, 0, options['dataset_enlarge_ratio'])
     loader = build_dataloader(dataset, options, opt['num_gpu'], False, sampler, opt['manual_seed'])
-    prefetcher, model = CPUPrefetcher(loader), model_of_basicsr(opt)
+    uploads = options.get('prefetch_mode') == 'cuda'
+    prefetcher = CUDAPrefetcher(loader, opt) if uploads else CPUPrefetcher(loader)
+    model = model_of_basicsr(opt)
     iteration = epoch = 0
     while True:
         sampler.set_epoch(epoch)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from nlsn_plugin.custom_imports import import_modules, imported
 from nlsn_plugin.engine.available_memory import available_memory
 from nlsn_plugin.engine.measuring.timing import Step
+from nlsn_plugin.ops import scratch
 
 RETURN_ALL = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
 """For the C library: what is freed goes back to the system, where else some of it is kept, now more, now less."""
@@ -71,7 +72,7 @@ def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
 
     What is freed and kept for later counts neither on a CPU nor on a GPU. Measured in a process of its own: on a GPU,
     where PyTorch counts, all there; on a CPU, since memory that was used before is used again unseen, each in one that
-    it forks, with the libraries loaded and nothing computed.
+    it forks, with the libraries loaded and nothing kept of what they computed.
     """
     if device == 'cpu' and not Path('/proc/self/clear_refs').exists():
         yield from [None] * len(jobs)
@@ -165,6 +166,7 @@ def peak_here(device: str, small_step: Step, step: Step) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    scratch.forget()  # what of it the small step used would be used again unseen
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
     before = process_memory('VmRSS')
     step()

@@ -28,6 +28,7 @@ from nlsn_plugin.models.building import channels_of, network_of
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.description import Description, assumption, describe
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
+from nlsn_plugin.ops.cpu_matmul import has_products_in
 
 SCALES = (2, 3, 4)
 OVERLAP = 32
@@ -99,10 +100,14 @@ class Upscaler:
         self.settings = settings
         self.device = device_of(settings.device)
         self.dtype = DTYPES[settings.dtype]
-        if self.device == 'cpu' and self.dtype == torch.float16:
-            log.warning('float16 is very slow on most CPUs: bfloat16 takes as little memory, float32 is exact')
         weights = settings.weights or weights_in_the_box(settings.scale or 2)
         net, description = network_in(weights, settings)
+        if (
+            self.device == 'cpu'
+            and not has_products_in(self.dtype)
+            and any(type(m) is nn.Conv2d for m in net.modules())
+        ):
+            log.warning('convolutions in %s are very slow on this CPU: float32 is faster', settings.dtype)
         self.scale = int(net.upscale)  # type: ignore[arg-type]
         if settings.scale not in (None, self.scale):
             raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')

@@ -131,6 +131,26 @@ def test_what_fails_beside_others_in_one_process_leaves_their_peaks(
         assert last is not None
 
 
+KEEPING = """
+import torch
+from nlsn_plugin.ops.scratch import scratch
+def kept(device):
+    def step():
+        with scratch(torch.device(device)) as memory:
+            memory.take('a', (16_000_000,), torch.uint8).fill_(1)
+    return step, step
+"""
+
+
+@READS_PROC
+def test_memory_that_a_thread_keeps_for_its_calls_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'keeping.py').write_text(KEEPING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    peak = memory.peak_memory('a', importlib.import_module('keeping').kept, 'cpu')
+    assert peak is not None
+    assert peak > 15_000_000
+
+
 DEADLY = """
 import os, signal
 def killed(device):
