@@ -64,7 +64,7 @@ def template(name: str) -> str:
 
 
 def gpus(value: Any) -> Any:
-    """How many."""
+    """A number of them, or 'auto'."""
     if value == 'auto' or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     raise ValueError("'auto', or a whole number of at least 0, is expected")
@@ -78,6 +78,7 @@ Positive = Annotated[int, BeforeValidator(whole), Field(ge=1)]
 Name = Annotated[Text, AfterValidator(folder_name)]
 PartOfName = Annotated[Text, AfterValidator(part_of_a_name)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)]
+GPUs = Annotated[int | Literal['auto'], BeforeValidator(gpus)]
 
 
 READERS = {'NLSNModel': 'NLSNModel', 'GAN': 'GAN models', 'training': 'training', 'testing': 'testing'}
@@ -302,9 +303,7 @@ class Common(Section):
     model_type: Text = Field(description="NLSNModel, or another of BasicSR's registry, which may read more keys")
     custom_imports: list[Text] = Field([], description='modules of your own, imported for what they register')
     scale: Positive = Field(description='of the low-resolution images')
-    num_gpu: Annotated[Any, AfterValidator(gpus)] = Field(
-        'auto', description='GPUs of this process; without one 0 is taken'
-    )
+    num_gpu: GPUs = Field('auto', description='of this process; auto takes all; without one 0 is taken')
     manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')
     network_g: Typed = Field(description='the network, and its arguments')
     path: Path = Field(description='weights and states')

@@ -213,9 +213,8 @@ def validate_all(
 def keep_best(model: BaseModel, iteration: int, results: dict[str, Results]) -> None:
     """Keep the network, if it is the best so far; the first process does."""
     name, metric = checkpoints.deciding(model.opt) or ('', '')
-    best = (
-        getattr(model, 'best_metric_results', {}).get(name, {}).get(metric, {})
-    )  # a model's own validation may not say
+    records = getattr(model, 'best_metric_results', {})  # which a validation of the model's own may not keep
+    best = records.get(name, {}).get(metric, {})
     if results.get(name) and model.opt['rank'] == 0 and best.get('iter') == iteration:
         checkpoints.save_networks(model, 'best', iter=iteration)
 
