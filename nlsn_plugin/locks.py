@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import IO, Any
+
+from nlsn_plugin.errors import UserError
 
 try:
     import fcntl
@@ -25,3 +29,17 @@ def lock(file: IO[Any]) -> None:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except PermissionError as error:  # what some systems say instead
         raise BlockingIOError(*error.args) from error
+
+
+def claim(file: IO[Any], folder: Path, taken: str) -> None:
+    """`lock` a folder's file; on a file system without locks say that nobody is kept out.
+
+    Raises:
+        UserError: another process has locked it; with the words `taken`.
+    """
+    try:
+        lock(file)
+    except BlockingIOError:
+        raise UserError(taken) from None
+    except OSError as error:
+        print(f'{folder} cannot be kept from other processes: {error.strerror}', file=sys.stderr)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import lmdb
 from nlsn_plugin.data.images import PNG_COMPRESSION
 from nlsn_plugin.errors import SaveError, UserError
 from nlsn_plugin.files import whole_lines, write_whole
-from nlsn_plugin.locks import lock
+from nlsn_plugin.locks import claim
 
 RECORD = '.prepared.json'
 """In what was made: what it was made from. BasicSR's datasets pass over hidden files."""
@@ -133,12 +132,7 @@ class Workshop:
         with contextlib.ExitStack() as opened, named(self.path.parent):
             self.path.mkdir(parents=True, exist_ok=True)
             file = opened.enter_context((self.path / 'lock').open('w'))
-            try:
-                lock(file)
-            except BlockingIOError:
-                raise UserError(f'another process is writing to {self.path}: wait for it') from None
-            except OSError as error:  # there are file systems without locks
-                print(f'{self.path} cannot be kept from other processes: {error.strerror}', file=sys.stderr)
+            claim(file, self.path, f'another process is writing to {self.path}: wait for it')
             self.done: dict[str, list[list[Listed]]] = dict(self.taken_over())
             written = self.path / 'done.jsonl'
             write_whole(written, lambda temporary: temporary.write_text(''.join(map(self.line_of, self.done))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from basicsr.utils import get_time_str
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.files import check_folder, is_dir
-from nlsn_plugin.locks import lock
+from nlsn_plugin.locks import claim
 
 Options = dict[str, Any]
 
@@ -72,10 +71,5 @@ def claimed(opt: Options) -> Iterator[None]:
         return
     root = Path(opt['path']['experiments_root'])
     with (root / '.lock').open('w') as file:
-        try:
-            lock(file)
-        except BlockingIOError:
-            raise UserError(f'another process trains in {root}: wait for it, or choose another name') from None
-        except OSError as error:  # there are file systems without locks
-            print(f'{root} cannot be kept from other runs: {error.strerror}', file=sys.stderr)  # no log has begun
+        claim(file, root, f'another process trains in {root}: wait for it, or choose another name')
         yield

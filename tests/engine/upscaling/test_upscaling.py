@@ -18,7 +18,7 @@ from nlsn_plugin import NLSN
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.engine import available_memory
 from nlsn_plugin.engine.measuring.memory import RETURN_ALL
-from nlsn_plugin.engine.upscaling import in_memory, memory
+from nlsn_plugin.engine.upscaling import in_memory, memory, upscaler
 from nlsn_plugin.engine.upscaling.finding import Found, find_inputs
 from nlsn_plugin.engine.upscaling.planning import Output, plan
 from nlsn_plugin.engine.upscaling.upscaler import Settings, Upscaler
@@ -36,6 +36,26 @@ def attending(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_network(NLSN(**SMALL), path, {'type': 'NLSN', 'arguments': SMALL})
     return path
+
+
+@pytest.mark.parametrize('plain', [False, True])
+def test_half_precision_is_discouraged_where_it_is_slow_alone(
+    attending: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, plain: bool
+) -> None:
+    """The package's own convolutions compute in float32 where a CPU is slow in half precision."""
+    monkeypatch.setattr(upscaler, 'has_products_in', lambda dtype: dtype == torch.float32)
+    if plain:
+        found = upscaler.network_in
+
+        def with_pytorchs_own(*arguments: object) -> tuple[torch.nn.Module, object]:
+            net, description = found(*arguments)
+            net.extra = torch.nn.Conv2d(1, 1, 1)
+            return net, description
+
+        monkeypatch.setattr(upscaler, 'network_in', with_pytorchs_own)
+    for dtype in ('float32', 'float16'):
+        Upscaler(Settings(weights=attending, device='cpu', dtype=dtype))
+        assert ('in float16 are very slow on this CPU' in caplog.text) == (plain and dtype == 'float16')
 
 
 @pytest.mark.parametrize(
