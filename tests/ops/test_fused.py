@@ -166,8 +166,8 @@ def test_features_of_any_length_give_finite_numbers(dtype: torch.dtype, magnitud
 def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_reference(broken: str, number: float) -> None:
     problem = draw(40, 5, images=2)
     getattr(problem, broken)[0, 13, 1] = number
-    answer = by_fused(problem)
-    finite, finite_in_reference = answer.out.isfinite(), by_reference(problem).out.isfinite()
+    out = fused.forward(*problem[:4], True)[0]
+    finite, finite_in_reference = out.isfinite(), by_reference(problem).out.isfinite()
     assert torch.equal(finite, finite_in_reference)
     assert 0 < finite[0].sum() < finite[0].numel()
     match, value, order, chunk_size, *_ = problem.to(torch.bfloat16)  # with sums in two halves
@@ -175,10 +175,10 @@ def test_what_is_not_a_number_reaches_the_outputs_that_it_reaches_in_the_referen
     assert torch.equal(without_gradients.isfinite(), finite)
 
 
-@pytest.mark.parametrize('length', [pytest.param(40, id='whole-chunks'), pytest.param(41, id='four-pixels-doubled')])
+@pytest.mark.parametrize('length', [pytest.param(25, id='whole-chunks'), pytest.param(26, id='four-pixels-doubled')])
 @pytest.mark.parametrize('broken', ['match', 'value', 'grad'])
 def test_what_is_not_a_number_reaches_no_gradient_that_it_does_not_in_the_reference(broken: str, length: int) -> None:
-    places = [0, 6, 13, 28, 38, 40]  # one in each image, and none in the last
+    places = [0, 6, 13, 18, 23, 25]  # one in each image, and none in the last
     problem = draw(length, 5, rounds=1, images=len(places) + 1)
     for image, place in enumerate(places):
         pixel = problem.order[image, 0, place % length]
