@@ -44,7 +44,7 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
     Args:
         model: any of BasicSR's models.
         epoch, iteration: how far it is.
-        run: what else the run has to know; see `loop.save`.
+        run: what else the run has to know; see `Saver.save`.
     """
     save_networks(model, iteration)
     state = {

@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 
 from nlsn_plugin.engine.distributed import LONGEST_SILENCE
+from nlsn_plugin.errors import InterruptedRunError
 
 SIGNALS = [
     getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGBREAK') if hasattr(signal, name)
@@ -37,6 +38,10 @@ class Interruption:
             raise KeyboardInterrupt
         self.had_ctrl_c |= number == signal.SIGINT
         self.signal = self.signal or signal.Signals(number)
+
+    def error(self) -> InterruptedRunError:
+        """What the run ends with."""
+        return InterruptedRunError(f'ended by {self.signal.name if self.signal else "a signal to another process"}')
 
     def wanted(self, failing: bool = False) -> bool:
         """Whether to end now. To be called by all processes after each iteration.

@@ -40,9 +40,10 @@ class Journal:
         opt: BasicSR's options.
         iteration: the last one before this run; what the JSON log has of later ones is dropped.
         tb_logger: a SummaryWriter, or None.
+        validates_again: whether that one's validation was cut short; then what the log has of it is dropped too.
     """
 
-    def __init__(self, opt: Options, iteration: int, tb_logger: Any) -> None:
+    def __init__(self, opt: Options, iteration: int, tb_logger: Any, validates_again: bool = False) -> None:
         self.opt, self.active = opt, opt['rank'] == 0
         self.path = Path(opt['path']['experiments_root']) / 'log.jsonl'
         self.message = MessageLogger(opt, iteration + 1, tb_logger)
@@ -50,7 +51,9 @@ class Journal:
         total = opt['train']['total_iter']
         self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
         if self.active:
-            kept = [line for line in whole_lines(self.path) if line['iter'] <= iteration]
+            cut_short = (iteration, 'validation') if validates_again else None
+            earlier = [line for line in whole_lines(self.path) if line['iter'] <= iteration]
+            kept = [line for line in earlier if (line['iter'], line['kind']) != cut_short]
             write_whole(self.path, lambda path: path.write_text(''.join(json.dumps(line) + '\n' for line in kept)))
 
     def iteration(self) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from basicsr.models.base_model import BaseModel
 from basicsr.train import init_tb_loggers
 from basicsr.utils import AvgTimer, get_root_logger
@@ -27,8 +25,9 @@ from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Events, Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
+from nlsn_plugin.engine.training.saver import Saver
 from nlsn_plugin.engine.training.validation import Results, validate
-from nlsn_plugin.errors import DataError, InterruptedRunError, SaveError, UserError
+from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.mended_model import build_model
 
 Options = dict[str, Any]
@@ -87,10 +86,10 @@ def train_from(
         f'{opt["train"]["total_iter"]} iterations in all, {processes(opt)}'
     )
     with interruptible() as interruption:
-        journal = Journal(opt, start, tb_logger)
+        journal = Journal(opt, start, tb_logger, validates_again=is_due(state))
         batches = ReadAhead(endless(train_set, order, opt))
         try:
-            run(model, batches, order, val_sets, journal, tb_logger, state, course_of(opt), interruption)
+            run(model, batches, order, val_sets, journal, tb_logger, state, Saver(model, course_of(opt)), interruption)
         finally:
             batches.close()
             journal.close()
@@ -146,7 +145,7 @@ def run(
     journal: Journal,
     tb_logger: Any,
     state: dict[str, Any] | None,
-    course: dict[str, Options | None],
+    saver: Saver,
     interruption: Interruption,
 ) -> None:
     """All iterations that are left."""
@@ -156,13 +155,15 @@ def run(
     if state and 'randomness' in state.get('run', {}):
         randomness.restore_one_of(state['run']['randomness'], opt['rank'])
     with logging_redirect_tqdm([get_root_logger()]):
-        if state and state.get('run', {}).get('validation_is_due'):
-            keep_best(model, start, validate_all(model, val_sets, start, journal, tb_logger))
-            save(model, state['epoch'], start, course)
+        if state and is_due(state):
+            with saver.saved_first(state['epoch'], start):
+                results = validate_all(model, val_sets, start, journal, tb_logger, interruption)
+            keep_best(model, start, results)
+            saver.save(state['epoch'], start)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
             # Several processes have agreed before, in `wanted`; about the first two batches they cannot.
-            with contextlib.nullcontext() if opt['dist'] else saved_first(model, epoch, iteration - 1, course):
+            with contextlib.nullcontext() if opt['dist'] else saver.saved_first(epoch, iteration - 1):
                 batch = next(batches)
             data_timer.record()
             model.update_learning_rate(iteration, warmup_iter=warmup)
@@ -179,33 +180,39 @@ def run(
             interrupted = interruption.wanted(failing=batches.error is not None) and not last
             saves = iteration % opt['logger']['save_checkpoint_freq'] == 0 or last or interrupted
             if saves:  # before validation, which may take longer than a scheduler waits
-                save(model, epoch, iteration, course, validation_is_due=due)
+                saver.save(epoch, iteration, validation_is_due=due)
             if due and not interrupted:
-                with saved_first(model, epoch, iteration, course, validation_is_due=True):
-                    results = validate_all(model, val_sets, iteration, journal, tb_logger)
+                with saver.saved_first(epoch, iteration, validation_is_due=True):
+                    results = validate_all(model, val_sets, iteration, journal, tb_logger, interruption)
                 keep_best(model, iteration, results)
                 if saves:
-                    save(model, epoch, iteration, course)
+                    saver.save(epoch, iteration)
             if interrupted:
-                if opt['dist'] and (error := first_error(batches.error)):
-                    raise goes_on_from(iteration, error) from error
-                by = interruption.signal.name if interruption.signal else 'a signal to another process'
-                instead = ' in the place of --archive' * opt['archive']
-                command = 'the same command' + f' with --auto_resume{instead}' * (not opt['auto_resume'])
-                raise InterruptedRunError(f'ended by {by} and saved at iteration {iteration}; {command} goes on')
+                error = first_error(batches.error) if opt['dist'] else None
+                raise saver.goes_on_from(iteration, error or interruption.error()) from error
             data_timer.start()
             timer.start()
     consumed = datetime.timedelta(seconds=int(time.monotonic() - began))
     get_root_logger().info(f'End of training. Time consumed: {consumed}')
 
 
+def is_due(state: dict[str, Any] | None) -> bool:
+    """Whether a run goes on with the validation of what a state is of."""
+    return bool(state and state.get('run', {}).get('validation_is_due'))
+
+
 def validate_all(
-    model: BaseModel, val_sets: dict[str, Dataset[Any]], iteration: int, journal: Journal, tb_logger: Any
+    model: BaseModel,
+    val_sets: dict[str, Dataset[Any]],
+    iteration: int,
+    journal: Journal,
+    tb_logger: Any,
+    interruption: Interruption,
 ) -> dict[str, Results]:
     """The figures of all validation sets."""
     results = {}
     for name, dataset in val_sets.items():
-        results[name] = validate(model, dataset, iteration, tb_logger, name)
+        results[name] = validate(model, dataset, iteration, tb_logger, name, interruption)
         journal.validation(iteration, name, results[name])
     return results
 
@@ -217,53 +224,6 @@ def keep_best(model: BaseModel, iteration: int, results: dict[str, Results]) -> 
     best = records.get(name, {}).get(metric, {})
     if results.get(name) and model.opt['rank'] == 0 and best.get('iter') == iteration:
         checkpoints.save_networks(model, 'best', iter=iteration)
-
-
-@contextlib.contextmanager
-def saved_first(
-    model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None], validation_is_due: bool = False
-) -> Iterator[None]:
-    """Save what was reached before data that cannot be read, or images that cannot be written, end the run.
-
-    Around what ends all processes at once: saving takes all of them.
-    """
-    try:
-        yield
-    except (DataError, SaveError) as error:
-        state = Path(model.opt['path']['training_states']) / f'{iteration}.state'
-        if iteration == 0 or agreed(state.exists()):
-            raise
-        save(model, epoch, iteration, course, validation_is_due)
-        raise goes_on_from(iteration, error) from error
-
-
-def goes_on_from(iteration: int, error: UserError) -> DataError:
-    return DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there')
-
-
-def save(
-    model: BaseModel, epoch: int, iteration: int, course: dict[str, Options | None], validation_is_due: bool = False
-) -> None:
-    """Save all that the run needs to go on as if it had not been stopped. All processes have to call this."""
-    opt = model.opt
-    if hasattr(model, 'check_skipped'):
-        model.check_skipped()
-    everyone: list[Any] = [randomness.current()]
-    if opt['dist']:
-        everyone = [None] * opt['world_size']
-        torch.distributed.all_gather_object(everyone, randomness.current())
-    if opt['rank'] == 0:
-        get_root_logger().info('Saving models and training states.')
-        run = {
-            'randomness': everyone,
-            'course': course,
-            'seed': opt['manual_seed'],
-            'validation_is_due': validation_is_due,
-        }
-        checkpoints.save(model, epoch, iteration, run)
-        checkpoints.prune(opt, opt['logger'].get('keep_last'))
-    if opt['dist']:
-        torch.distributed.barrier()
 
 
 def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:

@@ -24,6 +24,7 @@ from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.distributed import agreed, first_error
 from nlsn_plugin.engine.training.batches import Reproducible, collate
+from nlsn_plugin.engine.training.interruption import Interruption
 from nlsn_plugin.errors import DataError, UserError, first_line
 from nlsn_plugin.metrics.protocols import mean
 from nlsn_plugin.models.nlsn_model import NLSNModel
@@ -31,7 +32,14 @@ from nlsn_plugin.models.nlsn_model import NLSNModel
 Results = dict[str, float]
 
 
-def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_logger: Any, name: str) -> Results:
+def validate(
+    model: BaseModel,
+    dataset: Dataset[Any],
+    iteration: int | str,
+    tb_logger: Any,
+    name: str,
+    interruption: Interruption | None = None,
+) -> Results:
     """Measure a model on one data set; log the means and keep the best in `model.best_metric_results`.
 
     BasicSR lets rank 0 work alone while the others run into the next iteration. Here each process takes every n-th
@@ -44,9 +52,11 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_l
         iteration: for the log and for the names of images; in testing BasicSR says the experiment's name there.
         tb_logger: a SummaryWriter, or None.
         name: the data set's.
+        interruption: looked at before each image, but not by a validation of the model's own.
 
     Raises:
         UserError: an image cannot be read or measured; the same in all processes.
+        InterruptedRunError: a signal has asked one of them for the end; likewise.
     """
     opt = model.opt
     metrics = opt['val'].get('metrics') or {}
@@ -55,15 +65,15 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_l
     error = None
     try:
         if not has_its_own:
-            values.update(measured_share(model, dataset, metrics, iteration, name))
+            values.update(measured_share(model, dataset, metrics, iteration, name, interruption))
         elif opt['rank'] == 0:
             loader = DataLoader(dataset, batch_size=1)
             loader.dataset.opt = {**getattr(dataset, 'opt', {}), 'name': name}  # type: ignore[attr-defined]
             bare = {'net_g': model.get_bare_model(model.net_g)} if hasattr(model, 'net_g') else {}
             with substituted(model, **bare):  # see measured_share
                 model.nondist_validation(loader, iteration, tb_logger, opt['val']['save_img'])
-    except UserError as of_an_image:
-        error = of_an_image
+    except UserError as ending:
+        error = ending
     if error := first_error(error):
         raise error
     if has_its_own:
@@ -91,7 +101,12 @@ def validate(model: BaseModel, dataset: Dataset[Any], iteration: int | str, tb_l
 
 
 def measured_share(
-    model: BaseModel, dataset: Dataset[Any], metrics: dict[str, Any], iteration: int | str, name: str
+    model: BaseModel,
+    dataset: Dataset[Any],
+    metrics: dict[str, Any],
+    iteration: int | str,
+    name: str,
+    interruption: Interruption | None,
 ) -> Iterator[tuple[int, list[float]]]:
     """This process's images, by their places in the data set, and all metrics of each."""
     opt = model.opt
@@ -103,6 +118,8 @@ def measured_share(
     # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
     with substituted(model, net_g=model.get_bare_model(model.net_g)):
         for index, sample in zip(indices, bar):
+            if interruption and interruption.signal:
+                raise interruption.error()
             if isinstance(sample, UserError):
                 raise sample
             yield index, measure(model, sample, restored, metrics, iteration, name)

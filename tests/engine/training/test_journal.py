@@ -14,10 +14,10 @@ from basicsr.utils import get_root_logger
 from nlsn_plugin.engine.training.journal import Events, Journal
 
 
-def journal(folder: Path, iteration: int) -> Journal:
+def journal(folder: Path, iteration: int, validates_again: bool = False) -> Journal:
     opt = {'rank': 0, 'name': 'a', 'path': {'experiments_root': str(folder)}, 'train': {'total_iter': 9}}
     opt |= {'logger': {'print_freq': 1, 'use_tb_logger': False}}
-    return Journal(opt, iteration, None)
+    return Journal(opt, iteration, None, validates_again)
 
 
 def test_what_a_log_has_of_iterations_that_are_made_again_is_dropped(tmp_path: Path) -> None:
@@ -32,6 +32,17 @@ def test_what_a_log_has_of_iterations_that_are_made_again_is_dropped(tmp_path: P
 
     found = [json.loads(line, parse_constant=refuse) for line in lines]
     assert found == [{'kind': 'train', 'iter': 4}, {'kind': 'train', 'iter': 8, 'l_pix': 0.5}]
+
+
+def test_what_a_log_has_of_a_validation_that_is_made_again_is_dropped(tmp_path: Path) -> None:
+    written = journal(tmp_path, 0)
+    for name in ('Set5', 'Set14'):
+        written.validation(4, name, {'psnr': 30.0})
+    written.write({'kind': 'train', 'iter': 8})
+    written.validation(8, 'Set5', {'psnr': 31.0})
+    journal(tmp_path, 8, validates_again=True)
+    found = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [(line['kind'], line['iter']) for line in found] == [('validation', 4), ('validation', 4), ('train', 8)]
 
 
 def test_nothing_is_left_at_the_last_update_however_slow(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN, experiment, make_short, run, write_options
+from conftest import ASKING, TRAIN, experiment, last_line, make_short, of_pairs, run, write_options, write_pairs
 from warm import start
 
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
@@ -57,3 +57,25 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
     assert iteration < 100
     run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *LONGER, cwd=place)
     compare(result(experiment(place)), longer)
+
+
+@pytest.mark.parametrize('saved_every', [6, 100])
+def test_a_signal_ends_a_validation_before_its_next_image(place: Path, short: Path, saved_every: int) -> None:
+    """Where its iteration has been saved, and where it has not."""
+    write_pairs(place, 3)
+    (place / 'asking.py').write_text(ASKING)
+    words = ['-opt', short, '--import', 'asking', '--force_yml', *of_pairs('val')]
+    words += [f'logger:save_checkpoint_freq={saved_every}', 'val:metrics:asks:type=asks', 'train:total_iter=7']
+    stopped = run(TRAIN, *words, cwd=place, check=False)
+    assert stopped.returncode == 75
+    assert last_line(stopped.stderr) == (
+        'nlsn: ended by SIGTERM and saved at iteration 6; the same command with --auto_resume goes on'
+    )
+    assert stopped.stdout.count('measured') == 1
+    assert newest(experiment(place)) == '6.state'
+    (place / 'asking.py').write_text(ASKING.replace('os.kill', 'print'))
+    run(TRAIN, *words, '--auto_resume', cwd=place)
+    run(TRAIN, *words, 'name=undisturbed', cwd=place)
+    logs = [(experiment(place, name) / 'log.jsonl').read_text() for name in ('NLSN_x2', 'undisturbed')]
+    assert logs[0].count('validation') == logs[1].count('validation') == 2
+    compare(result(experiment(place)), result(experiment(place, 'undisturbed')))

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TRAIN, experiment, make_short, of_pairs, run, write_options, write_pairs
+from conftest import ASKING, TRAIN, experiment, make_short, of_pairs, run, write_options, write_pairs
 from warm import start
 
 from nlsn_plugin.engine import distributed
@@ -195,6 +195,16 @@ class TestSeveralProcesses:
         ]
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
         compare(result(experiment(place)), result(experiment(of_two)))
+
+    def test_a_signal_to_one_ends_a_validation_of_both_saved(self, place: Path, short: Path) -> None:
+        write_pairs(place, 4)
+        (place / 'asking.py').write_text(ASKING)
+        words = ['-opt', short, '--launcher', 'pytorch', '--import', 'asking', '--force_yml', *of_pairs('val')]
+        words += ['logger:save_checkpoint_freq=100', 'val:metrics:asks:type=asks']
+        ended = together(by_torchrun(2), *words, cwd=place)
+        assert ended.statuses == [75, 75], ended.stderr
+        assert 'nlsn: ended by SIGTERM and saved at iteration 6; the same command with ' in ended.stderr[0]
+        assert newest(experiment(place)) == '6.state'
 
     @pytest.mark.parametrize(('phase', 'reached'), [('train', 4), ('val', 6)])
     def test_what_one_cannot_read_ends_all_saved(self, place: Path, short: Path, phase: str, reached: int) -> None:
