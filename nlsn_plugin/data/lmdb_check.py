@@ -14,13 +14,11 @@ from pathlib import Path
 import lmdb
 
 from nlsn_plugin.data.images import contents, decode_whole
-from nlsn_plugin.data.paired import check_lmdb, keys, stored
+from nlsn_plugin.data.paired import LISTED, check_lmdb, keys, stored
 from nlsn_plugin.data.parallel import in_parallel, processes
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.files import exists
 
-LISTED = re.compile(r'(?P<key>[^.\s]+)\.\w+ \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\) \d+')
-"""A line of meta_info.txt: baboon.png (120,125,3) 1."""
 PAIRED = re.compile(r'(?P<name>.*)_LR_bicubic_X(?P<scale>\d+)(?P<rest>.*)')
 """How BasicSR names the LMDB of LR images that belongs to <name>_HR<rest>."""
 

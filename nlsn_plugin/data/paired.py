@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +25,9 @@ from nlsn_plugin.errors import DataError
 from nlsn_plugin.files import exists, is_file
 
 Options = dict[str, Any]
+
+LISTED = re.compile(r'(?P<key>[^.\s]+)\.\w+ \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\) \d+')
+"""A line of an LMDB's meta_info.txt: baboon.png (120,125,3) 1."""
 
 
 def build_dataset(options: Options) -> Dataset[Any]:
@@ -70,6 +74,10 @@ class SafePairedImageDataset(PairedImageDataset):
             raise DataError(f'{roots} do not hold pairs: {reason}{hint_at_template(opt)}') from error
         if not self.paths:
             raise DataError(f'there is no image in {opt["dataroot_gt"]}')
+        if opt['phase'] == 'train' and opt['io_backend']['type'] == 'lmdb':  # in a folder, each in its turn
+            for line in contents(Path(self.gt_folder) / 'meta_info.txt').decode('ascii', 'replace').splitlines():
+                if listed := LISTED.fullmatch(line):
+                    self.check_size(listed['key'], int(listed['height']), int(listed['width']))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         paths, scale = self.paths[index], self.opt['scale']
@@ -85,13 +93,8 @@ class SafePairedImageDataset(PairedImageDataset):
                 'times as large'
             )
         if is_training:
-            size = self.opt['gt_size']
-            if min(gt.shape[:2]) < size:
-                raise DataError(
-                    f'{self.named(self.gt_folder, gt_path)} is {gt.shape[1]}x{gt.shape[0]}: '
-                    f'at least gt_size, {size}x{size}, is expected'
-                )
-            gt, lq = paired_random_crop(gt, lq, size, scale, gt_path)
+            self.check_size(gt_path, *gt.shape[:2])
+            gt, lq = paired_random_crop(gt, lq, self.opt['gt_size'], scale, gt_path)
             gt, lq = augment([gt, lq], self.opt['use_hflip'], self.opt['use_rot'])
         if self.opt.get('color') == 'y':
             gt, lq = (bgr2ycbcr(image, y_only=True)[..., None] for image in (gt, lq))
@@ -102,6 +105,15 @@ class SafePairedImageDataset(PairedImageDataset):
             for image in (gt, lq):
                 normalize(image, self.mean, self.std, inplace=True)
         return {'lq': lq, 'gt': gt, 'lq_path': lq_path, 'gt_path': gt_path}
+
+    def check_size(self, gt_path: str, height: int, width: int) -> None:
+        """Refuse an image that no patch fits into."""
+        size = self.opt['gt_size']
+        if min(height, width) < size:
+            raise DataError(
+                f'{self.named(self.gt_folder, gt_path)} is {width}x{height}: '
+                f'at least gt_size, {size}x{size}, is expected'
+            )
 
     def read(self, root: str, path: str) -> np.ndarray[Any, Any]:
         """An image in [0, 1], BGR, float32, [H, W, 3]."""

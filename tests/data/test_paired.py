@@ -16,7 +16,7 @@ import lmdb
 import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from conftest import run
+from conftest import run, write_pairs
 from torch.utils.data import DataLoader
 
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
@@ -275,9 +275,16 @@ def test_an_lmdb_that_was_made_anew_is_read_anew(stores: Path) -> None:
         assert dataset.read(str(stores / HR), key)[0, 0, 0] * 255 == pytest.approx(gray)
 
 
-def test_a_patch_larger_than_an_image_is_named(stores: Path) -> None:
-    with pytest.raises(DataError, match=r'at least gt_size, 200x200, is expected'):
-        build_dataset({**training(stores), 'gt_size': 200})[0]
+def test_a_patch_larger_than_an_image_is_named(stores: Path, tmp_path: Path) -> None:
+    """Of an LMDB, which lists the sizes of its images, before any is read."""
+    said = r'is \d+x\d+: at least gt_size, 200x200, is expected$'
+    with pytest.raises(DataError, match=rf'{HR}, key \S+, {said}'):
+        build_dataset({**training(stores), 'gt_size': 200})
+    write_pairs(tmp_path, 1)
+    of_folders = {'dataroot_gt': str(tmp_path / 'HR'), 'dataroot_lq': str(tmp_path / 'LR')}
+    dataset = build_dataset({**training(stores), **of_folders, 'gt_size': 200, 'io_backend': {'type': 'disk'}})
+    with pytest.raises(DataError, match=rf'0\.png {said}'):
+        dataset[0]
 
 
 def test_what_was_read_from_is_read_from_in_forked_processes_too(stores: Path) -> None:
