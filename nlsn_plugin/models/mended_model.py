@@ -26,6 +26,10 @@ from nlsn_plugin.models.description import complete, differing
 OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 """BasicSR's, the first of them also PyTorch's name for such."""
 
+AS_IT_BEGAN = (
+    'A run goes on with the network that it began with; its weights may begin another run (pretrain_network_g)'
+)
+"""What to do where a network is otherwise than when its run began."""
 
 NO_GPU = re.compile('CUDA|NVIDIA')
 """What PyTorch says of what wants a GPU and finds none."""
@@ -125,12 +129,15 @@ class MendedModel(BaseModel):
         """
         logger = get_root_logger()
         bare = self.get_bare_model(net)
-        letter = 'd' if load_path == self.opt['path'].get('pretrain_network_d') else 'g'
+        paths = self.opt['path']
+        letter = 'd' if load_path == paths.get('pretrain_network_d') else 'g'
         # A moving average begins as the network does wherever the file has none.
         if net is getattr(self, 'net_g_ema', None):
             bare.load_state_dict(self.get_bare_model(self.net_g).state_dict())
-        stored = read_stored(load_path, param_key, otherwise=self.opt['path'].get(f'param_key_{letter}') or 'params')
-        dropped = load_weights(bare, stored.weights, load_path, strict, advice_for(letter))
+        stored = read_stored(load_path, param_key, otherwise=paths.get(f'param_key_{letter}') or 'params')
+        goes_on = paths.get('resume_state') and f'network_{letter}' not in (paths.get('ignore_resume_networks') or ())
+        advice = AS_IT_BEGAN if goes_on else advice_for(letter)
+        dropped = load_weights(bare, stored.weights, load_path, strict, advice)
         logger.info(f'Loaded {type(bare).__name__} from {load_path}.')
         self.compare_with_metadata(stored.metadata, load_path)
         if dropped:

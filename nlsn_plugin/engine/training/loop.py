@@ -27,8 +27,8 @@ from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.saver import Saver
 from nlsn_plugin.engine.training.validation import Results, validate
-from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.mended_model import build_model
+from nlsn_plugin.errors import CheckpointError, UserError
+from nlsn_plugin.models.mended_model import AS_IT_BEGAN, build_model
 
 Options = dict[str, Any]
 
@@ -78,7 +78,11 @@ def train_from(
     tb_logger = writer and Events(writer)
     model = build_model(opt)
     if state:
-        model.resume_training(state)
+        try:
+            model.resume_training(state)
+        except (AssertionError, ValueError) as error:  # of BasicSR about their number, of PyTorch about their sizes
+            path = opt['path']['resume_state']
+            raise CheckpointError(f'{path} does not fit the optimisers: {error}. {AS_IT_BEGAN}') from error
         model.best_metric_results = checkpoints.known_best(opt, state)
         logger.info(f'Resuming training from epoch: {state["epoch"]}, iter: {start}.')
     logger.info(

@@ -14,6 +14,7 @@ from conftest import TRAIN, experiment, last_line, make_short, of_pairs, run, wr
 from nlsn_plugin.engine.training import loop
 from nlsn_plugin.engine.training.resume_check import compare, newest, result
 from nlsn_plugin.models.checkpoint import load_safely
+from nlsn_plugin.models.mended_model import AS_IT_BEGAN
 
 
 def test_a_run_that_was_stopped_before_its_first_state_begins_anew_and_keeps_what_is_there(
@@ -124,11 +125,25 @@ def test_a_border_larger_than_the_images_is_one_line(place: Path, short: Path) -
     assert 'crop_border 60 leaves nothing of its result, ' in last_line(refused.stderr)
 
 
-def test_a_network_of_another_size_is_refused_whatever_was_loose_when_the_run_began(ran: Path, short: Path) -> None:
-    words = ['path:strict_load_g=false', 'network_g:num_feat=16', 'train:total_iter=14']
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ('network_g:num_feat=16', 'net_g_12.pth does not fit NLSN'),
+        (
+            'network_g={type: WithNLSA, after: [head], arch: {type: NLSN, num_feat: 8, num_block: 8, n_hashes: 2, '
+            'chunk_size: 64, res_scale: 0.1}}',
+            '12.state does not fit the optimisers: ',
+        ),
+    ],
+)
+def test_another_network_is_refused_whatever_was_loose_when_the_run_began(
+    change: str, said: str, ran: Path, short: Path
+) -> None:
+    words = ['path:strict_load_g=false', change, 'train:total_iter=14']
     refused = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', *words, cwd=ran, check=False)
     assert refused.returncode == 1
-    assert 'net_g_12.pth does not fit NLSN' in last_line(refused.stderr)
+    assert said in last_line(refused.stderr)
+    assert last_line(refused.stderr).endswith(f'. {AS_IT_BEGAN}')
 
 
 def test_a_seed_that_was_drawn_is_kept(place: Path, short: Path) -> None:
