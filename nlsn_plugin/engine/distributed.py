@@ -29,13 +29,14 @@ LOST = re.compile('(closed|reset) by (remote )?peer|remote process exit|Broken p
 """What gloo and NCCL say where another process is gone."""
 
 
-def start(launcher: str, backend: str, port: int) -> None:
+def start(launcher: str, backend: str, port: int, on_gpus: bool) -> None:
     """Join the other processes.
 
     Args:
         launcher: 'none', 'pytorch' (torchrun) or 'slurm' (srun).
-        backend: 'nccl' or 'gloo'; without a GPU always gloo.
+        backend: 'nccl' or 'gloo'; without GPUs always gloo.
         port: where processes of SLURM meet, on the first node, unless MASTER_PORT says.
+        on_gpus: whether each of them computes on a GPU.
 
     Raises:
         UserError: this process was not started by that launcher.
@@ -45,9 +46,9 @@ def start(launcher: str, backend: str, port: int) -> None:
     refuse_unstarted(launcher)
     if launcher == 'slurm':
         take_over_from_slurm(port)
-    if torch.cuda.is_available():
+    if on_gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', os.environ['RANK'])) % torch.cuda.device_count())
-    torch.distributed.init_process_group(backend if torch.cuda.is_available() else 'gloo', timeout=LONGEST_SILENCE)
+    torch.distributed.init_process_group(backend if on_gpus else 'gloo', timeout=LONGEST_SILENCE)
 
 
 def refuse_unstarted(launcher: str) -> None:

@@ -102,7 +102,7 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
 
 def join(opt: Options, launcher: str) -> None:
     """Join the other processes, if a launcher started several."""
-    distributed.start(launcher, **opt['dist_params'])
+    distributed.start(launcher, **opt['dist_params'], on_gpus=opt['num_gpu'] > 0)
     opt['dist'] = launcher != 'none'
     opt['rank'], opt['world_size'] = get_dist_info()
 

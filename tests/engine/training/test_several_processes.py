@@ -133,14 +133,28 @@ def test_a_script_of_sbatch_that_does_not_use_srun_is_named(absent: str, monkeyp
     distributed.refuse_unstarted('slurm')
     monkeypatch.delenv(absent)
     with pytest.raises(UserError, match=rf'slurm: this process was not started by `srun` \({absent} is not set\)'):
-        distributed.start('slurm', 'gloo', 29500)
+        distributed.start('slurm', 'gloo', 29500, on_gpus=False)
 
 
 def test_a_machine_without_scontrol_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, 'environ', {**BY_SRUN, 'PATH': str(tmp_path)})
     with pytest.raises(UserError, match=r'`scontrol show hostnames .*set MASTER_ADDR to it') as raised:
-        distributed.start('slurm', 'gloo', 29500)
+        distributed.start('slurm', 'gloo', 29500, on_gpus=False)
     assert '\n' not in str(raised.value)
+
+
+def test_without_gpus_of_their_own_they_talk_over_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine that has some."""
+    chosen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, timeout: chosen.append(backend))
+    monkeypatch.setenv('RANK', '3')
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    distributed.start('pytorch', 'nccl', 29500, on_gpus=False)
+    distributed.start('pytorch', 'nccl', 29500, on_gpus=True)
+    assert chosen == ['gloo', 1, 'nccl']
 
 
 class TestSeveralProcesses:
