@@ -32,8 +32,17 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
 
 def onto(device: torch.device, drawn: Tensor) -> Tensor:
-    """What was drawn on the CPU, on a device: on a GPU without waiting for what it still has to do."""
+    """What was drawn on the CPU, on a device: on a GPU without waiting for what it still has to do.
+
+    Raises:
+        BackendError: a CUDA graph is being recorded, which would not draw again.
+    """
     if device.type == 'cuda' and drawn.device.type == 'cpu' and not torch.compiler.is_compiling():
+        if drawn.numel() and torch.cuda.is_current_stream_capturing():
+            raise BackendError(
+                'a CUDA graph cannot be recorded of a layer that draws random numbers, as it does not draw again when '
+                'it is replayed: call eval() first, or give the layer its rotations'
+            )
         drawn = drawn.pin_memory()
     return drawn.to(device, non_blocking=True)
 

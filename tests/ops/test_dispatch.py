@@ -208,6 +208,12 @@ def test_on_a_gpu_the_kernel_hashes_if_it_can_run(
     assert ops.library.hash_by(OnGPU()) is (fused.hash_codes if kernel else ops.hash_codes)
 
 
+def test_no_cuda_graph_is_recorded_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+    with pytest.raises(BackendError, match='does not draw again when it is replayed: call eval'):
+        ops.library.onto(torch.device('cuda'), torch.zeros(2))
+
+
 @pytest.mark.parametrize('requires_grad', [False, True])
 def test_the_operators_keep_the_rules_of_pytorch(requires_grad: bool) -> None:
     match, value, rotations = draw(2, 30, 2, 8)

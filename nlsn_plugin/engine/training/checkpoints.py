@@ -146,8 +146,8 @@ def set_aside(paths: Sequence[Path], name: str) -> Path:
 
 def remove_unfinished(opt: Options) -> None:
     """Remove what a process that was killed had begun to write, while no other writes there."""
-    for folder in (opt['path']['models'], opt['path']['training_states']):
-        for path in Path(folder).glob('.*.tmp'):
+    for folder in ('experiments_root', 'models', 'training_states'):
+        for path in Path(opt['path'][folder]).glob('.*.tmp'):
             path.unlink(missing_ok=True)
 
 

@@ -49,13 +49,15 @@ def test_states_and_networks_of_other_numbers_than_were_written_are_passed_over(
     expected = result(experiment(ran))
     spoil(experiment(ran) / 'training_states' / '12.state')
     spoil(experiment(ran) / 'models' / 'net_g_8.pth')
-    (experiment(ran) / 'models' / '.net_g_12.pth.7.7.tmp').touch()  # of a process that was killed
+    left = [experiment(ran) / 'models' / '.net_g_12.pth.7.7.tmp', experiment(ran) / '.log.jsonl.7.7.tmp']
+    for path in left:  # by a process that was killed
+        path.touch()
     resumed = run(TRAIN, '-opt', short, '--auto_resume', cwd=ran)
     assert '12.state is damaged: ' in resumed.stdout
     assert 'net_g_8.pth is damaged: ' in resumed.stdout
     assert 'iter: 4.' in resumed.stderr
     compare(result(experiment(ran)), expected)
-    assert not list((experiment(ran) / 'models').glob('.*'))
+    assert not any(path.exists() for path in left)
 
 
 def test_a_state_whose_second_network_is_not_there_is_passed_over(place: Path) -> None:
