@@ -111,7 +111,9 @@ def explore(net: nn.Module, arguments: Mapping[str, Any], probe: Sequence[int] |
         inputs = [tuple(checks.whole('probe', size, least=1) for size in checks.sequence('probe', probe))]
         if len(inputs[0]) != 3:
             raise ArgumentError(f'probe={list(probe)} is not allowed: [channels, height, width] are expected')
-    copied = copy.deepcopy(net).eval()
+    parts = (part for module in net.modules() for part in vars(module).values() if isinstance(part, Tensor))
+    computed = {id(part): part.detach() for part in parts if not part.is_leaf}  # as torch.nn.utils.weight_norm does
+    copied = copy.deepcopy(net, computed).eval()  # which refuses to copy these
     problem = ''
     for shape in inputs:
         try:

@@ -74,7 +74,7 @@ class WithNLSA(nn.Module):
         if hasattr(base, PREFIX):
             raise ArgumentError(f'arch: {type(base).__name__} has a part named {PREFIX} already')
         trial = explore(base, arch, probe)
-        attentions = nn.Module()
+        attentions = nn.Identity()  # which a base that runs through all its parts, as Sequential does, runs through
         handles = []
         for number, place in enumerate(chosen(after, base, trial)):
             if arguments.get('eval_seed') is not None:

@@ -421,3 +421,36 @@ def test_attentions_that_mmengine_takes_from_a_file_stay(tmp_path: Path) -> None
     net = WithNLSA({**arch, 'init_cfg': {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'net.pth')}}, 'layer')
     net.init_weights()
     assert all(weight.equal(trained[name]) for name, weight in net.state_dict().items())
+
+
+class Normalised(nn.Module):
+    """Its weights are computed, with gradients, when it is built: such tensors are not copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.utils.weight_norm(nn.Conv2d(3, 8, 3, padding=1))
+        self.tail = nn.utils.weight_norm(nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.head(x))
+
+
+@pytest.mark.filterwarnings('ignore:`torch.nn.utils.weight_norm` is deprecated')
+def test_weights_may_be_normalised_in_the_old_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS.module_dict, 'Normalised', Normalised)
+    net = WithNLSA({'type': 'Normalised'}, after='head')
+    net(torch.rand(1, 3, 16, 16)).mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+class RunsThrough(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+
+def test_a_base_network_may_run_through_all_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS.module_dict, 'RunsThrough', RunsThrough)
+    net = WithNLSA({'type': 'RunsThrough'}, after='ReLU')
+    base = RunsThrough()
+    load_weights(net, base.state_dict(), 'base.pth')
+    assert net(image()).equal(base(image()))
