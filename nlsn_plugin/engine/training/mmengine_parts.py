@@ -26,6 +26,7 @@ from nlsn_plugin.models.checkpoint import (
     DAMAGES,
     WHAT_FITS,
     check_readable,
+    fitting,
     is_safetensors,
     load_weights,
     read_weights,
@@ -36,6 +37,7 @@ PREFIX = 'generator.'
 """Before the network's names in SuperResolutionModel and in mmagic's models."""
 STATE = 'nlsn_random_state'
 ADVICE = WHAT_FITS + 'strict=False in the config of AnyWeightsHook'
+RESUMED = 'A run goes on with the network that it began with'
 
 
 class AnyWeightsHook(Hook):
@@ -85,6 +87,7 @@ class WholeStateHook(Hook):
         refuse_weights_alone(runner, checkpoint)
         if runner._resume:
             checkpoint['meta'].pop('config', None)  # of an older mmengine: a program, which Runner.resume would run
+            fitting(bare(runner.model), checkpoint['state_dict'], runner._load_from or runner.work_dir, advice=RESUMED)
             refuse_another_course(runner, checkpoint)
 
 
@@ -161,19 +164,23 @@ def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def refuse_another_course(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse settings of the optimiser and of schedules that the checkpoint has otherwise: mmengine takes them from it,
-    whatever the config says. What only one of them has is not compared."""
+    """Refuse settings of the optimiser and of schedules that the checkpoint has otherwise, or has not: mmengine takes
+    them from it, or goes on with a mixture of both. What optimisers of a newer PyTorch have besides is not compared."""
     path, reached = runner._load_from or runner.work_dir, checkpoint['meta']['iter']
     if reached > runner.max_iters:
         raise CheckpointError(f'{path} is of iteration {reached}: the config has max_iters={runner.max_iters}')
-    optimisers = settings_of(checkpoint.get('optimizer')), settings_of(runner.optim_wrapper.state_dict())
+    kept, own = settings_of(checkpoint.get('optimizer')), settings_of(runner.optim_wrapper.state_dict())
+    optimisers = kept, {place: value for place, value in own.items() if kept and (place in kept or place[-1] == 'lr')}
     schedules = schedules_of(checkpoint.get('param_schedulers')), schedules_of(runner.param_schedulers)
     for part, (before, now) in (('optim_wrapper.optimizer', optimisers), ('param_scheduler', schedules)):
-        for place in [place for place in before if before[place] != now.get(place, before[place])]:
-            raise CheckpointError(
-                f'{part}: {place[-1]} is {now[place]}, with which {path} cannot go on: its run has {before[place]}; to '
-                'change it begin a new run with load_from'
-            )
+        for place in {**before, **now}:
+            value, held = now.get(place, 'not set'), before.get(place, 'not set')
+            is_newer = place not in now and (held is None or held is False)
+            if value != held and not is_newer:
+                raise CheckpointError(
+                    f'{part}: {place[-1]} is {value}, with which {path} cannot go on: its run has {held}; to change it '
+                    'begin a new run with load_from'
+                )
 
 
 def settings_of(state: Mapping[str, Any] | None) -> dict[tuple[Any, ...], Any]:

@@ -112,7 +112,9 @@ def scale_learning_rate(cfg: Config, path: str) -> None:
 def use_amp(cfg: Config) -> None:
     """Take the optimiser's wrapper for mixed precision in the place of the plain one."""
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+    kind = wrapper.get('type', 'OptimWrapper')
+    name = kind if isinstance(kind, str) else kind.__name__  # of a config that imports classes
+    if name == 'OptimWrapper':
         wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper'
-    elif 'Amp' not in wrapper.type and wrapper.type != 'BFloat16OptimWrapper':
-        raise UserError(f'--amp: the config has optim_wrapper.type={wrapper.type!r}: OptimWrapper is expected')
+    elif 'Amp' not in name and name != 'BFloat16OptimWrapper':
+        raise UserError(f'--amp: the config has optim_wrapper.type={name!r}: OptimWrapper is expected')

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import NO_WORKERS, ROOT, run
 from mmengine.config import Config
+from mmengine.optim import ApexOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, Registry
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config, mmengine_run
-from nlsn_plugin.engine.training.mmengine_parts import schedules_of
 from nlsn_plugin.errors import OptionError, UserError
 
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
@@ -267,6 +267,15 @@ def test_the_learning_rate_is_scaled_where_the_config_says_how(
     assert group['lr'] == pytest.approx(Config.fromfile(CONFIGS[-2]).optim_wrapper.optimizer.lr * 2 / 8)
 
 
+def test_mixed_precision_of_a_config_that_imports_its_classes() -> None:
+    cfg = Config({'optim_wrapper': {'type': OptimWrapper}})
+    mmengine_run.use_amp(cfg)
+    assert cfg.optim_wrapper.type == ('AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper')
+    cfg.optim_wrapper.type = ApexOptimWrapper
+    with pytest.raises(UserError, match=r"--amp: the config has optim_wrapper\.type='ApexOptimWrapper'"):
+        mmengine_run.use_amp(cfg)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'file').write_text('')
     for place in (tmp_path / 'file', tmp_path / 'file' / 'below', Path('/proc/nothing')):
@@ -318,8 +327,3 @@ def test_checkpoints_that_do_not_load(
     )
     assert line.startswith(f'nlsn: {said}')
     assert '\n' not in line
-
-
-def test_where_a_schedule_begins_is_compared() -> None:
-    before, now = ([{'begin': begin, 'by_epoch': False, 'last_step': 3}] for begin in (0, 5))
-    assert schedules_of(before) != schedules_of(now)
