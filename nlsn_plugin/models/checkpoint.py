@@ -107,8 +107,15 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
     for name, entry in weights.items():
         if not isinstance(name, str) or not isinstance(entry, Tensor):
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
-    weights = {name.removeprefix('module.'): tensor.detach() for name, tensor in weights.items()}
+    weights = {name: tensor.detach() for name, tensor in unwrapped(weights).items()}
     return Stored(weights, checked_metadata(path, metadata), layout)
+
+
+def unwrapped(weights: Weights) -> Weights:
+    """By the network's own names: without what torch.compile, and DistributedDataParallel before all, put into them."""
+    weights = {name.replace('_orig_mod.', ''): tensor for name, tensor in weights.items()}
+    is_wrapped = all(name.startswith('module.') for name in weights)  # else a part is called so
+    return {name.removeprefix('module.'): tensor for name, tensor in weights.items()} if is_wrapped else weights
 
 
 def refuse_key(path: str | Path, param_key: str | None) -> None:
@@ -132,7 +139,7 @@ def read_safetensors(path: str | Path) -> Stored:
         raise CheckpointError(f'{path} does not load: {first_line(error)}') from error
     metadata = embedded_metadata(path, weights) if said is None else from_json(path, said)
     weights.pop(EMBEDDED, None)
-    return Stored(weights, metadata, 'safetensors')
+    return Stored(unwrapped(weights), metadata, 'safetensors')
 
 
 def embedded_metadata(path: object, weights: Mapping[str, Tensor]) -> Metadata | None:

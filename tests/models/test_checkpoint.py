@@ -33,6 +33,21 @@ def test_a_flat_state_dict_reads_by_any_usual_key(tmp_path: Path) -> None:
             read_weights(path, 'params_g')
 
 
+@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('wrapper', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.'])
+def test_names_are_without_what_wrappers_put_before_them(wrapper: str, ending: str, tmp_path: Path) -> None:
+    path, weights = tmp_path / f'net{ending}', {'body.0.bias': torch.ones(1), 'head.bias': torch.zeros(1)}
+    wrapped = {wrapper + name: weight for name, weight in weights.items()}
+    (safetensors.torch.save_file if ending == '.safetensors' else torch.save)(wrapped, path)
+    assert same(read_weights(path), weights)
+
+
+def test_names_of_parts_that_are_called_as_a_wrapper_stay(tmp_path: Path) -> None:
+    weights = {'head.bias': torch.ones(1), 'module.bias': torch.zeros(1)}
+    torch.save({'params': weights}, tmp_path / 'net.pth')
+    assert same(read_weights(tmp_path / 'net.pth'), weights)
+
+
 def test_the_state_of_a_run_is_no_weights(tmp_path: Path) -> None:
     path = tmp_path / '4.state'
     torch.save({'epoch': 0, 'iter': 4, 'optimizers': [], 'schedulers': []}, path)
