@@ -49,7 +49,7 @@ def export(args: argparse.Namespace) -> None:
     from nlsn_plugin.engine import conversion
     from nlsn_plugin.engine.export import LEAST_OPSET, export
     from nlsn_plugin.engine.names import readable
-    from nlsn_plugin.models.building import network_of
+    from nlsn_plugin.models.building import network_of, scale_of
     from nlsn_plugin.models.checkpoint import read_stored
     from nlsn_plugin.models.description import describe
 
@@ -69,7 +69,7 @@ def export(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         print(readable(line))
 
-    say('\n'.join([f'{args.weights}: {description.type} x{net.upscale}', *conversion.listed(description)]))
+    say('\n'.join([f'{args.weights}: {description.type} x{scale_of(net)}', *conversion.listed(description)]))
     size = (height, width) if args.size else None
     opset = LEAST_OPSET if args.opset is None else args.opset
     export(net, args.output, description.metadata, onnx=args.onnx, size=size, opset=opset, replaces=args.force, say=say)

@@ -21,7 +21,7 @@ from nlsn_plugin import __version__
 from nlsn_plugin.errors import FAILURES, ExportError, MissingToolboxError, UserError, first_line
 from nlsn_plugin.files import write_whole
 from nlsn_plugin.layers.nlsa import attentions_of
-from nlsn_plugin.models.building import channels_of
+from nlsn_plugin.models.building import channels_of, scale_of
 from nlsn_plugin.models.checkpoint import Metadata
 from nlsn_plugin.ops import MAX_BUCKETS
 
@@ -60,7 +60,7 @@ def export(
     """Write a network as a graph, once it is shown that the graph computes what the network computes.
 
     Args:
-        net: in eval mode, on the CPU; `net.upscale` is its scale.
+        net: in eval mode, on the CPU.
         path: the file.
         metadata: {'type': ..., 'arguments': {...}}, kept in the file.
         onnx: an ONNX file; otherwise a program of torch.export.
@@ -77,7 +77,7 @@ def export(
     check_installed(onnx)
     if onnx:
         check_opset(opset)
-    about = {**metadata, 'upscale': net.upscale, 'producer': f'nlsn_plugin {__version__}'}
+    about = {**metadata, 'upscale': scale_of(net), 'producer': f'nlsn_plugin {__version__}'}
     program = trace(net, size)
     model = as_onnx(program, opset, about, size) if onnx else None
 

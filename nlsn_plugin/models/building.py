@@ -40,7 +40,7 @@ def network_of(description: Description, weights: Weights, path: object) -> nn.M
     net.eval()
     if not isinstance(getattr(net, 'num_in_ch', None), int):
         net.num_in_ch = in_channels(net, innermost(description.arguments))  # type: ignore[assignment]
-    if not isinstance(getattr(net, 'upscale', None), int):
+    if getattr(net, 'upscale', None) is None:  # others have a part of that name, or a number that means something else
         net.upscale = scale_of(net)  # type: ignore[assignment]
     return net
 
@@ -106,9 +106,9 @@ def only_weights_loaded() -> Iterator[None]:
 
 
 def scale_of(net: nn.Module) -> int:
-    """By how much a network enlarges: its `upscale`, or what it makes of a small image."""
-    upscale = getattr(net, 'upscale', None)
-    return upscale if isinstance(upscale, int) else round(upscaled(net).shape[-1] / probe_size(net)[1])
+    """By how much a network on the CPU enlarges: what it makes of a small image. Only an NLSN's `upscale` is believed:
+    SwinIR's is 2 by default even where it enlarges nothing."""
+    return net.upscale if isinstance(net, NLSN) else round(upscaled(net).shape[-1] / probe_size(net)[1])
 
 
 def channels_of(net: nn.Module) -> int:
@@ -127,13 +127,16 @@ def upscaled(net: nn.Module) -> Tensor:
     """What a network in eval mode makes of an image of noise, the same each time, on the CPU.
 
     Raises:
-        ArgumentError: it takes no such image.
+        ArgumentError: it takes no such image, or makes none of it.
     """
     x = torch.rand(1, channels_of(net), *probe_size(net), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # eval_seed=None draws from the global generator
         try:
-            return net(x)
+            y = net(x)
         except FAILURES as error:
             shape = 'x'.join(map(str, x.shape[1:]))
             raise ArgumentError(f'{type(net).__name__} fails on an image of {shape}: {first_line(error)}') from error
+    if not isinstance(y, Tensor):
+        raise ArgumentError(f'{type(net).__name__} makes a {type(y).__name__} of an image: an image is expected')
+    return y

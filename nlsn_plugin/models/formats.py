@@ -23,7 +23,8 @@ LAYOUTS = {'authors': '.pt', 'basicsr': '.pth', 'safetensors': '.safetensors', '
 
 
 def load_network(path: str | Path, *, param_key: str | None = 'params_ema', **arguments: Any) -> nn.Module:
-    """The network in a file, ready to use: in eval mode, on the CPU, `net.upscale` its scale.
+    """The network in a file, ready to use: in eval mode, on the CPU; `building.scale_of(net)` is its scale, and so is
+    `net.upscale` unless its class has something else of that name.
 
     Args:
         path: the authors' .pt, BasicSR's .pth, .safetensors, or mmengine's .pth.

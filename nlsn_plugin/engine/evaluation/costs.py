@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, upscale
 from nlsn_plugin.engine.measuring.memory import peak_memory
 from nlsn_plugin.engine.measuring.timing import Step, interleaved
+from nlsn_plugin.errors import FAILURES, UserError
 from nlsn_plugin.layers.nlsa import set_rounds
 from nlsn_plugin.models.building import build
 
@@ -59,11 +60,18 @@ def count_parameters(net: nn.Module) -> int:
 def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int:
     """Of convolutions, matrix products and attention (hashing, scores and sums over windows), as PyTorch counts them.
 
-    On the meta device, where nothing is computed.
+    On the meta device, where nothing is computed; or on its own, if it looks at numbers, which are not there.
     """
-    with FlopCounterMode(display=False) as counter:
-        upscale(copy.deepcopy(net).to('meta'), torch.empty(1, 3, *size, device='meta'), recipe, inference)
-    return int(counter.get_total_flops()) // 2
+
+    def counted(net: nn.Module, device: torch.device | str) -> int:
+        with FlopCounterMode(display=False) as counter:
+            upscale(net, torch.zeros(1, 3, *size, device=device), recipe, inference)
+        return int(counter.get_total_flops()) // 2
+
+    try:
+        return counted(copy.deepcopy(net).to('meta'), 'meta')
+    except (*FAILURES, UserError):
+        return counted(net, next(net.parameters()).device)
 
 
 def one_image(

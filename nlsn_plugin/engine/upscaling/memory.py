@@ -25,14 +25,13 @@ LARGEST_TILE = 2048
 """Past that, tiles save nothing: the overlaps are a small part."""
 
 
-def needed(net: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
+def needed(net: nn.Module, scale: int, height: int, width: int, dtype: torch.dtype) -> int:
     """Bytes that the network takes for an image (or a tile) of so many pixels, besides its weights.
 
     Measured for NLSN, whose upsampler works in strips; of other networks what their layers say is taken.
     """
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    first, widest = convolutions[0].out_channels, max(module.out_channels for module in convolutions)
-    grown = int(net.upscale) ** 2  # type: ignore[arg-type]
+    channels = [module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d)] or [3]
+    first, widest, grown = channels[0], max(channels), scale**2
     of_result = 2 * 3 * 4 * grown  # float32, twice for a moment
     maps = FEATURE_MAPS[dtype.itemsize]
     if isinstance(net, NLSN):
@@ -49,15 +48,15 @@ def held(height: int, width: int, scale: int, self_ensemble: bool) -> int:
     return height * width * 3 * 4 * (1 + results * scale**2)
 
 
-def tile_that_fits(net: nn.Module, height: int, width: int, dtype: torch.dtype, room: float) -> int | None:
+def tile_that_fits(net: nn.Module, scale: int, height: int, width: int, dtype: torch.dtype, room: float) -> int | None:
     """The largest tile for which the network takes no more than `room` bytes; None if the whole picture does.
 
     The smallest there is, if none fits.
     """
-    if needed(net, height, width, dtype) <= room:
+    if needed(net, scale, height, width, dtype) <= room:
         return None
     edge = LARGEST_TILE
-    while edge > SMALLEST_TILE and needed(net, edge, edge, dtype) > room:
+    while edge > SMALLEST_TILE and needed(net, scale, edge, edge, dtype) > room:
         edge -= TILE_UNIT
     return edge
 

@@ -24,7 +24,7 @@ from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.upscaling import memory
 from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
-from nlsn_plugin.models.building import channels_of, network_of
+from nlsn_plugin.models.building import channels_of, network_of, scale_of
 from nlsn_plugin.models.checkpoint import read_stored
 from nlsn_plugin.models.description import Description, assumption, describe
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
@@ -108,7 +108,7 @@ class Upscaler:
             and any(type(m) is nn.Conv2d for m in net.modules())
         ):
             log.warning('convolutions in %s are very slow on this CPU: float32 is faster', settings.dtype)
-        self.scale = int(net.upscale)  # type: ignore[arg-type]
+        self.scale = scale_of(net)
         if settings.scale not in (None, self.scale):
             raise ArgumentError(f'{weights} enlarges by {self.scale}, not by {settings.scale}: leave the scale out')
         if settings.n_hashes is not None and not attentions_of(net):
@@ -162,12 +162,12 @@ class Upscaler:
             tile = wanted if wanted < max(height, width) else None
         elif wanted == 'auto':
             room = memory.USABLE * available_memory(self.device) - on_cpu
-            tile = memory.tile_that_fits(self.net, height, width, self.dtype, room)
+            tile = memory.tile_that_fits(self.net, self.scale, height, width, self.dtype, room)
             tile = tile if tile is not None and tile < max(height, width) else None
         edges = (height, width) if tile is None else (min(tile, height), min(tile, width))
-        predicted = memory.needed(self.net, *edges, self.dtype) + on_cpu
+        predicted = memory.needed(self.net, self.scale, *edges, self.dtype) + on_cpu
         if tile is not None and wanted == 'auto':
-            whole = memory.needed(self.net, height, width, self.dtype) + on_cpu
+            whole = memory.needed(self.net, self.scale, height, width, self.dtype) + on_cpu
             notes.append(f'the whole would take about {whole / 1e9:.1f} GB of memory: done with {described(tile)}')
             log.warning('%s: %s', named, notes[-1])
         return tile, predicted

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from evaluated import SMALL, contestant, evaluate, write_two, write_weights
+from mmengine.registry import MODELS
 
 from nlsn_plugin import NLSN
 from nlsn_plugin.data.benchmark_sets import find_sets, open_set
 from nlsn_plugin.data.images import crop_to_multiple, enlarge, read_image, reduce
 from nlsn_plugin.engine.evaluation import costs, page, reports, scoring
-from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, from_words
+from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, from_words
 from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.metrics.protocols import PROTOCOLS, planes, score
@@ -362,3 +363,20 @@ class TestMistakes:
     def test_an_image_too_small_for_its_border_is_named(self, two: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r'camera\.png: 48x48 pixels are too few for SSIM within a border of 20'):
             evaluate([], two, tmp_path, border=20)
+
+
+class LooksAtNumbers(torch.nn.Module):
+    """Which the meta device has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x - x.mean().item())
+
+
+def test_multiply_adds_are_counted_of_networks_that_look_at_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS.module_dict, 'LooksAtNumbers', LooksAtNumbers)
+    recipe = Recipe('a', 'LooksAtNumbers', {}, 1, 'a.pth', None)
+    assert costs.count_multiply_adds(LooksAtNumbers(), recipe, (5, 7), Inference()) == 5 * 7 * 3 * 3 * 9

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from basicsr.archs.swinir_arch import SwinIR
 from conftest import python
 from PIL import Image
 from skimage import data
@@ -159,7 +160,8 @@ def test_tiles_are_taken_where_memory_does_not_suffice_and_said(
     upscaler = Upscaler(Settings(weights=attending))
     picture = Picture(data.chelsea()[:200, :300])
     assert upscaler.enlarge(picture, 'cat').tiles == 1
-    there = int((memory.needed(upscaler.net, 96, 96, torch.float32) + memory.held(200, 300, 2, False)) / memory.USABLE)
+    needed = memory.needed(upscaler.net, 2, 96, 96, torch.float32)
+    there = int((needed + memory.held(200, 300, 2, False)) / memory.USABLE)
     monkeypatch.setattr('nlsn_plugin.engine.upscaling.upscaler.available_memory', lambda device: there)
     with caplog.at_level(logging.WARNING, 'nlsn_plugin'):
         result = upscaler.enlarge(picture, 'cat')
@@ -268,8 +270,22 @@ def test_more_pixels_than_usual_are_planned_where_that_is_allowed(tmp_path: Path
 
 @pytest.mark.parametrize(('dtype', 'measured'), [(torch.float32, 4.7), (torch.bfloat16, 6.5)])
 def test_as_many_maps_are_foreseen_as_were_measured(dtype: torch.dtype, measured: float) -> None:
-    foreseen = memory.needed(NLSN(num_feat=64, num_block=1), 1000, 1000, dtype) - memory.AT_LEAST
+    foreseen = memory.needed(NLSN(num_feat=64, num_block=1), 2, 1000, 1000, dtype) - memory.AT_LEAST
     assert measured <= foreseen / (1e6 * 64 * dtype.itemsize) <= 1.1 * measured
+
+
+def test_the_scale_of_others_is_what_they_make_of_an_image(tmp_path: Path) -> None:
+    """SwinIR's `upscale` is 2 unless told otherwise, and it enlarges nothing without an upsampler."""
+    arguments = {'img_size': 8, 'embed_dim': 8, 'depths': [1], 'num_heads': [2], 'window_size': 8}
+    path = tmp_path / 'restoring.safetensors'
+    save_network(SwinIR(**arguments), path, {'type': 'SwinIR', 'arguments': arguments})
+    upscaler = Upscaler(Settings(weights=path, device='cpu'))
+    assert upscaler.scale == 1
+    assert upscaler.enlarge(Picture(np.zeros((11, 13, 3), np.uint8)), 'a').picture.colour.shape == (11, 13, 3)
+
+
+def test_memory_is_foreseen_of_networks_without_convolutions() -> None:
+    assert memory.needed(torch.nn.Identity(), 2, 10, 10, torch.float32) > memory.AT_LEAST
 
 
 def test_an_ensemble_holds_a_result_more() -> None:
