@@ -73,7 +73,9 @@ def base_class(name: str) -> type[nn.Module]:
         if found is not None:
             raise ArgumentError(f'{name} is no network')
         known += names
-    raise ArgumentError('; '.join([f'no network {name}{checks.nearest(name, set(known))}', *absent]))
+    hint = checks.nearest(name, set(known))
+    own = [] if hint.endswith('?') else ['a module that registers one of your own has to be imported (--import MODULE)']
+    raise ArgumentError('; '.join([f'no network {name}{hint}', *own, *absent]))
 
 
 def find_in_basicsr(name: str) -> tuple[type[nn.Module] | None, list[str]]:

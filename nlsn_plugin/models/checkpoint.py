@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nlsn_plugin.archs import NLSN, WithNLSA
 from nlsn_plugin.archs.nlsn_arch import foreign_means
 from nlsn_plugin.errors import CheckpointError, first_line
-from nlsn_plugin.files import is_dir, is_file
+from nlsn_plugin.files import exists, is_dir, is_file
 from nlsn_plugin.models.inert import load_inertly
 
 Weights = dict[str, Tensor]
@@ -107,6 +107,9 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
     for name, entry in weights.items():
         if not isinstance(name, str) or not isinstance(entry, Tensor):
             raise CheckpointError(f'{path}: {name} is a {type(entry).__name__}: tensors are expected')
+        if entry.layout != torch.strided or entry.is_meta:
+            kind = 'without numbers' if entry.is_meta else f'in the layout {entry.layout}'
+            raise CheckpointError(f'{path}: {name} is a tensor {kind}: plain ones are expected')
     weights = {name: tensor.detach() for name, tensor in unwrapped(weights).items()}
     return Stored(weights, checked_metadata(path, metadata), layout)
 
@@ -267,8 +270,10 @@ def check_readable(path: str | Path) -> None:
     try:
         if is_dir(Path(path)):
             raise CheckpointError(f'{path} is a folder: name the file in it')
-        if not is_file(Path(path)):
+        if not exists(Path(path)):
             raise CheckpointError(f'there is no file {path}{nearest_file(Path(path))}')
+        if not is_file(Path(path)):
+            raise CheckpointError(f'{path} is a pipe or a device: a file is expected')
         with Path(path).open('rb'):
             pass
     except OSError as error:

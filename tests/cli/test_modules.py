@@ -57,6 +57,7 @@ def test_sequences_and_another_input(capsys: pytest.CaptureFixture[str]) -> None
     [
         (['RCNA'], 'no network RCNA: did you mean RCAN?'),
         (['Nothing'], 'no network Nothing: the nearest of '),
+        (['Nothing'], '; a module that registers one of your own has to be imported (--import MODULE)'),
         (['EDSR', 'num_fet=8'], 'EDSR takes no num_fet: did you mean num_feat?'),
         (['EDSR', 'num_feat'], 'num_feat: KEY=VALUE is expected, such as num_feat=64'),
         (['EDSR', 'num_feat=[1'], 'num_feat=[1: [1 is no value'),

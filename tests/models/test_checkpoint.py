@@ -126,6 +126,24 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
         read_weights(tmp_path / 'net_g_last.pth')
 
 
+def test_what_is_no_file_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r'^/dev/null is a pipe or a device: a file is expected$'):
+        read_weights('/dev/null')
+
+
+@pytest.mark.parametrize(
+    ('weight', 'said'),
+    [
+        (torch.ones(2, 2).to_sparse(), r'in the layout torch\.sparse_coo'),
+        (torch.ones(2, device='meta'), 'without numbers'),
+    ],
+)
+def test_tensors_of_other_kinds_are_named(weight: torch.Tensor, said: str, tmp_path: Path) -> None:
+    torch.save({'params': {'a': weight}}, tmp_path / 'net.pth')
+    with pytest.raises(CheckpointError, match=rf'net\.pth: a is a tensor {said}: plain ones are expected$'):
+        read_weights(tmp_path / 'net.pth')
+
+
 def test_weights_of_another_scale_are_refused_with_what_differs_and_the_network_is_untouched() -> None:
     net = network(upscale=3)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
