@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         if os.environ.get('NLSN_TRACE'):
             raise
         if isinstance(error, InterruptedRunError):
-            ignore_signals()
+            ignore_signals()  # all is saved, and the exit status is to say so
         print(f'nlsn: {error}', file=sys.stderr)
         sys.exit(error.status)
     except OSError as error:

@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
 from nlsn_plugin.errors import UserError
+
+T = TypeVar('T')
 
 STARTED_BY = {
     'pytorch': ('torchrun --nproc_per_node N', ['RANK']),
@@ -85,11 +87,7 @@ def take_over_from_slurm(port: int) -> None:
 
 def first_error(error: UserError | None) -> UserError | None:
     """The first of the errors that the processes have, so that all end of the same; None if none has any."""
-    if not torch.distributed.is_initialized():
-        return error
-    errors: list[UserError | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(errors, error)
-    return next((found for found in errors if found), None)
+    return next((found for found in gathered(error) if found), None)
 
 
 @contextlib.contextmanager
@@ -103,6 +101,21 @@ def lost_ones_named() -> Iterator[None]:
         raise UserError(
             'another process of this run has ended, killed by a signal or for the reason that it gave: so this one ends'
         ) from error
+
+
+def gathered(value: T) -> list[T]:
+    """What each process has, by their ranks."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Until all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def agreed(value: Any) -> Any:

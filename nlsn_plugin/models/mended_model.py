@@ -68,7 +68,7 @@ def check_weights(opt: dict[str, Any], networks: Sequence[str]) -> None:
         CheckpointError: see `read_stored` and `fitting`.
     """
     paths = opt['path']
-    for name in [key for key in networks if opt.get(key) and paths.get(f'pretrain_{key}')]:
+    for name in [key for key in networks if paths.get(f'pretrain_{key}')]:
         path, letter = paths[f'pretrain_{name}'], name.removeprefix('network_')
         stored = read_stored(path, paths.get(f'param_key_{letter}', 'params'))
         net = tried(opt[name], lambda net: net)

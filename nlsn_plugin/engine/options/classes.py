@@ -59,6 +59,17 @@ def is_misspelt(value: Any) -> bool:
     return True
 
 
+def networks_of(opt: Options) -> list[str]:
+    """The keys of an option file's networks: network_g, network_d and the like."""
+    return [key for key in opt if key.startswith('network_') and opt[key]]
+
+
+def resumed_networks(opt: Options) -> list[str]:
+    """Those whose weights, where a run goes on, are the run's own."""
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    return [name for name in networks_of(opt) if name not in ignored]
+
+
 def without_type(options: Options) -> Options:
     """The arguments alone."""
     return {key: value for key, value in options.items() if key != 'type'}

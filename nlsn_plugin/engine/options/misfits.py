@@ -26,6 +26,7 @@ from nlsn_plugin.engine.options.classes import (
     Options,
     misfits_of_class,
     misfits_of_values,
+    networks_of,
     without_type,
 )
 from nlsn_plugin.engine.options.documents import Keys
@@ -300,7 +301,7 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
                 if reader in ('training', 'testing'):
                     text = f'is read in {reader} alone'
                 yield (*keys, key), text
-    networks = [key for key in opt if key.startswith('network_') and opt[key]]
+    networks = networks_of(opt)
     for name in opt['path']['ignore_resume_networks'] or ():
         if name not in networks:
             yield ('path', 'ignore_resume_networks'), f'there is no {name}{checks.nearest(name, networks)}'

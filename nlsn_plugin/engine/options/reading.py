@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +224,11 @@ def complete_paths(opt: Options, root: Path) -> None:
         paths['visualization'] = str(results / 'visualization')
 
 
-def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
+def check_paths(opt: Options, option_file: Path, resumed: Sequence[str] = ()) -> None:
     """Refuse missing data and weights before anything is made, in one line with the ways on.
 
     Args:
-        begins: whether the weights will be read; a run that goes on has its own.
+        resumed: networks that go on with the run's own weights, in the place of those that the file names.
     """
     if not opt['is_train']:
         if opt['path'].get('pretrain_network_g') is None:
@@ -246,7 +246,8 @@ def check_paths(opt: Options, option_file: Path, begins: bool = True) -> None:
                     '`nlsn train -opt quickstart_NLSN_x2.yml`'
                 )
     for key, weights in opt['path'].items():
-        if key.startswith('pretrain_network_') and weights is not None and begins:
+        is_read = key.startswith('pretrain_network_') and key.removeprefix('pretrain_') not in resumed
+        if is_read and weights is not None:
             try:
                 check_readable(weights)
             except CheckpointError as error:

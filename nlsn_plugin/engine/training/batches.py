@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import signal
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from nlsn_plugin.engine.training.interruption import SIGNALS
+from nlsn_plugin.engine.training.interruption import ignore_signals
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import FAILURES, DataError, UserError
 
@@ -86,12 +85,6 @@ def collate(samples: list[Any]) -> Any:
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
-def ignore_signals(worker: int) -> None:
-    """Let the main process alone decide what to do about signals, which go to its workers too."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class Loaded:
     """The batches of a loader; a sample that could not be read is an error here.
 
@@ -109,7 +102,7 @@ class Loaded:
             collate_fn=collate,
             pin_memory=options.get('pin_memory', False),
             prefetch_factor=max(2, options.get('num_prefetch_queue', 1)) if workers else None,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=ignore_signals,  # which go to workers too: the main process alone decides
             generator=torch.Generator().manual_seed(0),  # or the loader would draw from the one for rotations
         )
 
@@ -127,6 +120,12 @@ class Loaded:
                 f'a process that reads the training images has ended, perhaps for lack of memory: {why} '
                 '(num_worker_per_gpu: 0 reads them in the main process)'
             ) from error
+
+
+def patches_of_an_update(opt: dict[str, Any]) -> int:
+    """In all processes together; without a launcher one process has all GPUs."""
+    shares = opt['world_size'] if opt['dist'] else max(1, opt['num_gpu'])
+    return int(opt['datasets']['train']['batch_size_per_gpu'] * shares)
 
 
 def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:

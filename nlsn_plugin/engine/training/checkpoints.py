@@ -15,6 +15,7 @@ from basicsr.utils import get_time_str
 from torch import nn
 
 from nlsn_plugin.compat import substituted
+from nlsn_plugin.engine.options.classes import resumed_networks
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.checkpoint import load_safely, read_weights
@@ -198,8 +199,7 @@ def load_state(opt: Options, path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path} is no training state')
     check_sums(path)
     models, ending = Path(opt['path']['models']), f'_{state["iter"]}.pth'
-    ignored = opt['path'].get('ignore_resume_networks') or ()
-    letters = [name.removeprefix('network_') for name in opt if name.startswith('network_') and name not in ignored]
+    letters = [name.removeprefix('network_') for name in resumed_networks(opt)]
     for network in {*models.glob(f'net_*{ending}'), *(models / f'net_{letter}{ending}' for letter in letters)}:
         read_weights(network)
         check_sums(network)

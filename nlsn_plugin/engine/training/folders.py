@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from basicsr.utils import get_time_str
 
+from nlsn_plugin.engine.distributed import wait_for_all
 from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.files import check_folder, is_dir
@@ -48,8 +48,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
                 )
         for key in ('experiments_root', 'models', 'training_states', 'visualization'):
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
-    if opt['dist']:
-        torch.distributed.barrier()
+    wait_for_all()
 
 
 def archive(root: Path) -> None:

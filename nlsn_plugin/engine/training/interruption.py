@@ -97,8 +97,8 @@ def run_interruptibly(words: list[str]) -> tuple[int, bool]:
     return status, asked
 
 
-def ignore_signals() -> None:
-    """For a process that ends: what it had to save is saved, and its exit status is to say so."""
+def ignore_signals(worker: int = 0) -> None:
+    """From now on. `worker` is the number that a loader gives each of its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

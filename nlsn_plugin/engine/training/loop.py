@@ -19,7 +19,7 @@ from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.distributed import agreed, first_error
 from nlsn_plugin.engine.options.documents import keep_copy
 from nlsn_plugin.engine.training import checkpoints, randomness
-from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless
+from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless, patches_of_an_update
 from nlsn_plugin.engine.training.folders import claimed, make_folders
 from nlsn_plugin.engine.training.interruption import Interruption, interruptible
 from nlsn_plugin.engine.training.journal import Events, Journal
@@ -123,16 +123,18 @@ def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
     """The order of the batches, from the one of number `first`.
 
     Raises:
-        UserError: there are less images than one batch takes; BasicSR would train nothing and save that.
+        UserError: an update takes more images than an epoch has; BasicSR would train nothing and save that.
     """
-    options = opt['datasets']['train']
-    batch_size = options['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu']))
+    options, patches = opt['datasets']['train'], patches_of_an_update(opt)
+    per_gpu = options['batch_size_per_gpu']
     size, enlarge = len(train_set), options.get('dataset_enlarge_ratio', 1)  # type: ignore[arg-type]
-    order = Order(size, enlarge, batch_size, opt['rank'], opt['world_size'], opt['manual_seed'], first)
+    order = Order(
+        size, enlarge, patches // opt['world_size'], opt['rank'], opt['world_size'], opt['manual_seed'], first
+    )
     if not order.batches_per_epoch:
         raise UserError(
-            f'batch_size_per_gpu {batch_size} in {processes(opt)} is more than the {order.total} images of an epoch: '
-            'choose a smaller one, or a larger dataset_enlarge_ratio'
+            f'an update takes {patches} patches ({patches // per_gpu} x batch_size_per_gpu {per_gpu}), more than the '
+            f'{order.total} images of an epoch: choose a smaller batch_size_per_gpu, or a larger dataset_enlarge_ratio'
         )
     return order
 

@@ -151,6 +151,11 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
     yield from misfits_of_best(cfg)
 
 
+def name_of(kind: Any) -> str:
+    """Of a part's type, for which configs that import their classes have the class itself."""
+    return str(getattr(kind, '__name__', kind))
+
+
 def is_part(value: Any) -> bool:
     """Whether it is what a registry builds, or several of them."""
     return isinstance(value, (Mapping, list, tuple))
@@ -212,7 +217,7 @@ def misfits_of_number(key: str, name: str, value: Any, least: int | None) -> Ite
 def misfits_of_best(cfg: Config) -> Iterator[tuple[str, str]]:
     """Figures that are to choose the best checkpoint, and that the plugin's metric does not give."""
     evaluators = [options for _, options in entries_of(cfg, 'val_evaluator') if isinstance(options, Mapping)]
-    if not evaluators or any(options.get('type') != SuperResolutionMetric.__name__ for options in evaluators):
+    if not evaluators or any(name_of(options.get('type')) != SuperResolutionMetric.__name__ for options in evaluators):
         return
     prefixes = [options.get('prefix') for options in evaluators]
     known = [f'{prefix}/{name}' if prefix else name for prefix in prefixes for name in SuperResolutionMetric.GIVEN]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nlsn_plugin.engine.distributed import STARTED_BY, refuse_unstarted
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config
 from nlsn_plugin.engine.training.mmengine_parts import WholeStateHook, load_from_local
 from nlsn_plugin.errors import ArgumentError, DataError, OptionError, UserError, first_line
+from nlsn_plugin.files import check_folder
 from nlsn_plugin.models.checkpoint import check_readable
 
 
@@ -57,7 +57,7 @@ def train(
     if auto_scale_lr:
         scale_learning_rate(cfg, config)
     check_checkpoint(cfg.get('load_from'))
-    check_folder(cfg.work_dir)
+    check_folder(Path(cfg.work_dir))
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     state = WholeStateHook()
     try:
@@ -92,15 +92,6 @@ def check_checkpoint(path: Any) -> None:
     check_readable(Path(path).expanduser())
 
 
-def check_folder(path: str) -> None:
-    """Make the run's folder, and refuse one that cannot be made or written to."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise UserError(f'work_dir {path}: no folder that can be written to ({error.strerror})') from error
-
-
 def scale_learning_rate(cfg: Config, path: str) -> None:
     """Let mmengine scale the learning rate."""
     scaling = cfg.get('auto_scale_lr')
@@ -112,8 +103,7 @@ def scale_learning_rate(cfg: Config, path: str) -> None:
 def use_amp(cfg: Config) -> None:
     """Take the optimiser's wrapper for mixed precision in the place of the plain one."""
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
-    name = kind if isinstance(kind, str) else kind.__name__  # of a config that imports classes
+    name = mmengine_checks.name_of(wrapper.get('type', 'OptimWrapper'))
     if name == 'OptimWrapper':
         wrapper.type = 'AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper'
     elif 'Amp' not in name and name != 'BFloat16OptimWrapper':

@@ -10,8 +10,10 @@ from typing import Any
 from basicsr.utils import check_resume
 
 from nlsn_plugin.archs.bases import base_class
+from nlsn_plugin.engine.options.classes import resumed_networks
 from nlsn_plugin.engine.options.model_keys import own_keys
 from nlsn_plugin.engine.training import checkpoints
+from nlsn_plugin.engine.training.batches import patches_of_an_update
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.description import OF_THE_RUN
 
@@ -43,8 +45,7 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
         if opt['seed_is_drawn']:  # the run's own was, when it began
             opt['manual_seed'] = state.get('run', {}).get('seed', opt['manual_seed'])
         check_resume(opt, state['iter'])
-        resumed = [name for name in opt if name.startswith('network_') and name not in ignored_networks(opt)]
-        for name in resumed:  # its weights are this run's own, whatever those were called that it began with
+        for name in resumed_networks(opt):  # whatever the weights were called that they began with
             opt['path'][name.replace('network_', 'param_key_')] = 'params'
             opt['path'][name.replace('network_', 'strict_load_')] = True
     return state
@@ -75,13 +76,12 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
 def course_of(opt: Options) -> dict[str, Options | None]:
     """What a run is made of from its first update to its last. Not for a model's options, which lack some of it."""
     data = opt['datasets']['train']
-    at_once = data['batch_size_per_gpu'] * (opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
     return {
         **{section: opt['train'].get(section) for section in FIXED},
         'network_g': lasting(opt['network_g']),
         'train': {key: value for key, value in opt['train'].items() if key not in (*FIXED, 'total_iter')},
         'model': {key: opt[key] for section, key in own_keys(opt['model_type']) if not section and key in opt},
-        'datasets: train': {**{key: data.get(key) for key in OF_BATCHES}, 'batch size': at_once},
+        'datasets: train': {**{key: data.get(key) for key in OF_BATCHES}, 'batch size': patches_of_an_update(opt)},
     }
 
 
@@ -105,8 +105,3 @@ def changes(before: Options, now: Options) -> Iterator[tuple[str, Any, Any]]:
         was, value = ('not set' if options.get(name) is None else options[name] for options in (before, now))
         if was != value:
             yield name, was, value
-
-
-def ignored_networks(opt: Options) -> list[str]:
-    """The networks that begin with weights of their own though the run goes on."""
-    return opt['path'].get('ignore_resume_networks') or []

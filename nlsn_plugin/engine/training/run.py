@@ -14,6 +14,7 @@ from basicsr.utils.dist_util import get_dist_info
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.data.sample import prepare_sample_data
 from nlsn_plugin.engine import distributed
+from nlsn_plugin.engine.options.classes import networks_of, resumed_networks
 from nlsn_plugin.engine.options.documents import find_option_file
 from nlsn_plugin.engine.options.model_keys import lacking_ones_named
 from nlsn_plugin.engine.options.reading import Options, check_paths, check_scale, read_options
@@ -23,7 +24,6 @@ from nlsn_plugin.engine.training.comparison import compare_with_bicubic
 from nlsn_plugin.engine.training.folders import archive
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.randomness import seeded
-from nlsn_plugin.engine.training.resumption import ignored_networks
 from nlsn_plugin.engine.training.validation import validate
 from nlsn_plugin.files import check_folder
 from nlsn_plugin.models.mended_model import build_model, check_weights
@@ -73,8 +73,7 @@ def make_folders(opt: Options) -> None:
         elif any(root.glob('visualization/*/*')):
             print(f'images of an earlier test in {root} are written over; --archive keeps them')
         Path(opt['path']['visualization']).mkdir(parents=True, exist_ok=True)
-    if opt['dist']:
-        torch.distributed.barrier()
+    distributed.wait_for_all()
 
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
@@ -89,14 +88,12 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
         with seeded(opt['manual_seed']):  # or the first run would draw other numbers than those that find the data
             prepare_sample_data(Path(sample_data), opt['scale'])
-    if opt['dist']:
-        torch.distributed.barrier()
+    distributed.wait_for_all()
     check_scale(opt, option_file)
-    goes_on = is_train and opt['auto_resume'] and saved_states(opt) and not ignored_networks(opt)
-    check_paths(opt, option_file, begins=not goes_on)
-    resumes = goes_on or (is_train and opt['path'].get('resume_state'))
-    networks = [key for key in opt if key.startswith('network_')]
-    check_weights(opt, [key for key in networks if not resumes or key in ignored_networks(opt)])
+    goes_on = is_train and (saved_states(opt) if opt['auto_resume'] else opt['path'].get('resume_state'))
+    resumed = resumed_networks(opt) if goes_on else []
+    check_paths(opt, option_file, resumed)
+    check_weights(opt, [name for name in networks_of(opt) if name not in resumed])
     return opt, option_file
 
 

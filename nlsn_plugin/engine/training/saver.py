@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 
-from nlsn_plugin.engine.distributed import agreed
+from nlsn_plugin.engine.distributed import agreed, gathered, wait_for_all
 from nlsn_plugin.engine.training import checkpoints, randomness
 from nlsn_plugin.errors import DataError, InterruptedRunError, SaveError, UserError
 
@@ -39,10 +38,7 @@ class Saver:
         opt = self.model.opt
         if hasattr(self.model, 'check_skipped'):
             self.model.check_skipped()
-        everyone: list[Any] = [randomness.current()]
-        if opt['dist']:
-            everyone = [None] * opt['world_size']
-            torch.distributed.all_gather_object(everyone, randomness.current())
+        everyone = gathered(randomness.current())
         if opt['rank'] == 0:
             get_root_logger().info('Saving models and training states.')
             run = {
@@ -53,8 +49,7 @@ class Saver:
             }
             checkpoints.save(self.model, epoch, iteration, run)
             checkpoints.prune(opt, opt['logger'].get('keep_last'))
-        if opt['dist']:
-            torch.distributed.barrier()
+        wait_for_all()
 
     @contextlib.contextmanager
     def saved_first(self, epoch: int, iteration: int, validation_is_due: bool = False) -> Iterator[None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from nlsn_plugin.compat import substituted
 from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.available_memory import is_out_of_memory
-from nlsn_plugin.engine.distributed import agreed, first_error
+from nlsn_plugin.engine.distributed import agreed, first_error, gathered
 from nlsn_plugin.engine.training.batches import Reproducible, collate
 from nlsn_plugin.engine.training.interruption import Interruption
 from nlsn_plugin.errors import DataError, UserError, first_line
@@ -78,11 +77,7 @@ def validate(
         raise error
     if has_its_own:
         return agreed({metric: float(value) for metric, value in getattr(model, 'metric_results', {}).items()})
-    everyone: list[Any] = [values]
-    if opt['dist']:
-        everyone = [None] * opt['world_size']
-        torch.distributed.all_gather_object(everyone, values)
-    together = {index: found for part in everyone for index, found in part.items()}
+    together = {index: found for part in gathered(values) for index, found in part.items()}
     results = {
         metric: mean([together[index][number] for index in sorted(together)]) for number, metric in enumerate(metrics)
     }

@@ -61,7 +61,7 @@ def test_what_cannot_be_measured(place: Path, capsys: pytest.CaptureFixture[str]
     assert "BasicSR's own model, to compare with, cannot take these options: optimizer AdamW" in said
     said = error_of([*words, 'datasets:train:num_worker_per_gpu=0'], capsys)
     assert "BasicSR's own loader takes no num_worker_per_gpu 0" in said
-    assert 'is more than the' in error_of([*words, 'datasets:train:batch_size_per_gpu=100000'], capsys)
+    assert ', more than the ' in error_of([*words, 'datasets:train:batch_size_per_gpu=100000'], capsys)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from nlsn_plugin.engine.training.batches import Order, ReadAhead, endless
-from nlsn_plugin.errors import DataError
+from nlsn_plugin.engine.training.loop import order_of
+from nlsn_plugin.errors import DataError, UserError
 
 
 class Draws(Dataset):
@@ -51,6 +52,17 @@ def test_an_epoch_goes_through_all_images_as_often_as_it_is_enlarged() -> None:
     assert sorted(index for _, index in places) == sorted([*range(10), *range(10)])
     assert len({seed for seed, _ in places}) == 20
     assert order.batches_per_epoch == 4
+
+
+@pytest.mark.parametrize(
+    'machine',
+    [{'dist': False, 'num_gpu': 2, 'world_size': 1}, {'dist': True, 'num_gpu': 1, 'world_size': 2}],
+    ids=['one process of two GPUs', 'two processes'],
+)
+def test_an_update_of_more_images_than_an_epoch_has(machine: dict[str, object]) -> None:
+    opt = {**machine, 'rank': 0, 'manual_seed': 0, 'datasets': {'train': {'batch_size_per_gpu': 6}}}
+    with pytest.raises(UserError, match=r'takes 12 patches \(2 x batch_size_per_gpu 6\), more than the 10 images'):
+        order_of(opt, Draws(), 0)
 
 
 @pytest.mark.parametrize('world_size', [2, 3])

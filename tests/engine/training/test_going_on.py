@@ -157,9 +157,12 @@ def test_a_seed_that_was_drawn_is_kept(place: Path, short: Path) -> None:
     assert first == last
 
 
-def test_weights_to_begin_with_need_not_be_there_any_more(ran: Path, short: Path) -> None:
+@pytest.mark.parametrize('by_name', [False, True], ids=['auto_resume', 'resume_state'])
+def test_weights_to_begin_with_need_not_be_there_any_more(ran: Path, short: Path, by_name: bool) -> None:
     gone = 'path:pretrain_network_g=gone.pth'
-    resumed = run(TRAIN, '-opt', short, '--auto_resume', '--force_yml', gone, cwd=ran)
+    named = f'path:resume_state={experiment(ran) / "training_states" / "12.state"}'
+    words = ['--force_yml', gone, named] if by_name else ['--auto_resume', '--force_yml', gone]
+    resumed = run(TRAIN, '-opt', short, *words, cwd=ran)
     assert 'iter: 12.' in resumed.stderr
 
 

@@ -15,7 +15,9 @@ from mmengine.registry import MODELS, Registry
 
 from nlsn_plugin.cli import main
 from nlsn_plugin.engine.training import mmengine_checks, mmengine_config, mmengine_run
+from nlsn_plugin.engine.training.mmengine_parts import BFloat16OptimWrapper
 from nlsn_plugin.errors import OptionError, UserError
+from nlsn_plugin.metrics.mmengine_metric import SuperResolutionMetric
 
 CONFIGS = sorted(path for path in (ROOT / 'options' / 'mmengine').glob('*.py') if not path.name.startswith('mmagic_'))
 TINY = 'nlsn_x2c8b8_1xb2-12_div2k'
@@ -158,6 +160,20 @@ def test_what_mixed_precision_takes_is_known() -> None:
         mmengine_checks.check(cfg, TINY)
 
 
+def test_classes_themselves_are_taken_as_their_names_are() -> None:
+    cfg = mmengine_config.read(TINY, {'default_hooks.checkpoint.save_best': 'Set5/psnr'})
+    cfg.optim_wrapper.type, cfg.val_evaluator.type = OptimWrapper, SuperResolutionMetric  # as if imported
+    assert [key for key, _ in mmengine_checks.misfits(cfg)] == ['default_hooks.checkpoint.save_best']
+    mmengine_run.use_amp(cfg)
+    assert cfg.optim_wrapper.type in ('AmpOptimWrapper', 'BFloat16OptimWrapper')
+    cfg.optim_wrapper.type = BFloat16OptimWrapper
+    mmengine_run.use_amp(cfg)
+    assert cfg.optim_wrapper.type is BFloat16OptimWrapper
+    cfg.optim_wrapper.type = ApexOptimWrapper
+    with pytest.raises(UserError, match=r"--amp: the config has optim_wrapper\.type='ApexOptimWrapper'"):
+        mmengine_run.use_amp(cfg)
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_what_runner_takes_is_let_through(path: Path) -> None:
     options = {
@@ -267,20 +283,11 @@ def test_the_learning_rate_is_scaled_where_the_config_says_how(
     assert group['lr'] == pytest.approx(Config.fromfile(CONFIGS[-2]).optim_wrapper.optimizer.lr * 2 / 8)
 
 
-def test_mixed_precision_of_a_config_that_imports_its_classes() -> None:
-    cfg = Config({'optim_wrapper': {'type': OptimWrapper}})
-    mmengine_run.use_amp(cfg)
-    assert cfg.optim_wrapper.type == ('AmpOptimWrapper' if torch.cuda.is_available() else 'BFloat16OptimWrapper')
-    cfg.optim_wrapper.type = ApexOptimWrapper
-    with pytest.raises(UserError, match=r"--amp: the config has optim_wrapper\.type='ApexOptimWrapper'"):
-        mmengine_run.use_amp(cfg)
-
-
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'file').write_text('')
     for place in (tmp_path / 'file', tmp_path / 'file' / 'below', Path('/proc/nothing')):
         said = said_by(['train-mmengine', TINY, '--work-dir', str(place)], capsys)
-        assert said.startswith(f'nlsn: work_dir {place}: no folder that can be written to (')
+        assert said.startswith(f'nlsn: the folder {place} cannot be written to: ')
 
 
 @pytest.mark.parametrize('words', [['--resume', '{}'], ['--cfg-options', 'load_from={}']], ids=['resume', 'load_from'])

@@ -272,7 +272,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(place: Path, short: Path, mo
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_made(place: Path, short: Path) -> None:
     refused = run(TRAIN, '-opt', short, '--force_yml', 'datasets:train:batch_size_per_gpu=1000', cwd=place, check=False)
     assert refused.returncode == 1
-    assert 'batch_size_per_gpu 1000 in 1 process is more than the ' in said(refused)
+    assert 'an update takes 1000 patches (1 x batch_size_per_gpu 1000), more than the ' in said(refused)
     assert not (place / 'experiments').exists()
 
 
