@@ -23,9 +23,10 @@ INSTALL = {
 }
 NEEDED = {'basicsr': 'basicsr.utils.registry', 'mmengine': 'mmengine.registry', 'spandrel': 'spandrel'}
 STATISTICS = ('min', 'max', 'mean', 'current')
+OF_OPENCV = 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'
 REMEDIES = (
-    ('libGL.so.1', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
-    ('libgthread-2.0.so.0', 'OpenCV needs two system libraries: type `apt-get install -y libgl1 libglib2.0-0`'),
+    ('libGL.so.1', OF_OPENCV),
+    ('libgthread-2.0.so.0', OF_OPENCV),
     (
         'torchvision::nms',
         'torch and torchvision are of different builds: type `pip install --force-reinstall torch torchvision`',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin.archs import NLSN
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import UserError
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'convert',
         help=TEXT,
-        description=f'{TEXT[0].upper()}{TEXT[1:]}, tensor for tensor. OUT appears only after both networks have been '
+        description=f'{sentence(TEXT)}, tensor for tensor. OUT appears only after both networks have been '
         'built and compared.',
         epilog='Example: nlsn convert net_g_latest.pth nlsn_x2.safetensors -opt train_NLSN_x2',
     )

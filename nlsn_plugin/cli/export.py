@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlsn_plugin import checks
+from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import ArgumentError
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         'export',
         help=TEXT,
-        description=f'{TEXT[0].upper()}{TEXT[1:]}, for images of any number, height and width. It is compared with the '
+        description=f'{sentence(TEXT)}, for images of any number, height and width. It is compared with the '
         'network before the file is there.',
         epilog='Example: nlsn export nlsn_x2.safetensors -o nlsn_x2.onnx --onnx',
     )

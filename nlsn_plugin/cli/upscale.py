@@ -79,7 +79,7 @@ def upscale(args: argparse.Namespace) -> None:
         raise UserError("-o is empty: a file, a folder or '-' is expected")
     inputs = find_inputs(args.inputs, args.output, args.suffix)
     output = chosen_output(args, inputs)
-    tile = args.tile if args.tile in ('auto', 'none') else as_number('--tile', args.tile)
+    tile = args.tile if args.tile in ('auto', 'none') else as_number(args.tile)
     if tile == 'none' and args.tile_overlap is not None:
         raise UserError('--tile-overlap is for tiles, and --tile none makes none: leave one out')
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
@@ -179,11 +179,11 @@ def is_for_a_folder(place: str) -> bool:
     return by_name
 
 
-def as_number(option: str, word: str) -> int:
+def as_number(tile: str) -> int:
     try:
-        return int(word)
+        return int(tile)
     except ValueError:
-        raise UserError(f"{option} {word}: 'auto', 'none' or a number of pixels is expected") from None
+        raise UserError(f"--tile {tile}: 'auto', 'none' or a number of pixels is expected") from None
 
 
 def as_json(record: dict[str, Any]) -> None:

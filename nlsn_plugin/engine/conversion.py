@@ -149,11 +149,10 @@ def losses(layout: str, description: Description) -> list[str]:
     """What the file cannot say, and would be assumed otherwise by whoever loads it."""
     if layout != 'authors':
         return []
-    own = description.metadata['arguments']
-    if description.type != 'NLSN':
-        return [f"  The authors' layout has no room for arguments. To be said when loading: {words(own)}"]
-    usual: dict[str, Any] = {**RELEASED, 'attention': 'nlsa', 'attention_options': None, 'eval_seed': 0}
-    lost = {name: own[name] for name, value in usual.items() if own[name] != value}
+    lost = description.metadata['arguments']
+    if description.type == 'NLSN':
+        usual: dict[str, Any] = {**RELEASED, 'attention': 'nlsa', 'attention_options': None, 'eval_seed': 0}
+        lost = {name: lost[name] for name, value in usual.items() if lost[name] != value}
     return [f"  The authors' layout has no room for arguments. To be said when loading: {words(lost)}"] if lost else []
 
 

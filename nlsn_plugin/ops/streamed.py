@@ -66,7 +66,7 @@ def forward(
     dtype = found.dtype if differentiable else product_dtype(values)  # shift is rounded at the end alone
     with scratch(match.device) as memory:
         for group in groups(match, value, order, chunk_size, neighbours, memory):
-            windows = group.windows('values', values, dtype)
+            windows = group.windows(values, dtype)
             numerators = group.take('numerators', values.shape[1], dtype)  # [G, k, C]
             masses = group.take('masses', 1, mass.dtype)[..., 0]  # [G, k]
             for part in group.parts():
@@ -105,7 +105,7 @@ def backward(
     with scratch(match.device) as memory:
         for group in groups(match, value, order, chunk_size, neighbours, memory):
             # Wide in half precision too: where one key has all the weight, this product and `mean` all but cancel.
-            windows = group.windows('values', values, for_value.dtype)
+            windows = group.windows(values, for_value.dtype)
             # A query's weights are shares of its mass. The gradients, which are fewer numbers than the weights, are
             # divided by it instead. Taken off the bound, its logarithm would be lost where features are long.
             own_mass = group.own('mass', mass)
@@ -259,9 +259,9 @@ class Group:
         """Of the chunks themselves, [N L, D] -> [G, k, D]."""
         return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
 
-    def windows(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of each chunk with its neighbours, [N L, D] -> as `in_windows`."""
-        return self.in_windows(self.cast(name + ' in another type', self.gather(name, x, self.pixels), dtype))
+    def windows(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of each chunk with its neighbours, [N L, C] -> as `in_windows`."""
+        return self.in_windows(self.cast('values in another type', self.gather('values', values, self.pixels), dtype))
 
     def in_windows(self, rows: Tensor) -> Tensor:
         """[b (G / b + s - 1) k, D] -> [b, G / b, s k, D], overlapping in memory."""

@@ -28,7 +28,7 @@ from nlsn_plugin.engine.devices import device_of
 from nlsn_plugin.engine.dtypes import DTYPES
 from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.measuring.memory import Job, free_memory, peak_memories, release
-from nlsn_plugin.engine.measuring.timing import Step, interleaved, on_gpu_alone
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, on_gpu_alone, summary
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.files import write_whole
 from nlsn_plugin.layers import NonLocalSparseAttention
@@ -203,9 +203,7 @@ def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float
                 records.append({**record, 'skipped': reasons[form]})
                 continue
             record |= {
-                'milliseconds': 1e3 * medians[form],
-                'spread': [1e3 * min(times[form]), 1e3 * max(times[form])],
-                'runs': len(times[form]),
+                **summary(times[form]),
                 'speedup': medians['reference'] / medians[form] if 'reference' in medians else None,
             }
             if form in alone:

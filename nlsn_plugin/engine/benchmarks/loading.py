@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from nlsn_plugin.data.images import crop_to_multiple, list_images, read_image
 from nlsn_plugin.data.paired import SafePairedImageDataset
 from nlsn_plugin.data.prepare import STORAGE, prepare_training_data
 from nlsn_plugin.engine.measuring.machine import describe_machine
-from nlsn_plugin.engine.measuring.timing import Step, interleaved
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.errors import UserError
 
 SAMPLES = 20
@@ -70,14 +69,7 @@ def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budge
         times = interleaved(steps, 'cpu', budget)
         megabytes = {name: sum(size(path) for path in paths) / 1e6 for name, paths in folders.items()}
     records = [
-        {
-            'what': name,
-            'milliseconds': 1e3 * statistics.median(seconds) / SAMPLES,
-            'spread': [1e3 * min(seconds) / SAMPLES, 1e3 * max(seconds) / SAMPLES],
-            'runs': len(seconds),
-            'megabytes': megabytes[name],
-        }
-        for name, seconds in times.items()
+        {'what': name, **summary(seconds, SAMPLES), 'megabytes': megabytes[name]} for name, seconds in times.items()
     ]
     return {'machine': describe_machine('cpu'), 'records': records}
 

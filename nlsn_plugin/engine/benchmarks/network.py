@@ -17,7 +17,7 @@ from nlsn_plugin.engine.benchmarks import onednn
 from nlsn_plugin.engine.devices import device_of
 from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.measuring.memory import Job, peak_memories
-from nlsn_plugin.engine.measuring.timing import Step, interleaved
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.ops import tf32
 from nlsn_plugin.ops.cpu_matmul import has_products_in
@@ -59,9 +59,7 @@ def run(
             'case': case,
             'pass': 'forward',
             'form': name,
-            'milliseconds': 1e3 * statistics.median(seconds),
-            'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
-            'runs': len(seconds),
+            **summary(seconds),
             'speedup': base / statistics.median(seconds),
             'peak_bytes': None,
         }

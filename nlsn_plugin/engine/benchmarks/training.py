@@ -18,7 +18,7 @@ from basicsr.utils import get_root_logger
 
 from nlsn_plugin.data.paired import build_dataset
 from nlsn_plugin.engine.measuring.machine import describe_machine
-from nlsn_plugin.engine.measuring.timing import Step, interleaved
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.engine.training.batches import endless
 from nlsn_plugin.engine.training.loop import order_of
 from nlsn_plugin.errors import UserError
@@ -76,9 +76,7 @@ def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
         {
             'what': what,
             'form': form,
-            'milliseconds': 1e3 * statistics.median(seconds),
-            'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
-            'runs': len(seconds),
+            **summary(seconds),
             'speedup': base / statistics.median(seconds),
         }
         for form, seconds in times.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, upscale
 from nlsn_plugin.engine.measuring.memory import peak_memory
-from nlsn_plugin.engine.measuring.timing import Step, interleaved
+from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.errors import FAILURES, UserError
 from nlsn_plugin.layers.nlsa import set_rounds
 from nlsn_plugin.models.building import build
@@ -45,9 +44,7 @@ def measure(
         'lr_size': list(size),
         'parameters': count_parameters(contestant.net),
         'multiply_adds': count_multiply_adds(contestant.net, recipe, size, inference),
-        'milliseconds': 1e3 * statistics.median(seconds),
-        'spread': [1e3 * min(seconds), 1e3 * max(seconds)],
-        'runs': len(seconds),
+        **summary(seconds),
         'peak_bytes': peak_memory(recipe.label, one_image, device, *words),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,12 @@ def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str,
             synchronise(device)
             times[name].append(time.perf_counter() - before)
     return times
+
+
+def summary(seconds: list[float], parts: int = 1) -> dict[str, Any]:
+    """A step's times as records have them: median and spread in milliseconds, of one of its `parts`, and the runs."""
+    middle, least, most = (1e3 * time / parts for time in (statistics.median(seconds), min(seconds), max(seconds)))
+    return {'milliseconds': middle, 'spread': [least, most], 'runs': len(seconds)}
 
 
 def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]]:

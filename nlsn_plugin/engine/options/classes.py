@@ -16,18 +16,18 @@ Misfits = Iterator[tuple[Keys, str]]
 """Where each mistake stands, and what it is."""
 
 
-def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any, given: int = 0) -> Misfits:
-    """A class that a registry has not, or arguments (besides `given` others) that it does not take."""
+def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any) -> Misfits:
+    """A class that a registry has not, or arguments that it does not take."""
     found = registered_in_basicsr(registry, name)
     if found is None:
         place = keys if arguments is None else (*keys, 'type')
         yield place, f'no {name}{checks.nearest(name, registry.keys())}'
     elif arguments is not None:
-        yield from misfits_of_call(keys, found, without_type(arguments), given)
+        yield from misfits_of_call(keys, found, without_type(arguments))
 
 
-def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int) -> Misfits:
-    """Arguments that a class or function does not take, or needs and has not."""
+def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int = 0) -> Misfits:
+    """Arguments (besides the first `given`) that a class or function does not take, or needs and has not."""
     for key, text in checks.misfits(called, arguments, given):
         yield (keys if key is None else (*keys, key)), text
 

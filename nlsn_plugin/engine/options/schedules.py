@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.models import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from nlsn_plugin import checks
@@ -20,13 +21,14 @@ from nlsn_plugin.engine.options.classes import (
 )
 from nlsn_plugin.engine.options.documents import Keys
 from nlsn_plugin.errors import FAILURES, first_line
+from nlsn_plugin.models.mended_model import OWN_SCHEDULERS
 
 
 def misfits_of_schedule(train: Options) -> Misfits:
     """An optimiser or a scheduler that is not there, or refuses its arguments; found by making one of a number."""
     mistakes = list(misfits_of_optimiser(('train', 'optim_g'), train['optim_g']))
     if not mistakes:
-        mistakes += misfits_of_scheduler(('train', 'scheduler'), train)
+        mistakes += misfits_of_scheduler(train)
     if train.get('optim_d'):
         mistakes += misfits_of_optimiser(('train', 'optim_d'), train['optim_d'])
     yield from mistakes
@@ -86,11 +88,8 @@ OTHERS = ('LRScheduler', 'ReduceLROnPlateau', 'ChainedScheduler', 'SequentialLR'
 """Of PyTorch's: those that take more than an optimiser, numbers and words."""
 
 
-def misfits_of_scheduler(keys: Keys, train: Options) -> Misfits:
-    from basicsr.models import lr_scheduler
-
-    from nlsn_plugin.models.mended_model import OWN_SCHEDULERS
-
+def misfits_of_scheduler(train: Options) -> Misfits:
+    keys = ('train', 'scheduler')
     name, arguments = train['scheduler']['type'], without_type(train['scheduler'])
     own = {'MultiStepLR': lr_scheduler.MultiStepRestartLR, **vars(lr_scheduler)}
     known = {
