@@ -118,10 +118,7 @@ def check_image(image: tuple[Path, str, Shape]) -> None:
     """
     path, key, shape = image
     where = f'{path}, key {key},'
-    value = stored(str(path), key)
-    if value is None:
-        raise DataError(f'{path} has no key {key}, which its meta_info.txt lists')
-    decoded = decode_whole(value, where)
+    decoded = decode_whole(stored(str(path), key), where)
     found = decoded.shape if decoded.ndim == 3 else (*decoded.shape, 1)
     if found != shape:
         raise DataError(f'{where} is of {found[1]}x{found[0]}, {found[2]} channels: its meta_info.txt lists {shape}')

@@ -118,19 +118,12 @@ class SafePairedImageDataset(PairedImageDataset):
     def read(self, root: str, path: str) -> np.ndarray[Any, Any]:
         """An image in [0, 1], BGR, float32, [H, W, 3]."""
         is_lmdb = self.io_backend_opt['type'] == 'lmdb'
-        content = self.value(root, path) if is_lmdb else contents(Path(path))
+        content = stored(root, path) if is_lmdb else contents(Path(path))
         with named_in_errors(self.named(root, path)):
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
         if image is None or is_cut_short(content):
             raise DataError(f'{self.named(root, path)} is not an image, or a damaged one ({len(content)} bytes)')
         return image.astype(np.float32) / 255.0
-
-    def value(self, root: str, key: str) -> bytes:
-        """What an LMDB has under a key."""
-        value = stored(root, key)
-        if value is None:
-            raise DataError(f'{root} has no key {key}, which its meta_info.txt lists')
-        return value
 
     def named(self, root: str, path: str) -> str:
         return f'{root}, key {path},' if self.io_backend_opt['type'] == 'lmdb' else str(path)
@@ -166,18 +159,20 @@ READING = threading.Lock()
 """Held while OPEN is used."""
 
 
-def stored(path: str, key: str) -> bytes | None:
-    """What an LMDB, which stays open, has under a key.
+def stored(path: str, key: str) -> bytes:
+    """What an LMDB, which stays open, has under a key that its meta_info.txt lists.
 
     Raises:
-        DataError: it is damaged there.
+        DataError: the key is missing, or the LMDB is damaged there.
     """
     try:
         with READING, environment(path).begin() as transaction:
             value = transaction.get(key.encode('ascii'))
     except lmdb.Error as error:
         raise DataError(f'{path}, key {key}, cannot be read: {error}') from error
-    return None if value is None else bytes(value)
+    if value is None:
+        raise DataError(f'{path} has no key {key}, which its meta_info.txt lists')
+    return bytes(value)
 
 
 def keys(path: str) -> list[bytes]:

@@ -102,7 +102,7 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
             with tifffile.TiffFile(file) as pages:
                 page = first(pages, named, most_pixels)
                 tiff.check(page, named)
-                picture = Picture(np.empty(0), format='TIFF', **vars(of_tiff(pages, file)))
+                picture = Picture(np.empty(0), format='TIFF', **vars(of_tiff(page, file)))
                 return read_tiff(page, file, picture, named)
         with pillow_image(file, named, most_pixels) as image:
             orientation = orientation_of(image)

@@ -62,17 +62,15 @@ def of_image(image: Image.Image) -> Provenance:
     return found
 
 
-def of_tiff(pages: tifffile.TiffFile, file: BinaryIO) -> Provenance:
+def of_tiff(page: tifffile.TiffPage, file: BinaryIO) -> Provenance:
     """Of the first page of a TIFF."""
-    page, found = pages.pages[0], Provenance()
-    if not isinstance(page, tifffile.TiffPage):
-        raise ValueError('it has no first page')
-    if len(pages.pages) > 1:
-        found.notes.append(f'the first of its {len(pages.pages)} pictures was taken')
+    found = Provenance()
+    if (pages := len(page.parent.pages)) > 1:
+        found.notes.append(f'the first of its {pages} pictures was taken')
     found.icc = tiff.bytes_of(page, tiff.ICC) or None
     found.xmp = kept_xmp(tiff.bytes_of(page, tiff.XMP), found.notes)
     file.seek(0)
-    if pages.is_bigtiff:
+    if page.parent.is_bigtiff:
         found.notes.append('EXIF of a BigTIFF is not read')
     else:
         found.exif = kept_exif(file, found.notes, without=exif.RESOLUTION)

@@ -46,7 +46,8 @@ DAMAGES = (
 """What torch.load raises on a file that is damaged, or would run code."""
 GENERATOR = 'generator.'
 GENERATOR_AVERAGES = ('generator_ema.module.', 'generator_ema.')
-"""Before the names of a network inside of mmagic's models, and of its moving average if there is one."""
+"""Before the names of a network in SuperResolutionModel and in mmagic's models, and of its moving average if there is
+one."""
 
 
 class Stored(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from nlsn_plugin.models import recognition
 from nlsn_plugin.models.checkpoint import Metadata, Stored, Weights
 
 Arguments = dict[str, Any]
+
+log = logging.getLogger('nlsn_plugin')
 
 OF_THE_RUN = ('backend', 'checkpointing')
 """Arguments that change what a network costs and not what it computes: no file keeps them."""
@@ -49,10 +52,11 @@ class Description:
         return {'type': self.type, 'arguments': complete(self.type, self.arguments)}
 
 
-def assumption(description: Description, path: object) -> str:
-    """What was taken for granted, as a line."""
-    listed = ', '.join(f'{name}={value!r}' for name, value in description.assumed.items())
-    return f'{path} does not say {", ".join(description.assumed)}: taken as released, {listed}'
+def warn_of_assumed(description: Description, path: object) -> None:
+    """Log what was taken for granted, if anything was."""
+    if assumed := description.assumed:
+        listed = ', '.join(f'{name}={value!r}' for name, value in assumed.items())
+        log.warning('%s does not say %s: taken as released, %s', path, ', '.join(assumed), listed)
 
 
 def describe(stored: Stored, path: object, given: Arguments, kind: str | None = None) -> Description:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from nlsn_plugin.errors import ArgumentError
 from nlsn_plugin.files import write_whole
 from nlsn_plugin.models.building import network_of
 from nlsn_plugin.models.checkpoint import EMBEDDED, METADATA_KEY, Metadata, Stored, checked_metadata, read_stored
-from nlsn_plugin.models.description import as_json, assumption, describe
+from nlsn_plugin.models.description import as_json, describe, warn_of_assumed
 
 LAYOUTS = {'authors': '.pt', 'basicsr': '.pth', 'safetensors': '.safetensors', 'mmengine': '.pth'}
 """What a file can be, and the ending of its name."""
@@ -38,8 +37,7 @@ def load_network(path: str | Path, *, param_key: str | None = 'params_ema', **ar
     """
     stored = read_stored(path, param_key)
     description = describe(stored, path, arguments)
-    if description.assumed:
-        logging.getLogger('nlsn_plugin').warning('%s', assumption(description, path))
+    warn_of_assumed(description, path)
     return network_of(description, stored.weights, path)
 
 

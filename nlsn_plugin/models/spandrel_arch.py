@@ -5,8 +5,6 @@ spandrel hands over tensors alone: of metadata it sees only what a file keeps as
 
 from __future__ import annotations
 
-import logging
-
 from spandrel import (
     Architecture,
     ArchRegistry,
@@ -23,7 +21,7 @@ from nlsn_plugin.layers.residual import ResidualAttention
 from nlsn_plugin.models import recognition
 from nlsn_plugin.models.building import channels_of, network_of, scale_of, upscaled
 from nlsn_plugin.models.checkpoint import EMBEDDED, Stored, embedded_metadata
-from nlsn_plugin.models.description import Description, assumption, describe
+from nlsn_plugin.models.description import Description, describe, warn_of_assumed
 from nlsn_plugin.models.inference import window_of
 
 SOURCE = 'the state dict'
@@ -40,8 +38,7 @@ class PluginArch(Architecture[nn.Module]):
         """
         weights = {name: tensor for name, tensor in state_dict.items() if name != EMBEDDED}
         description = describe(Stored(weights, embedded_metadata(SOURCE, state_dict), 'spandrel'), SOURCE, {})
-        if description.assumed:
-            logging.getLogger('nlsn_plugin').warning('%s', assumption(description, SOURCE))
+        warn_of_assumed(description, SOURCE)
         net = network_of(description, weights, SOURCE)
         scale, channels = scale_of(net), channels_of(net)
         is_nlsn = description.type == 'NLSN'

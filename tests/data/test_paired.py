@@ -20,7 +20,7 @@ from conftest import run, write_pairs
 from torch.utils.data import DataLoader
 
 from nlsn_plugin.data.mmengine_dataset import SuperResolutionDataset
-from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset, is_cut_short
+from nlsn_plugin.data.paired import SafePairedImageDataset, build_dataset, is_cut_short, stored
 from nlsn_plugin.engine.training.randomness import seeded
 from nlsn_plugin.errors import DataError
 
@@ -299,14 +299,13 @@ def test_what_was_read_from_is_read_from_in_forked_processes_too(stores: Path) -
 
 
 def test_threads_read_on_while_processes_are_forked(stores: Path) -> None:
-    dataset = build_dataset({**training(stores), 'phase': 'val'})
     key, enough, failed = first_key(stores / HR), threading.Event(), []
-    expected = dataset.value(str(stores / HR), key)
+    expected = stored(str(stores / HR), key)
 
     def read() -> None:
         while not enough.is_set():
             try:
-                assert dataset.value(str(stores / HR), key) == expected
+                assert stored(str(stores / HR), key) == expected
             except Exception as error:  # noqa: BLE001 - of whatever kind
                 failed.append(error)
                 return
@@ -316,7 +315,7 @@ def test_threads_read_on_while_processes_are_forked(stores: Path) -> None:
         thread.start()
     try:
         for _ in range(20):
-            process = multiprocessing.get_context('fork').Process(target=dataset.value, args=(str(stores / HR), key))
+            process = multiprocessing.get_context('fork').Process(target=stored, args=(str(stores / HR), key))
             process.start()
             process.join(60)
             assert process.exitcode == 0

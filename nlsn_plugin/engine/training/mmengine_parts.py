@@ -24,6 +24,7 @@ from nlsn_plugin.engine.training import randomness
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import (
     DAMAGES,
+    GENERATOR,
     WHAT_FITS,
     check_readable,
     fitting,
@@ -33,8 +34,6 @@ from nlsn_plugin.models.checkpoint import (
     refusal,
 )
 
-PREFIX = 'generator.'
-"""Before the network's names in SuperResolutionModel and in mmagic's models."""
 STATE = 'nlsn_random_state'
 ADVICE = WHAT_FITS + 'strict=False in the config of AnyWeightsHook'
 RESUMED = 'A run goes on with the network that it began with'
@@ -68,10 +67,10 @@ class AnyWeightsHook(Hook):
         path = runner._load_from or runner.work_dir
         net = bare(runner.model).generator
         weights = checkpoint['state_dict'] if 'state_dict' in checkpoint else read_weights(path, self.param_key)
-        own = {name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)} or weights
+        own = {name.removeprefix(GENERATOR): w for name, w in weights.items() if name.startswith(GENERATOR)} or weights
         load_weights(net, own, path, self.strict, ADVICE)  # says what does not fit; mmengine loads them again
-        others = {name: w for name, w in weights.items() if own is not weights and not name.startswith(PREFIX)}
-        checkpoint['state_dict'] = {**others, **{PREFIX + name: w for name, w in own.items()}}
+        others = {name: w for name, w in weights.items() if own is not weights and not name.startswith(GENERATOR)}
+        checkpoint['state_dict'] = {**others, **{GENERATOR + name: w for name, w in own.items()}}
 
 
 class WholeStateHook(Hook):

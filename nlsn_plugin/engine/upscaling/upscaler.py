@@ -26,7 +26,7 @@ from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
 from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
 from nlsn_plugin.models.building import channels_of, network_of, scale_of
 from nlsn_plugin.models.checkpoint import read_stored
-from nlsn_plugin.models.description import Description, assumption, describe
+from nlsn_plugin.models.description import Description, describe, warn_of_assumed
 from nlsn_plugin.models.inference import cuts, enlarged, in_whole_windows, window_of
 from nlsn_plugin.ops.cpu_matmul import has_products_in
 
@@ -260,8 +260,7 @@ def network_in(weights: str | Path, settings: Settings) -> tuple[nn.Module, Desc
     if settings.n_hashes is not None and stored.metadata is None:
         arguments['n_hashes'] = settings.n_hashes  # or it would be said to be taken as released
     description = describe(stored, weights, arguments)
-    if description.assumed:
-        log.warning('%s', assumption(description, weights))
+    warn_of_assumed(description, weights)
     return network_of(description, stored.weights, weights), description
 
 

@@ -81,15 +81,16 @@ class Ended:
     stderr: list[str]
 
 
-def together(variables: Sequence[dict[str, str]], *words: object, cwd: Path) -> Ended:
-    """Train in as many processes as there are sets of variables, which say who they are."""
+def together(variables: Sequence[dict[str, str]], *words: object, cwd: Path, others: Path | None = None) -> Ended:
+    """Train in as many processes as there are sets of variables, which say who they are; all but the first in `others`,
+    if that is given."""
     with contextlib.ExitStack() as open_here:
         said = [open_here.enter_context(tempfile.TemporaryFile('w+')) for _ in variables]
         processes = [
             open_here.enter_context(
-                start([TRAIN, *words], cwd, stderr=file, env={**os.environ, 'OMP_NUM_THREADS': '1', **its_own})
+                start([TRAIN, *words], place, stderr=file, env={**os.environ, 'OMP_NUM_THREADS': '1', **its_own})
             )
-            for its_own, file in zip(variables, said)
+            for its_own, file, place in zip(variables, said, [cwd] + len(said) * [others or cwd])
         ]
         statuses = [process.wait(timeout=300) for process in processes]
         for file in said:
@@ -181,6 +182,22 @@ class TestSeveralProcesses:
         assert ', 2 processes' in again.stderr[0]
         assert [len(re.findall(r'iter: +\d+, .*l_pix', said)) for said in again.stderr] == [4, 0]
         compare(result(experiment(place)), result(experiment(of_two)))
+
+    def test_one_that_does_not_see_the_newest_state_ends_both(
+        self, of_two: Path, place: Path, short: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        going_on(of_two, place)
+        elsewhere = tmp_path_factory.mktemp('elsewhere')
+        (elsewhere / 'datasets').symlink_to(place / 'datasets')
+        shutil.copytree(experiment(place), experiment(elsewhere))
+        (experiment(elsewhere) / 'training_states' / '8.state').unlink()
+        words = ['-opt', short, '--launcher', 'pytorch', '--auto_resume']
+        ended = together(by_torchrun(2), *words, cwd=place, others=elsewhere)
+        assert ended.statuses == [1, 1]
+        assert all(
+            'process 1 would go on from iteration 4, and the first one from 8: ' in said for said in ended.stderr
+        )
+        assert newest(experiment(place)) == '8.state'
 
     def test_two_started_by_slurm_do_the_same(self, of_two: Path, place: Path, short: Path) -> None:
         """With the variables that srun sets, and a stand-in for the command that lists the nodes."""
