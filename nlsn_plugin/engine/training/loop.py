@@ -26,7 +26,7 @@ from nlsn_plugin.engine.training.journal import Events, Journal
 from nlsn_plugin.engine.training.log import start_log
 from nlsn_plugin.engine.training.resumption import course_of, resume_state
 from nlsn_plugin.engine.training.saver import Saver
-from nlsn_plugin.engine.training.validation import Results, validate
+from nlsn_plugin.engine.training.validation import Validator
 from nlsn_plugin.errors import CheckpointError, UserError
 from nlsn_plugin.models.mended_model import AS_IT_BEGAN, build_model
 
@@ -93,7 +93,9 @@ def train_from(
         journal = Journal(opt, start, tb_logger, validates_again=is_due(state))
         batches = ReadAhead(endless(train_set, order, opt))
         try:
-            run(model, batches, order, val_sets, journal, tb_logger, state, Saver(model, course_of(opt)), interruption)
+            saver = Saver(model, course_of(opt))
+            validator = Validator(model, val_sets, journal, tb_logger, interruption)
+            run(model, batches, order, state, saver, validator, journal, interruption)
         finally:
             batches.close()
             journal.close()
@@ -147,11 +149,10 @@ def run(
     model: BaseModel,
     batches: ReadAhead,
     order: Order,
-    val_sets: dict[str, Dataset[Any]],
-    journal: Journal,
-    tb_logger: Any,
     state: dict[str, Any] | None,
     saver: Saver,
+    validator: Validator,
+    journal: Journal,
     interruption: Interruption,
 ) -> None:
     """All iterations that are left."""
@@ -163,8 +164,8 @@ def run(
     with logging_redirect_tqdm([get_root_logger()]):
         if state and is_due(state):
             with saver.saved_first(state['epoch'], start):
-                results = validate_all(model, val_sets, start, journal, tb_logger, interruption)
-            keep_best(model, start, results)
+                results = validator.measure(start)
+            validator.keep_best(start, results)
             saver.save(state['epoch'], start)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
@@ -189,8 +190,8 @@ def run(
                 saver.save(epoch, iteration, validation_is_due=due)
             if due and not interrupted:
                 with saver.saved_first(epoch, iteration, validation_is_due=True):
-                    results = validate_all(model, val_sets, iteration, journal, tb_logger, interruption)
-                keep_best(model, iteration, results)
+                    results = validator.measure(iteration)
+                validator.keep_best(iteration, results)
                 if saves:
                     saver.save(epoch, iteration)
             if interrupted:
@@ -205,31 +206,6 @@ def run(
 def is_due(state: dict[str, Any] | None) -> bool:
     """Whether a run goes on with the validation of what a state is of."""
     return bool(state and state.get('run', {}).get('validation_is_due'))
-
-
-def validate_all(
-    model: BaseModel,
-    val_sets: dict[str, Dataset[Any]],
-    iteration: int,
-    journal: Journal,
-    tb_logger: Any,
-    interruption: Interruption,
-) -> dict[str, Results]:
-    """The figures of all validation sets."""
-    results = {}
-    for name, dataset in val_sets.items():
-        results[name] = validate(model, dataset, iteration, tb_logger, name, interruption)
-        journal.validation(iteration, name, results[name])
-    return results
-
-
-def keep_best(model: BaseModel, iteration: int, results: dict[str, Results]) -> None:
-    """Keep the network, if it is the best so far; the first process does."""
-    name, metric = checkpoints.deciding(model.opt) or ('', '')
-    records = getattr(model, 'best_metric_results', {})  # which a validation of the model's own may not keep
-    best = records.get(name, {}).get(metric, {})
-    if results.get(name) and model.opt['rank'] == 0 and best.get('iter') == iteration:
-        checkpoints.save_networks(model, 'best', iter=iteration)
 
 
 def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:

@@ -22,13 +22,53 @@ from nlsn_plugin.compat import substituted
 from nlsn_plugin.data.images import write_image
 from nlsn_plugin.engine.available_memory import is_out_of_memory
 from nlsn_plugin.engine.distributed import agreed, first_error, gathered
+from nlsn_plugin.engine.training import checkpoints
 from nlsn_plugin.engine.training.batches import Reproducible, collate
 from nlsn_plugin.engine.training.interruption import Interruption
+from nlsn_plugin.engine.training.journal import Journal
 from nlsn_plugin.errors import DataError, UserError, first_line
 from nlsn_plugin.metrics.protocols import mean
 from nlsn_plugin.models.nlsn_model import NLSNModel
 
 Results = dict[str, float]
+
+
+class Validator:
+    """Measures a run's network on all its validation sets, and keeps the best one.
+
+    Args:
+        model: the run's.
+        datasets: by their names.
+        journal: is told the figures.
+        tb_logger, interruption: see `validate`.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        datasets: dict[str, Dataset[Any]],
+        journal: Journal,
+        tb_logger: Any,
+        interruption: Interruption,
+    ) -> None:
+        self.model, self.datasets, self.journal = model, datasets, journal
+        self.tb_logger, self.interruption = tb_logger, interruption
+
+    def measure(self, iteration: int) -> dict[str, Results]:
+        """The figures of all sets. All processes have to call this; it raises as `validate` does."""
+        results = {}
+        for name, dataset in self.datasets.items():
+            results[name] = validate(self.model, dataset, iteration, self.tb_logger, name, self.interruption)
+            self.journal.validation(iteration, name, results[name])
+        return results
+
+    def keep_best(self, iteration: int, results: dict[str, Results]) -> None:
+        """Save the network, if it is the best so far; the first process does."""
+        name, metric = checkpoints.deciding(self.model.opt) or ('', '')
+        records = getattr(self.model, 'best_metric_results', {})  # which a validation of the model's own may not keep
+        best = records.get(name, {}).get(metric, {})
+        if results.get(name) and self.model.opt['rank'] == 0 and best.get('iter') == iteration:
+            checkpoints.save_networks(self.model, 'best', iter=iteration)
 
 
 def validate(
