@@ -30,7 +30,7 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def count(name: str, value: Any, least: int | None = None) -> int:
-    """`whole`, of what option files write as 2.0e+5 too."""
+    """`whole`, which takes whole floats too: option files write 2.0e+5."""
     return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
 
 

@@ -180,7 +180,11 @@ def check_folder(folder: Path) -> None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Make a file without a name."""
+    """Make a temporary file in a folder, and remove it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     with tempfile.TemporaryFile(dir=folder):
         pass
 

@@ -1,4 +1,5 @@
-"""Locks on files: of one process, whose own processes do not inherit them, and gone when it ends, however it ends."""
+"""Locks on files. A lock belongs to one process; those that it starts do not inherit it. It is gone when the process
+ends, however it ends."""
 
 from __future__ import annotations
 

@@ -65,7 +65,10 @@ class SafePairedImageDataset(PairedImageDataset):
                 check_lmdb(root)
                 opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
             elif is_file(root / 'data.mdb'):
-                raise DataError(f'{root} is an LMDB ({key}): io_backend: {{type: lmdb}} is expected')
+                raise DataError(
+                    f'{root} is an LMDB ({key}), and folders of images were asked for: two LMDBs are expected, whose '
+                    'names end in .lmdb, and in an option file io_backend: {type: lmdb}'
+                )
         try:
             super().__init__(opt)
         except (AssertionError, ValueError, FileNotFoundError, NotADirectoryError) as error:

@@ -131,7 +131,7 @@ def settled(kind: str, arguments: Arguments, metadata: Metadata | None, path: ob
 
 
 def differing(arguments: Arguments, metadata: Metadata) -> dict[str, tuple[Any, Any]]:
-    """The arguments that metadata say otherwise, by name: both values. A seed may be another each time."""
+    """The arguments that have another value in the metadata, by name, with both values; eval_seed is not compared."""
     stored = metadata['arguments']
     pairs = {name: (arguments[name], stored[name]) for name in arguments if name in stored and name != 'eval_seed'}
     return {name: pair for name, pair in pairs.items() if as_json(pair[0]) != as_json(pair[1]) and pair[0] != pair[1]}

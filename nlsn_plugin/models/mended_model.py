@@ -1,4 +1,4 @@
-"""What BasicSR's models do otherwise under this plugin, whichever they are."""
+"""What this plugin changes in all of BasicSR's models."""
 
 from __future__ import annotations
 
@@ -112,8 +112,10 @@ class MendedModel(BaseModel):
         self.schedulers = [scheduler_class(optimizer, **arguments) for optimizer in self.optimizers]
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """But that warming up ends with the whole rate, from which most schedulers go on: BasicSR leaves
-        them one step short of it for good."""
+        """BasicSR's, but the last update of the warm-up sets the full rate.
+
+        BasicSR stops one step short of it, and schedulers that go on from the current rate would stay below it.
+        """
         super().update_learning_rate(current_iter, warmup_iter)
         if current_iter == warmup_iter:
             self._set_lr(self._get_init_lr())

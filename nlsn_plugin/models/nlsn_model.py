@@ -206,7 +206,11 @@ class NLSNModel(SRModel, MendedModel):
         self.refuse_too_many(self.nonfinite + skipped, bad)
 
     def refuse_too_many(self, number: int, names: list[str]) -> str:
-        """What there is to say of so many skipped updates, if they are not too many."""
+        """The warning about so many skipped updates, and the images of the last ones.
+
+        Raises:
+            NonFiniteLossError: they are more than `nonfinite_limit`.
+        """
         said = f'{number} updates were skipped so far, their losses or gradients not finite'
         if names:
             said += f'; last of: {", ".join(dict.fromkeys(names))}'

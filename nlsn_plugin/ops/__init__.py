@@ -163,7 +163,7 @@ def check_rounds(rounds: int) -> None:
 
 
 def check_sizes(match: Tensor, value: Tensor, chunk_size: int) -> None:
-    """Refuse what no form could make sense of."""
+    """Refuse shapes, types and chunks that no backend can compute with."""
     if match.shape[:-1] != value.shape[:-1] or match.dim() != 3:
         raise ArgumentError(
             f'match has the shape {list(match.shape)}, value {list(value.shape)}: [N, L, c] and [N, L, C] are expected'
@@ -204,7 +204,7 @@ def cannot_fuse(match: Tensor, value: Tensor) -> str | None:
 
 @functools.cache
 def log_fallback(reason: str) -> None:
-    """Say once for each reason what 'auto' does without."""
+    """Log, once per reason, why 'auto' does not take 'fused'."""
     logging.getLogger('nlsn_plugin').warning(
         "backend='auto' does without 'fused': %s ('streamed' needs the least memory; 'reference' may be faster)", reason
     )
@@ -223,7 +223,7 @@ def fused_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def in_its_own_precision(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`form`, under any autocast."""
+    """`form` with autocast switched off, whatever the caller has set."""
 
     def run(match: Tensor, *arguments: Any) -> Tensor:
         with without_autocast(match.device):

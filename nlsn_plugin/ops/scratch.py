@@ -32,7 +32,7 @@ KEPT = Kept()
 
 
 def forget() -> None:
-    """Give back what this thread keeps."""
+    """Free the arena of this thread."""
     KEPT.arena = None
 
 

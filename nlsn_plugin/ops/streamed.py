@@ -252,11 +252,11 @@ class Group:
         return score.sub_(self.bound[part]).exp2_()
 
     def keys(self, part: slice) -> Tensor:
-        """A part's, [P, s k, c]."""
+        """The keys of a part's windows, [P, s k, c]."""
         return self.of_part('keys', self.key_windows, part)
 
     def own(self, name: str, x: Tensor) -> Tensor:
-        """Of the chunks themselves, [N L, D] -> [G, k, D]."""
+        """The rows of the chunks' own pixels, [N L, D] -> [G, k, D]."""
         return self.gather(name, x, self.own_pixels).view(-1, self.chunk_size, x.shape[1])
 
     def windows(self, values: Tensor, dtype: torch.dtype) -> Tensor:

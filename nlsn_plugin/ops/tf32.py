@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 BY_OLD_NAME: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
-"""Of products, and of convolutions."""
+"""The settings of products, and of convolutions."""
 
 RENAMED = hasattr(torch.backends.cuda.matmul, 'fp32_precision')
 BY_NEW_NAME: tuple[Any, Any] = (BY_OLD_NAME[0], BY_OLD_NAME[1].conv) if RENAMED else BY_OLD_NAME
@@ -23,12 +23,12 @@ TOUCHED: tuple[Any, ...] = (*BY_NEW_NAME, torch.backends.cudnn.rnn, OF_CPU.matmu
 
 
 def of_products() -> bool:
-    """Whether matrix products are."""
+    """Whether matrix products are computed in TF32."""
     return is_on(BY_NEW_NAME[0])
 
 
 def of_convolutions() -> bool:
-    """Whether convolutions are: by default."""
+    """Whether convolutions are computed in TF32, as they are by default."""
     return is_on(BY_NEW_NAME[1])
 
 
@@ -38,7 +38,7 @@ def is_on(place: Any) -> bool:
 
 @contextlib.contextmanager
 def switched(on: bool) -> Iterator[None]:
-    """Within, products and convolutions are, or are not; afterwards all is as before."""
+    """Within the block TF32 is on, or off, for products and convolutions; afterwards all settings are as before."""
     were_on = [is_on(place) for place in BY_NEW_NAME]
     precisions = [place.fp32_precision for place in TOUCHED]
     in_words = described()

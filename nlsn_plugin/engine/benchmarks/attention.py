@@ -238,7 +238,6 @@ def run(
     device: str,
     dtype: str,
     budget: float,
-    memory: bool = True,
     keep: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
     """Measure suites of cases; the machine, the command's settings and the records, ready for JSON.
@@ -257,8 +256,7 @@ def run(
                 record |= fractions(case, dtype, core_time(case, dtype, budget), ceiling)
         records += found
         keep(results)
-    if memory:
-        add_memory(records, device, partial(keep, results))
+    add_memory(records, device, partial(keep, results))
     return results
 
 

@@ -42,7 +42,6 @@ def run(
     device: str,
     budget: float,
     compiled: bool,
-    memory: bool = True,
     keep: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
     """Measure NLSN x2 on one image of height and width `size`; records as those of `attention.run`.
@@ -69,14 +68,13 @@ def run(
         records.append({'case': case, 'pass': 'forward', 'form': name, 'skipped': SLOW})
     results = {'machine': describe_machine(device), 'records': records}
     keep(results)
-    if memory:
-        plain = times.keys() & every_form()  # not compiled, in PyTorch's usual products
-        eager = [record for record in records if record['form'] in plain]
-        names = [record['form'].rsplit(', ', 1) for record in eager]
-        jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
-        for record, peak in zip(eager, peak_memories(jobs, device), strict=True):
-            record['peak_bytes'] = peak
-            keep(results)
+    plain = times.keys() & every_form()  # not compiled, in PyTorch's usual products
+    eager = [record for record in records if record['form'] in plain]
+    names = [record['form'].rsplit(', ', 1) for record in eager]
+    jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
+    for record, peak in zip(eager, peak_memories(jobs, device), strict=True):
+        record['peak_bytes'] = peak
+        keep(results)
     return results
 
 
@@ -130,10 +128,10 @@ def largest_difference(reference: NLSN, other: NLSN, x: Tensor) -> float:
     return float(torch.stack(differences).max())
 
 
-def make(form: str, device: str, **arguments: Any) -> NLSN:
+def make(form: str, device: str) -> NLSN:
     """The network in one of FORMS, with the same weights for all backends."""
     torch.manual_seed(0)
-    return NLSN(**{**arguments, **FORMS[form]}).to(device).eval()
+    return NLSN(**FORMS[form]).to(device).eval()
 
 
 def upscale(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -141,8 +139,8 @@ def upscale(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype |
         return network(x)
 
 
-def one_image(device: str, form: str, size: list[int], dtype: str, **arguments: Any) -> tuple[Step, Step]:
+def one_image(device: str, form: str, size: list[int], dtype: str) -> tuple[Step, Step]:
     """Upscaling of a small image, and of one of the size, for `peak_memories`."""
-    network = make(form, device, **arguments)
+    network = make(form, device)
     small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
     return partial(upscale, network, small, DTYPES[dtype]), partial(upscale, network, x, DTYPES[dtype])

@@ -258,7 +258,7 @@ def note_data(laboratory: Laboratory) -> None:
 
 
 def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]:
-    """What the figures were got with."""
+    """The schedule, the data and the machine behind the figures."""
     options = yaml.safe_load(next(iter(files.values())).read_text(encoding='utf-8'))
     return {
         'updates': options['train']['total_iter'],

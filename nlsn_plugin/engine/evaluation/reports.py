@@ -22,7 +22,7 @@ Results = dict[str, Any]
 
 PLANES = {'y': 'Y', 'rgb': 'RGB'}
 LATEX = {'\\': r'\textbackslash{}', '^': r'\textasciicircum{}', '~': r'\textasciitilde{}'}
-"""What a backslash before it does not make plain text of."""
+"""Characters that a backslash before them does not turn into plain text."""
 
 
 class Table(NamedTuple):

@@ -36,13 +36,11 @@ class Job(NamedTuple):
         what: for the message if that fails.
         prepare: a function of a module, which returns a small step, to load the libraries, and the step.
         arguments: of `prepare` after the device, such as JSON can hold.
-        options: its keyword arguments.
     """
 
     what: str
     prepare: Callable[..., tuple[Step, Step]]
     arguments: tuple[Any, ...]
-    options: dict[str, Any] = {}
 
 
 def free_memory(device: str) -> int:
@@ -52,17 +50,15 @@ def free_memory(device: str) -> int:
 
 
 def release(device: str) -> None:
-    """Give back what nothing needs any more, which PyTorch keeps on a GPU."""
+    """Free what nothing refers to any more, and on a GPU PyTorch's cache."""
     gc.collect()
     if device == 'cuda':
         torch.cuda.empty_cache()
 
 
-def peak_memory(
-    what: str, prepare: Callable[..., tuple[Step, Step]], device: str, *arguments: Any, **options: Any
-) -> int | None:
+def peak_memory(what: str, prepare: Callable[..., tuple[Step, Step]], device: str, *arguments: Any) -> int | None:
     """`peak_memories` of one job."""
-    [peak] = peak_memories([Job(what, prepare, arguments, options)], device)
+    [peak] = peak_memories([Job(what, prepare, arguments)], device)
     return peak
 
 
@@ -84,7 +80,7 @@ def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
 
 def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None, None]:
     """Those of `jobs`, from another process; which of them failed is said."""
-    words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments], job.options] for job in jobs]
+    words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments]] for job in jobs]
     command = [sys.executable, '-m', __name__, str(torch.get_num_threads())]
     with tempfile.TemporaryFile('w+') as asked, tempfile.TemporaryFile('w+') as said:
         json.dump({'path': sys.path, 'imports': imported, 'jobs': words}, asked)
@@ -123,13 +119,13 @@ def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
 
 def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str]:
     """What `peaks_elsewhere` asks for, in a fresh process; in its place the error of a step that fails."""
-    for module, name, arguments, options in jobs:
+    for module, name, arguments in jobs:
         prepare = getattr(importlib.import_module(module), name)
         if arguments[0] == 'cuda':
-            yield peak_or_error(prepare, arguments, options)
+            yield peak_or_error(prepare, arguments)
             release('cuda')
         else:
-            yield forked(peak_or_error, prepare, arguments, options)
+            yield forked(peak_or_error, prepare, arguments)
 
 
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -147,11 +143,9 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     return f'exit status {process.exitcode}'
 
 
-def peak_or_error(
-    prepare: Callable[..., tuple[Step, Step]], arguments: list[Any], options: dict[str, Any]
-) -> int | str:
+def peak_or_error(prepare: Callable[..., tuple[Step, Step]], arguments: list[Any]) -> int | str:
     try:
-        return peak_here(arguments[0], *prepare(*arguments, **options))
+        return peak_here(arguments[0], *prepare(*arguments))
     except Exception as error:  # noqa: BLE001  (whatever a step raises, as memory runs out or otherwise)
         return f'{type(error).__name__}: {error}'.splitlines()[0]
 
@@ -179,7 +173,7 @@ def peak_of_process() -> int | None:
 
 
 def process_memory(key: str) -> int:
-    """A number of this process's, bytes."""
+    """A size in /proc/self/status, such as VmRSS, in bytes; 0 if it is not there."""
     found = re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())
     return 1024 * int(found[1]) if found else 0
 

@@ -54,7 +54,7 @@ OF_TRITON = ('gcc', 'clang')
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
-    """All of an option file's, whose types are right."""
+    """All mistakes in an option file whose types are right."""
     yield from misfits_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
     network = list(misfits_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
     network = network or list(misfits_of_network(('network_g',), opt['network_g']))

@@ -107,7 +107,7 @@ def ignore_signals(worker: int = 0) -> None:
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have `handler` take the signals while the block runs; afterwards what was there before takes them.
 
-    Also where they are ignored, as a shell has it that starts commands in the background.
+    Also those that are ignored, as SIGINT is in commands that a shell starts in the background.
     """
     wanted = [number for number in SIGNALS if number.name != 'SIGHUP' or signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in wanted}  # nohup has SIGHUP ignored

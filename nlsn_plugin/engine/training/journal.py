@@ -18,7 +18,7 @@ Options = dict[str, Any]
 
 
 class Events:
-    """A SummaryWriter that a full disk, say, does not let end the run."""
+    """A SummaryWriter whose failure to write, on a full disk for one, is logged and does not end the run."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -34,7 +34,7 @@ class Events:
 
 
 class Journal:
-    """Of rank 0; the others' say nothing. The progress line is for terminals alone.
+    """Written by rank 0; on other ranks all methods do nothing. The progress line is shown on terminals alone.
 
     Args:
         opt: BasicSR's options.

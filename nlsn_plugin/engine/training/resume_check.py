@@ -41,12 +41,12 @@ def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """Let no run be left behind."""
+    """Raise KeyboardInterrupt on any signal, so that the run that was started is ended too."""
     raise KeyboardInterrupt
 
 
 def check(option_file: str, kills: int, drawn: random.Random, overrides: list[str], said: IO[str]) -> None:
-    """Do it; runs write their logs to the file `said`, for a pipe that nobody reads would stop them once it is full."""
+    """See `run`. Runs write their logs to the file `said`: a pipe that nobody reads would stop them once it is full."""
     undisturbed, killed = (Path('experiments', f'resume_check_{kind}') for kind in ('undisturbed', 'killed'))
     for folder in (undisturbed, killed):
         if folder.exists():

@@ -113,7 +113,7 @@ def seed(opt: Options) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the other processes, once all are done."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -171,7 +171,10 @@ def begin_records(model: BaseModel, name: str) -> None:
 
 
 def undone(dataset: Dataset[Any]) -> Callable[[Tensor], Tensor]:
-    """What takes a data set's mean and std off images, [N, C, H, W]: BasicSR measures and writes them normalised."""
+    """A function that undoes a data set's normalisation of images, [N, C, H, W].
+
+    BasicSR itself measures and writes them normalised.
+    """
     options = getattr(dataset, 'opt', {})
     if options.get('mean') is None:
         return lambda images: images

@@ -395,6 +395,12 @@ def test_stores_that_are_not_there_are_named(tmp_path: Path) -> None:
         SuperResolutionDataset(str(tmp_path / 'gt.lmdb'), str(tmp_path / 'lq.lmdb'), 2, 32)
 
 
+def test_an_lmdb_beside_a_folder_is_refused_with_what_to_do_in_a_config_too(workplace: Path, tmp_path: Path) -> None:
+    store = workplace / 'datasets' / 'DIV2K' / 'DIV2K_train_HR_sub.lmdb'
+    with pytest.raises(DataError, match=r'two LMDBs are expected, whose names end in \.lmdb'):
+        SuperResolutionDataset(str(store), str(tmp_path), 2, 32)
+
+
 def test_patches_are_cut_and_whole_images_are_not(workplace: Path) -> None:
     stores = workplace / 'datasets' / 'DIV2K'
     roots = str(stores / 'DIV2K_train_HR_sub.lmdb'), str(stores / 'DIV2K_train_LR_bicubic_X2_sub.lmdb')

@@ -277,6 +277,7 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_made(place: 
 
 
 def test_what_is_saved_loads_without_executing_anything(ran: Path) -> None:
-    for path in experiment(ran).rglob('*.*'):
-        if path.suffix in ('.pth', '.state'):
-            torch.load(path, weights_only=True)
+    saved = [path for path in experiment(ran).rglob('*.*') if path.suffix in ('.pth', '.state')]
+    assert {path.suffix for path in saved} == {'.pth', '.state'}
+    for path in saved:
+        torch.load(path, weights_only=True)
