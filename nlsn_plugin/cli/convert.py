@@ -12,7 +12,7 @@ from nlsn_plugin.cli.parser import sentence
 from nlsn_plugin.compat import load_toolbox
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import UserError
-from nlsn_plugin.models.recognition import RELEASED
+from nlsn_plugin.models.recognition import untold
 
 TEXT = "weights between the authors' .pt, BasicSR's .pth, safetensors and mmengine's .pth"
 
@@ -88,5 +88,5 @@ def network_g(option_file: str | None) -> dict[str, Any]:
     if network.get('type') != 'NLSN':
         return dict(network)
     defaults = {name: parameter.default for name, parameter in inspect.signature(NLSN).parameters.items()}
-    hashes = network.get('attention', defaults['attention']) in ('nlsa', 'random')
-    return {**{name: defaults[name] for name in ('attention', *(RELEASED if hashes else ['res_scale']))}, **network}
+    unsaid = ['attention', *untold(network.get('attention', defaults['attention']))]
+    return {**{name: defaults[name] for name in unsaid}, **network}

@@ -91,8 +91,7 @@ def describe(stored: Stored, path: object, given: Arguments, kind: str | None = 
     if metadata:
         return Description(name, inferred=inferred, stored=known, given=given)
     attention = given.get('attention', inferred['attention'])
-    unsaid = set(recognition.RELEASED if attention in ('nlsa', 'random') else ['res_scale']) - set(given)
-    assumed = {argument: value for argument, value in recognition.RELEASED.items() if argument in unsaid}
+    assumed = {name: recognition.RELEASED[name] for name in recognition.untold(attention) if name not in given}
     if attention == 'nlsa' and 'attention' not in given:
         assumed['attention'] = inferred.pop('attention')  # others have the same names
     return Description(name, assumed, inferred, known, given)

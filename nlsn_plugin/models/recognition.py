@@ -21,6 +21,11 @@ SAME_KEYS = ('nlsa', 'local', 'random', 'nla')
 """Attentions whose weights have the same names; 'nla' has further ones unless its keys are its queries."""
 
 
+def untold(attention: object) -> list[str]:
+    """Of RELEASED the arguments that an NLSN with these attentions has: those that do not hash know res_scale alone."""
+    return list(RELEASED) if attention in ('nlsa', 'random') else ['res_scale']
+
+
 def is_nlsn(weights: Mapping[Any, Any]) -> bool:
     """Whether these are the names of an NLSN with attentions in it; EDSR's own weights have none."""
     return is_edsr(weights) and any(re.fullmatch(r'body\.\d+\.conv_match\.0\.weight', str(name)) for name in weights)

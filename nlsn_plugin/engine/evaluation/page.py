@@ -37,7 +37,7 @@ def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int)
     Raises:
         SaveError: the folder cannot be written to.
     """
-    shown = [image for image in results['images'] if image['file']]
+    shown = [image for image in results['images'] if image['file'] and per_set]  # else none is read
     shown.sort(key=of_set)
     comparisons: list[Mapping[str, Any]] = []
     for _, group in groupby(shown, of_set):

@@ -18,12 +18,15 @@ from nlsn_plugin.locks import claim
 
 Options = dict[str, Any]
 
+FOLDERS = ('experiments_root', 'models', 'training_states', 'visualization')
+"""Those of an experiment, by their keys in `path`."""
+
 
 def make_folders(opt: Options, resuming: bool) -> None:
     """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
     root = Path(opt['path']['experiments_root'])
     if opt['rank'] == 0:
-        for key in ('experiments_root', 'models', 'training_states', 'visualization'):  # links to other disks, say
+        for key in FOLDERS:  # links to other disks, say
             check_folder(Path(opt['path'][key]))
         networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
         if (networks or states) and not resuming:
@@ -46,7 +49,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
                     f'{root} holds {holds}--archive moves it aside and begins anew, or choose another '
                     'name in the option file'
                 )
-        for key in ('experiments_root', 'models', 'training_states', 'visualization'):
+        for key in FOLDERS:
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
     wait_for_all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -304,6 +305,13 @@ def test_tables_and_page_are_whole(weights: Path, two: Path, tmp_path: Path) -> 
     assert all((tmp_path / source).is_file() and alt for source, alt in links.images)
     assert all('://' not in link and not link.startswith('/') for link in links.fetched)
     assert '<b>R' not in html
+
+
+def test_a_page_without_visuals_reads_no_image(weights: Path, two: Path, tmp_path: Path) -> None:
+    results = evaluate([contestant(weights)], two, tmp_path)
+    shutil.rmtree(tmp_path / 'images')
+    page.write(results, reports.tables(results), tmp_path, per_set=0)
+    assert not (tmp_path / 'visuals').exists()
 
 
 def test_names_are_printed_by_latex_as_they_are() -> None:
