@@ -1,4 +1,4 @@
-"""How much memory there is that nobody needs, and whether it ran out."""
+"""How much memory is still available, and whether an error says that it ran out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nlsn_plugin.data.damage import ran_out_of_memory
 
 
 def available_memory(device: str) -> int:
-    """Bytes that can still be taken on a device: of the machine, and of the containers that this process is in."""
+    """Bytes that can still be allocated on a device; on the CPU within the limits of this process's containers too."""
     if torch.device(device).type != 'cpu':
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for later
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch's cache
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     return min([psutil.virtual_memory().available, *limits_of_groups()])
 
 
 def limits_of_groups(root: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')) -> Iterator[int]:
-    """Bytes that each control group of this process still leaves it (both versions of cgroups)."""
+    """Yield the bytes left in each control group that this process is in, those above included (cgroups v1 and v2)."""
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, name = line.split(':', 2)
         if controllers in ('', 'memory'):
@@ -36,12 +36,12 @@ V1_FILES = ('memory.limit_in_bytes', 'memory.usage_in_bytes')
 
 
 def left_in(folder: Path, limit_file: str, usage_file: str) -> Iterator[int]:
-    """What one group leaves, if it has a limit: what files hold in the cache can be dropped."""
+    """Yield the bytes left in one group, if it has a limit. Inactive file cache counts as free: it can be dropped."""
     try:
         limit = (folder / limit_file).read_text().strip()
         usage = int((folder / usage_file).read_text())
         stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
-    except OSError:  # not there, or not for us to read
+    except OSError:  # the files are missing or not readable
         return
     if limit != 'max':
         cached = int(stat.get('total_inactive_file', stat.get('inactive_file', 0)))
@@ -49,7 +49,7 @@ def left_in(folder: Path, limit_file: str, usage_file: str) -> Iterator[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, and nothing else, was the trouble."""
+    """Whether an error was raised because memory ran out, on the CPU or on a GPU."""
     words = str(error)
     return (
         ran_out_of_memory(error)

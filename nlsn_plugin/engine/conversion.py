@@ -1,4 +1,4 @@
-"""One file of weights into another, proved on the way: the tensors bit by bit, the networks by what they make."""
+"""Conversion of weights files to other layouts, verified on the way: tensors bit by bit, networks by their output."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nlsn_plugin.models.recognition import RELEASED
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be made.
+    """How the new file is to be written.
 
     Attributes:
-        layout: of `formats.LAYOUTS`; None for what the ending says.
-        half: parameters in float16, the one change that is made to tensors.
+        layout: one of `formats.LAYOUTS`; None for the one that the file's ending stands for.
+        half: whether to store parameters in float16, the only change ever made to tensors.
         embed: see `formats.save_network`.
         prefix: see `formats.save_network`.
-        force: whether a file that is there may be replaced.
+        force: whether an existing file may be replaced.
     """
 
     layout: str | None = None
@@ -41,20 +41,22 @@ class Wish:
 def convert(
     source: Path, target: Path, wish: Wish, kind: str | None, given: Arguments, param_key: str | None = 'params_ema'
 ) -> list[str]:
-    """Write the weights of one file into another layout; both networks are built and compared before it is there.
+    """Write the weights of one file into another layout.
+
+    The networks of both files are built and compared before the new file takes its place.
 
     Args:
-        source, target: the files.
-        wish: what to make.
-        kind: class of the network, if the file does not say it; None for NLSN.
-        given: its arguments, as far as they are known.
-        param_key: which weights, see `read_stored`.
+        source, target: the file to read and the file to write.
+        wish: how to write it.
+        kind: class of the network; None for the one in the file's metadata, or NLSN where there are none.
+        given: arguments of the network, as far as the caller knows them.
+        param_key: which weights to take, see `read_stored`.
 
     Returns:
-        What was inferred, assumed and proved, as lines.
+        Lines that say what was inferred, assumed and verified.
 
     Raises:
-        UserError: the source does not load, the target is there or cannot be written, or the networks differ.
+        UserError: the source does not load, the target exists or cannot be written, or the networks differ.
     """
     layout = layout_of(target, wish.layout)
     refuse_what_does_nothing(layout, wish.embed, wish.prefix)
@@ -62,9 +64,9 @@ def convert(
     check_target(source, target, wish.force)
     description = describe(stored, source, given, kind)
     net = network_of(description, stored.weights, source)
-    weights = {name: stored.weights[name] for name in net.state_dict() if name in stored.weights}  # its order
+    weights = {name: stored.weights[name] for name in net.state_dict() if name in stored.weights}  # the net's order
     if wish.half:
-        parameters = dict(net.named_parameters())  # buffers are few and exact: the means of MeanShift
+        parameters = dict(net.named_parameters())  # buffers, the means of MeanShift, are few and stay exact
         weights = {name: w.half() if name in parameters else w for name, w in weights.items()}
     metadata = None if layout == 'authors' else description.metadata
     proved: list[str] = []
@@ -84,7 +86,7 @@ def convert(
 
 
 def check_target(source: Path, target: Path, force: bool) -> None:
-    """Refuse a place where nothing is to be written."""
+    """Refuse a target that cannot be written, is the source itself, or exists and is not to be replaced."""
     check_writable(target, whole=True)
     if exists(target) and source.samefile(target):
         raise SaveError(f'{target} is the file that is read: name another')
@@ -95,10 +97,10 @@ def check_target(source: Path, target: Path, force: bool) -> None:
 def prove(
     path: Path, target: Path, layout: str, weights: Weights, description: Description, net: nn.Module, half: bool
 ) -> str:
-    """Read back what was written, build its network, compare; what was found.
+    """Read back what was written, build its network and compare both; return what was found, for a message.
 
     Raises:
-        SaveError: a tensor is another, or the network makes something else of an image.
+        SaveError: a tensor differs, or the outputs do (with `half`: the new one is not a number).
     """
     written = read_stored(path)
     if sorted(written.weights) != sorted(weights):
@@ -108,7 +110,7 @@ def prove(
             raise SaveError(f'{target} was not written: {name} differs when read back')
     ours, theirs = upscaled(net), upscaled(again(written, layout, description, target))
     difference = 0.0 if identical(ours, theirs) else float((ours - theirs).abs().max())
-    if isnan(difference) or (difference and not half):  # not a number: float16 has overflowed
+    if isnan(difference) or (difference and not half):  # NaN: float16 has overflowed
         raise SaveError(f'{target} was not written: the output of its network differs, by {difference:.3g}')
     size = f'an image of {PROBE[1]}x{PROBE[0]}'
     if half:
@@ -117,21 +119,21 @@ def prove(
 
 
 def again(written: Stored, layout: str, description: Description, target: Path) -> nn.Module:
-    """The network of the file that was written, from what it says itself, unless it has no room for that."""
+    """Build the network of the written file from what the file says; in the authors' layout, from `description`."""
     own = description.arguments
     told = own if layout == 'authors' else {name: own[name] for name in OF_THE_RUN if name in own}
     return network_of(describe(written, target, told, description.type), written.weights, target)
 
 
 def identical(one: Tensor, other: Tensor) -> bool:
-    """Bit by bit, so that even what is not a number is equal to itself."""
+    """Whether two tensors are equal bit by bit, so that even NaN equals itself."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return one.contiguous().flatten().view(torch.uint8).equal(other.contiguous().flatten().view(torch.uint8))
 
 
 def listed(description: Description) -> list[str]:
-    """The arguments, by where they are known from; what the weights and the metadata both say, once."""
+    """Lines that list the arguments by their source; those in both weights and metadata under the metadata alone."""
     stored, inferred = description.stored, description.inferred
     return [
         f'  {source}: {words(arguments)}'
@@ -146,7 +148,7 @@ def listed(description: Description) -> list[str]:
 
 
 def losses(layout: str, description: Description) -> list[str]:
-    """What the file cannot say, and would be assumed otherwise by whoever loads it."""
+    """A line with the arguments, if any, that the file cannot hold and that a reader would assume otherwise."""
     if layout != 'authors':
         return []
     lost = description.metadata['arguments']

@@ -1,4 +1,4 @@
-"""Details of images: the small square to show magnified, where most is to be seen."""
+"""Details of images: the choice of a small part to show magnified, where there is most to see."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 
 DETAIL = 56
-"""Edge of a magnified detail, in pixels of the ground truth."""
+"""Edge length of a magnified detail, in pixels of the ground truth."""
 
 
 def densest(amount: np.ndarray, height: int, width: int) -> tuple[int, int, float]:
-    """Top and left of the part that holds most of an amount for each pixel, and how much that is.
+    """Find the window with the largest sum of a per-pixel amount; return its top, its left and that sum.
 
     Args:
-        amount: [H, W], floating.
-        height, width: of the part; that of the whole where it is smaller.
+        amount: [H, W], of a floating type.
+        height, width: size of the window; cut to that of `amount` where that is smaller.
     """
     height, width = min(height, amount.shape[0]), min(width, amount.shape[1])
     sums = cv2.boxFilter(amount, -1, (width, height), anchor=(0, 0), normalize=False)

@@ -1,4 +1,4 @@
-"""Where networks run: the processor, or a GPU."""
+"""Choice of the device that networks run on: the CPU, or a GPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nlsn_plugin.errors import BackendError
 
 
 def device_of(asked: str | torch.device | None) -> str:
-    """The name of a device that can be used; by default a GPU if there is one.
+    """The name of a usable device: the one asked for, or by default a GPU if there is one and else the CPU.
 
     Raises:
-        BackendError: there is no such device.
+        BackendError: there is no such device, or it cannot be used.
     """
     if asked is None:
         return 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -1,4 +1,4 @@
-"""Several processes, on GPUs and on CPUs, where BasicSR fails: it divides by the number of GPUs (dist_util.py:22)."""
+"""Several processes, on GPUs or on CPUs. BasicSR fails on CPUs: it divides by the number of GPUs (dist_util.py:24)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ STARTED_BY = {
     'slurm': ('srun', ['SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST']),
     'mpi': ('mpirun -n N', ['OMPI_COMM_WORLD_LOCAL_RANK']),
 }
-"""Commands, and variables that they set; a script for sbatch may have all of SLURM's but SLURM_STEP_NUM_TASKS too."""
+"""The command of each launcher, and the environment variables that it sets.
+
+In a script for sbatch all of SLURM's may be set without srun, but not SLURM_STEP_NUM_TASKS.
+"""
 
 LONGEST_SILENCE = datetime.timedelta(hours=1)
-"""That processes wait for each other: one may have larger validation images. One that dies ends all at once."""
+"""How long processes wait for each other: one may have larger validation images. One that dies ends all at once."""
 
 LOST = re.compile('(closed|reset) by (remote )?peer|remote process exit|Broken pipe|likely closed')
-"""What gloo and NCCL say where another process is gone."""
+"""Matches the messages of gloo and NCCL when another process is gone."""
 
 
 def start(launcher: str, backend: str, port: int, on_gpus: bool) -> None:
-    """Join the other processes.
+    """Join the other processes that the launcher has started.
 
     Args:
         launcher: 'none', 'pytorch' (torchrun) or 'slurm' (srun).
         backend: 'nccl' or 'gloo'; without GPUs always gloo.
-        port: where processes of SLURM meet, on the first node, unless MASTER_PORT says.
-        on_gpus: whether each of them computes on a GPU.
+        port: port of the first node at which processes of SLURM meet, unless MASTER_PORT is set.
+        on_gpus: whether each process computes on a GPU.
 
     Raises:
         UserError: this process was not started by that launcher.
@@ -66,7 +69,7 @@ def refuse_unstarted(launcher: str) -> None:
 
 
 def take_over_from_slurm(port: int) -> None:
-    """Set what torch.distributed reads from what srun sets.
+    """Set the variables that torch.distributed reads from those that srun sets.
 
     Raises:
         UserError: SLURM does not say which host is the first.
@@ -86,13 +89,13 @@ def take_over_from_slurm(port: int) -> None:
 
 
 def first_error(error: UserError | None) -> UserError | None:
-    """The first of the errors that the processes have, so that all end of the same; None if none has any."""
+    """The first error among all processes, in order of rank, so that all end with the same; None if there is none."""
     return next((found for found in gathered(error) if found), None)
 
 
 @contextlib.contextmanager
 def lost_ones_named() -> Iterator[None]:
-    """End in one line where another process has ended, which says why."""
+    """Turn the error that follows from another process's end into one line; that process has said why it ended."""
     try:
         yield
     except RuntimeError as error:
@@ -104,7 +107,7 @@ def lost_ones_named() -> Iterator[None]:
 
 
 def gathered(value: T) -> list[T]:
-    """What each process has, by their ranks."""
+    """The values of all processes, in order of rank."""
     if not torch.distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
@@ -113,7 +116,7 @@ def gathered(value: T) -> list[T]:
 
 
 def wait_for_all() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have reached this call."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 

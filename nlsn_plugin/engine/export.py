@@ -1,6 +1,7 @@
 """Networks as graphs for other runtimes, ONNX files or programs of torch.export, compared with the networks themselves.
 
-Of any height, width and number of images, or of one size. What makes it possible is `ops/traceable.py`.
+A graph takes any number of images of any height and width, or one image of one size. `ops/traceable.py` makes it
+possible.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from nlsn_plugin.models.checkpoint import Metadata
 from nlsn_plugin.ops import MAX_BUCKETS
 
 LEAST_OPSET = 18
-"""Of the operators that PyTorch's exporter writes."""
+"""The lowest opset allowed: that of the operators that PyTorch's exporter writes."""
 
 TOLERANCE = 1e-3
-"""Largest difference between graph and network, of images in [0, 1]."""
+"""Largest difference allowed between graph and network, for images in [0, 1]."""
 
 SHARE = 1e-3
-"""Share of pixels that may differ by more: where two vertices are as near, rounding decides how a pixel is hashed."""
+"""Share of pixels that may differ by more: where two vertices are equally near, rounding decides the pixel's hash."""
 
 LARGEST = 40_000
-"""Pixels up to which the regime of all MAX_BUCKETS buckets is compared too."""
+"""Number of pixels up to which graph and network are also compared where all MAX_BUCKETS buckets are in use."""
 
 INPUT, OUTPUT = 'lq', 'sr'
 DIMENSIONS = {0: 'batch', 2: 'height', 3: 'width'}
 EXTRA_FILE = 'nlsn.json'
-"""Where a program of torch.export keeps the metadata."""
+"""Name of the extra file in which a program of torch.export keeps the metadata."""
 
 Size = tuple[int, int]
 Run = Callable[[Tensor], Tensor]
@@ -57,21 +58,21 @@ def export(
     replaces: bool = True,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Write a network as a graph, once it is shown that the graph computes what the network computes.
+    """Write a network as a graph, after checking that the graph computes what the network computes.
 
     Args:
-        net: in eval mode, on the CPU.
-        path: the file.
+        net: the network, in eval mode, on the CPU.
+        path: the file to write.
         metadata: {'type': ..., 'arguments': {...}}, kept in the file.
-        onnx: an ONNX file; otherwise a program of torch.export.
-        size: height and width of the one image that the graph takes; None for any number of any size.
-        opset: of the ONNX file.
+        onnx: whether to write an ONNX file; otherwise a program of torch.export.
+        size: height and width of the one image that the graph takes; None for any number of images of any size.
+        opset: opset of the ONNX file.
         replaces: whether a file that is there by then is replaced.
-        say: takes the lines that tell what was done.
+        say: called with each line that tells what was done.
 
     Raises:
         MissingToolboxError: PyTorch is too old, or what PyTorch needs to write ONNX is not installed.
-        ExportError: the network has no such graph, or the graph computes something else; no file is left then.
+        ExportError: the network has no such graph, or the graph computes something else; then no file is written.
         SaveError: the file cannot be written.
     """
     check_installed(onnx)
@@ -96,7 +97,7 @@ def export(
 
 
 def check_installed(onnx: bool) -> None:
-    """Refuse before the work what cannot be done.
+    """Refuse, before the work, an export for which PyTorch is too old or packages are missing.
 
     Raises:
         MissingToolboxError: see `export`.
@@ -109,7 +110,7 @@ def check_installed(onnx: bool) -> None:
 
 
 def check_opset(opset: int) -> None:
-    """Refuse an opset that the installed onnx does not know.
+    """Refuse an opset below LEAST_OPSET, or one that the installed onnx does not know.
 
     Raises:
         ExportError: see `export`.
@@ -122,13 +123,13 @@ def check_opset(opset: int) -> None:
 
 
 def trace(net: nn.Module, size: Size | None = None) -> ExportedProgram:
-    """The graph of a network in eval mode, for one image of `size` or any number of any size.
+    """Trace a network in eval mode into a graph, for one image of `size` or for any number of images of any size.
 
     Raises:
-        ExportError: something in it cannot be traced, or depends on the size otherwise than a graph can say.
-        ArgumentError: an attention that draws numbers.
+        ExportError: the network cannot be traced, or depends on the image's size in a way that a graph cannot express.
+        ArgumentError: an attention of the network draws random numbers.
     """
-    edge = -(-isqrt(4 * chunk_size_of(net)) // 8) * 8  # for several chunks, and a multiple as some networks want
+    edge = -(-isqrt(4 * chunk_size_of(net)) // 8) * 8  # several chunks; a multiple of 8, which some networks need
     shape = (2, edge, edge + 8) if size is None else (1, *size)
     dimensions = {number: Dim(name) for number, name in DIMENSIONS.items()} if size is None else None
     try:
@@ -140,20 +141,20 @@ def trace(net: nn.Module, size: Size | None = None) -> ExportedProgram:
         taken = 'any height and width: try --size H W' if size is None else f'{size[0]}x{size[1]}'
         raise ExportError(f'{type(net).__name__} has no graph for {taken} ({first_line(error)})') from error
     for node in program.graph.nodes:
-        node.meta.pop('stack_trace', None)  # names files of this machine
+        node.meta.pop('stack_trace', None)  # it names files of this machine
     return program
 
 
 def as_onnx(program: ExportedProgram, opset: int, about: dict[str, Any], size: Size | None) -> Any:
-    """The program as an onnx.ModelProto, `about` in its metadata.
+    """Convert a program to an onnx.ModelProto, with `about` in its metadata.
 
     Raises:
-        ExportError: the exporter lacks an operator, or writes no such opset.
+        ExportError: the exporter lacks an operator, or writes another opset.
     """
     import onnx
 
     try:
-        written: Any = torch.onnx.export(  # a program, as there is no path to write to
+        written: Any = torch.onnx.export(  # an ONNXProgram, since no path is given
             program,
             (),
             dynamo=True,
@@ -179,12 +180,12 @@ def write_program(program: ExportedProgram, file: Path, about: dict[str, Any]) -
     with file.open('wb') as opened:
         try:
             torch.export.save(program, opened, extra_files={EXTRA_FILE: json.dumps(about)})
-        except ValueError as error:  # before PyTorch 2.8, of constants that are no finite numbers
+        except ValueError as error:  # raised before PyTorch 2.8 for constants that are not finite
             raise ExportError(f'PyTorch {torch.__version__} cannot write this graph: {first_line(error)}') from error
 
 
 def loaded(file: Path, onnx: bool, say: Callable[[str], object]) -> Run | None:
-    """What was written, to be run; None, and said so, without a runtime to run it in."""
+    """Load what was written, as a function to run; without a runtime for it say so and return None."""
     if not onnx:
         with file.open('rb') as opened:
             return torch.export.load(opened).module()
@@ -203,15 +204,15 @@ def loaded(file: Path, onnx: bool, say: Callable[[str], object]) -> Run | None:
 
 
 def compare(net: nn.Module, run: Run, shapes: Sequence[tuple[int, int, int]], say: Callable[[str], object]) -> None:
-    """Run network and graph on images of each shape [N, H, W].
+    """Run network and graph on images of each shape (N, H, W), and compare their outputs.
 
     Raises:
-        ExportError: they differ.
+        ExportError: more than SHARE of the pixels differ by more than TOLERANCE, or some are not finite.
     """
     for shape in shapes:
         x = image(net, shape)
         with torch.no_grad():
-            difference = (run(x) - net(x)).abs().amax(dim=1)  # of each pixel
+            difference = (run(x) - net(x)).abs().amax(dim=1)  # for each pixel
         largest, share = float(difference.max()), float((difference > TOLERANCE).float().mean())
         line = f'{"x".join(map(str, shape))}: largest difference {largest:.1e}'
         if not difference.isfinite().all() or share > SHARE:
@@ -220,7 +221,7 @@ def compare(net: nn.Module, run: Run, shapes: Sequence[tuple[int, int, int]], sa
 
 
 def shapes_to_compare(net: nn.Module, size: Size | None) -> list[tuple[int, int, int]]:
-    """Number, height and width of images: fewer pixels than a chunk, whole chunks, a padded one, all the buckets."""
+    """Shapes (N, H, W) to compare on: fewer pixels than a chunk, whole chunks, a padded chunk, all the buckets."""
     if size is not None:
         return [(1, *size)]
     chunk_size = chunk_size_of(net)
@@ -232,12 +233,12 @@ def shapes_to_compare(net: nn.Module, size: Size | None) -> list[tuple[int, int,
 
 
 def chunk_size_of(net: nn.Module) -> int:
-    """The largest of a network's attentions; without one, that of the paper."""
+    """The largest chunk size of a network's attentions; that of the paper if it has none."""
     return max((layer.chunk_size for layer in attentions_of(net)), default=144)
 
 
 def image(net: nn.Module, shape: tuple[int, int, int]) -> Tensor:
-    """Images as a network takes them, [N, C, H, W]: smooth, with noise; the same each time."""
+    """Images for a network, [N, C, H, W], of a shape (N, H, W): smooth with some noise, the same at each call."""
     images, height, width = shape
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(images, channels_of(net), height // 8 + 2, width // 8 + 2, generator=generator)

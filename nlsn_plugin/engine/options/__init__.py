@@ -1,1 +1,1 @@
-"""Option files: found, compared with a schema, completed."""
+"""Option files: found, checked against a schema, completed."""

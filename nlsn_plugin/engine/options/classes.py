@@ -13,11 +13,11 @@ from nlsn_plugin.errors import ArgumentError
 
 Options = dict[str, Any]
 Misfits = Iterator[tuple[Keys, str]]
-"""Where each mistake stands, and what it is."""
+"""The place of each mistake in an option file, and what is wrong there."""
 
 
 def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry: Any) -> Misfits:
-    """A class that a registry has not, or arguments that it does not take."""
+    """Yield a mistake if a registry does not have a class; otherwise those in its arguments, unless these are None."""
     found = registered_in_basicsr(registry, name)
     if found is None:
         place = keys if arguments is None else (*keys, 'type')
@@ -27,7 +27,7 @@ def misfits_of_class(keys: Keys, name: str, arguments: Options | None, registry:
 
 
 def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, given: int = 0) -> Misfits:
-    """Arguments (besides the first `given`) that a class or function does not take, or needs and has not."""
+    """Yield arguments that a class or function does not take, or needs and lacks; its first `given` are supplied."""
     for key, text in checks.misfits(called, arguments, given):
         yield (keys if key is None else (*keys, key)), text
 
@@ -35,7 +35,7 @@ def misfits_of_call(keys: Keys, called: Callable[..., Any], arguments: Options, 
 def misfits_of_values(
     keys: Keys, arguments: Options, allowed: Mapping[str, Callable[[str, Any], object]] | None = None
 ) -> Misfits:
-    """Numbers that YAML takes for text, and values that `allowed` refuses: checks by the argument's name."""
+    """Yield numbers that YAML takes for text, and values that the checks in `allowed`, by argument name, refuse."""
     for key, value in arguments.items():
         misspelt = [part for part in (value if isinstance(value, list) else [value]) if is_misspelt(part)]
         if misspelt:
@@ -49,7 +49,7 @@ def misfits_of_values(
 
 
 def is_misspelt(value: Any) -> bool:
-    """Whether YAML takes a number for text, as it does 1e-4."""
+    """Whether a value is a number that YAML has taken for text, as it does 1e-4."""
     if not isinstance(value, str):
         return False
     try:
@@ -65,11 +65,11 @@ def networks_of(opt: Options) -> list[str]:
 
 
 def resumed_networks(opt: Options) -> list[str]:
-    """Those whose weights, where a run goes on, are the run's own."""
+    """The networks whose weights a resumed run takes from its own files: all but path: ignore_resume_networks."""
     ignored = opt['path'].get('ignore_resume_networks') or ()
     return [name for name in networks_of(opt) if name not in ignored]
 
 
 def without_type(options: Options) -> Options:
-    """The arguments alone."""
+    """The arguments of a class, without the `type` that names it."""
     return {key: value for key, value in options.items() if key != 'type'}

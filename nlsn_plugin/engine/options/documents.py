@@ -17,10 +17,10 @@ from nlsn_plugin.files import is_dir, is_file, write_text
 
 Options = dict[str, Any]
 Keys = tuple[str, ...]
-"""Where something stands in an option file: ('train', 'optim_g', 'lr')."""
+"""The place of a key in an option file, such as ('train', 'optim_g', 'lr')."""
 BASE = '_base_'
 OVERRIDES = 'NLSN_FORCE_YML'
-"""Environment variable: KEY=VALUE ..., as for --force_yml, which goes before it."""
+"""Environment variable with KEY=VALUE ..., as for --force_yml, which takes precedence over it."""
 
 
 def shipped_options() -> Path:
@@ -41,7 +41,11 @@ def find_option_file(name: str) -> Path:
 
 
 def find_shipped(name: str) -> Path:
-    """The shipped option file of this name."""
+    """The shipped option file of this name.
+
+    Raises:
+        UserError: there is none, or several folders have one.
+    """
     folder = shipped_options()
     shipped = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*.yml'))}
     wanted = name.removesuffix('.yml').removeprefix('options/') + '.yml'
@@ -56,20 +60,20 @@ def find_shipped(name: str) -> Path:
 
 
 class Document:
-    """An option file with the lines that its keys stand on.
+    """An option file, with the line of each of its keys.
 
-    `_base_: FILE` takes over another's keys, which those of this one change or add to; FILE is looked for beside it,
-    then by its name among those that are shipped. A class of another type (network_g, say) is taken as it stands here,
-    without the other's arguments.
+    `_base_: FILE` takes over the keys of another file, which the keys of this file change or add to. FILE is looked for
+    beside this file, then by its name among the shipped ones. A section (network_g, say) that names another class than
+    in the base is taken as it stands here, without the base's arguments.
 
     Raises:
-        OptionError: it is no YAML of keys and values, a key stands in it twice, or its base is not there.
+        OptionError: the file is no YAML of keys and values, has a key twice, or names a base that is not there.
     """
 
     def __init__(self, path: Path, above: tuple[Path, ...] = ()) -> None:
         self.path = path
         self.lines: dict[Keys, str] = {}
-        """Where each key stands, as a message names it."""
+        """File and line of each key, as messages name them."""
         try:
             node = yaml.compose(path.read_text(encoding='utf-8-sig'), Loader=yaml.SafeLoader)
             self.note_lines(node, ())
@@ -90,12 +94,12 @@ class Document:
             self.take_over(self.options.pop(BASE), (*above, path.resolve()))
 
     def take_over(self, name: Any, above: tuple[Path, ...]) -> None:
-        """Add what this file does not say and its base says."""
+        """Add the keys of the base called `name` that this file does not set; `above` are the files based on it."""
         where = self.where((BASE,))
         path = Path(str(name)).expanduser()
         base = self.path.parent / path
         if not is_file(base):
-            try:  # by its name alone, wherever a copy of a shipped file lies, and not in the place of another folder's
+            try:  # by name alone, as a copy of a shipped file may lie anywhere; but not if FILE names another folder
                 base = find_shipped(path.name if {*path.parts[:-1]} <= {'..'} else str(path))
             except UserError as error:
                 raise OptionError(f'{where}: {BASE}: there is no file {base}, and {error}') from error
@@ -118,7 +122,7 @@ class Document:
             self.note_lines(value, place)
 
     def override(self, entry: str, source: str = '--force_yml') -> None:
-        """Set what KEY:KEY=VALUE says, of an option of the command line or an environment variable."""
+        """Set what KEY:KEY=VALUE says; `source` is the command-line option or environment variable that has it."""
         said = f'{source} {entry}'
         name, _, text = entry.partition('=')
         keys = tuple(key.strip() for key in name.split(':'))
@@ -135,20 +139,20 @@ class Document:
             if not isinstance(section, dict):
                 raise OptionError(f'{said}: {": ".join(keys[: number + 1])} is no section')
         if value is None and keys[0] == 'datasets' and len(keys) == 2 and keys[1] in section:
-            del section[keys[1]]  # one set less
+            del section[keys[1]]  # none removes a data set
         else:
             section[keys[-1]] = value
         self.lines[keys] = said
 
     def where(self, keys: Keys) -> str:
-        """The line of a key, or of the section that lacks it."""
+        """The line of a key, or of the nearest section above if the key is not there."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return self.lines[keys] if keys else str(self.path)
 
 
 def merged(base: Options, changes: Options) -> Options:
-    """Options with some set anew; sections are merged in their turn, lists and classes of another type are not."""
+    """Merge `changes` into `base`: sections recursively, while lists and sections of another class are replaced."""
     together = dict(base)
     for key, value in changes.items():
         old = base.get(key)
@@ -159,13 +163,13 @@ def merged(base: Options, changes: Options) -> Options:
 
 
 def is_other_class(base: Options, changes: Options) -> bool:
-    """Whether a section names another class than its base: the arguments are then its own alone."""
+    """Whether a section names another class than the base's section, whose arguments then do not apply."""
     return 'type' in changes and 'type' in base and changes['type'] != base['type']
 
 
 def keep_copy(option_file: Path, folder: Path) -> None:
-    """Copy an option file as BasicSR does, with the command line above; one that has a base, merged with it."""
-    if option_file.resolve().parent == folder.resolve():  # it is the copy
+    """Copy an option file as BasicSR does, headed by the command line; a file with a base is merged with it."""
+    if option_file.resolve().parent == folder.resolve():  # it is the copy itself
         return
     document = Document(option_file)
     whole = document.is_based and yaml.safe_dump(document.options, sort_keys=False)

@@ -1,4 +1,4 @@
-"""Mistakes in options that types do not show: unknown classes, arguments they do not take, what cannot be together."""
+"""Mistakes in options that types do not show: unknown classes, wrong arguments, impossible combinations."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ from nlsn_plugin.errors import FAILURES, UserError, first_line
 from nlsn_plugin.models.building import tried
 
 PROBE = (48, 64)
-"""Height and width of an image that whole windows of 8 and of 16 fill."""
+"""Height and width of an image on which networks are tried: multiples of windows of 8 and of 16."""
 COMPILERS = {'darwin': 'clang++', 'win32': 'cl'}
-"""What torch.compile calls for CPUs where it is not g++, unless CXX names another."""
+"""The compilers that torch.compile calls for CPUs on systems where it is not g++, unless CXX names another."""
 OF_TRITON = ('gcc', 'clang')
-"""What its kernels for GPUs need, unless CC names another."""
+"""The compilers of which Triton needs one for its kernels for GPUs, unless CC names another."""
 
 
 def misfits(opt: Options, is_train: bool) -> Misfits:
-    """All mistakes in an option file whose types are right."""
+    """Yield all mistakes in options that match the schema."""
     yield from misfits_of_class(('model_type',), opt['model_type'], None, MODEL_REGISTRY)
     network = list(misfits_of_class(('network_g',), opt['network_g']['type'], opt['network_g'], ARCH_REGISTRY))
     network = network or list(misfits_of_network(('network_g',), opt['network_g']))
@@ -77,7 +77,7 @@ def misfits(opt: Options, is_train: bool) -> Misfits:
 
 
 def misfits_of_training(opt: Options) -> Misfits:
-    """Losses, schedule, model and batches."""
+    """Yield the mistakes in losses, schedule, model and batches."""
     train, data = opt['train'], opt['datasets']['train']
     for key in ('pixel_opt', 'perceptual_opt', 'gan_opt'):
         if train.get(key):
@@ -103,11 +103,11 @@ def misfits_of_training(opt: Options) -> Misfits:
 
 
 def has_compiler() -> bool:
-    """Whether there is one that torch.compile will find; on GPUs one of C will do."""
+    """Whether there is a C++ compiler that torch.compile will find; with a GPU one for C will do."""
     wanted = [os.environ.get('CXX') or COMPILERS.get(sys.platform, 'g++')]
     if torch.cuda.is_available():
         wanted += [os.environ['CC']] if os.environ.get('CC') else OF_TRITON
-    return any(shutil.which(command.partition(' ')[0]) for command in wanted)  # which may be 'ccache g++'
+    return any(shutil.which(command.partition(' ')[0]) for command in wanted)  # it may be 'ccache g++'
 
 
 def misfits_of_wandb(logger: Options) -> Misfits:
@@ -119,7 +119,7 @@ def misfits_of_wandb(logger: Options) -> Misfits:
 
 
 def misfits_of_comparison(opt: Options) -> Misfits:
-    """What comparing with bicubic at the end needs."""
+    """Yield what the comparison with bicubic at the end of a run needs and lacks."""
     if not (opt.get('val') and opt['val']['metrics']):
         yield ('compare_with_bicubic',), 'needs val with metrics'
     measured = [dataset for phase, dataset in opt['datasets'].items() if phase.startswith('val')]
@@ -131,8 +131,11 @@ def misfits_of_comparison(opt: Options) -> Misfits:
 
 
 def misfits_of_datasets(datasets: Options) -> Misfits:
-    """Classes that are not there; names that stand twice, of which BasicSR would take the last alone; means and
-    deviations that do not fit, or differ."""
+    """Yield the mistakes in the data sets.
+
+    They are unknown classes, names used twice, of which BasicSR would only take the last, lists of images that would
+    not be read, and means and deviations that do not fit or that differ.
+    """
     phases: dict[str, str] = {}
     for phase, dataset in datasets.items():
         yield from misfits_of_class(('datasets', phase), dataset['type'], None, DATASET_REGISTRY)
@@ -151,7 +154,7 @@ def misfits_of_datasets(datasets: Options) -> Misfits:
 
 
 def misfits_of_normalisation(phase: str, dataset: Options) -> Misfits:
-    """Means and deviations that do not fit the images, or one another."""
+    """Yield means and deviations of a data set that do not fit the images or each other."""
     for key, other in (('mean', 'std'), ('std', 'mean')):
         if dataset.get(key) is not None and dataset.get(other) is None:
             yield ('datasets', phase, key), f'needs {other}'
@@ -162,7 +165,7 @@ def misfits_of_normalisation(phase: str, dataset: Options) -> Misfits:
 
 
 def misfits_between(datasets: Options) -> Misfits:
-    """Images that one data set gives the network in another range than the first does."""
+    """Yield data sets that give the network images in another range than the first data set does."""
     ranges = {
         phase: [[*values] * (3 // len(values)) for values in (dataset.get('mean') or [0], dataset.get('std') or [1])]
         for phase, dataset in datasets.items()
@@ -175,7 +178,7 @@ def misfits_between(datasets: Options) -> Misfits:
 
 
 def misfits_of_model(opt: Options, model: type) -> Misfits:
-    """What a model of two networks needs and is not there, or cannot be."""
+    """Yield what a GAN model needs and lacks, and the mistakes in its discriminator."""
     train = opt['train']
     if not any('GAN' in cls.__name__ for cls in model.__mro__):
         return
@@ -195,7 +198,7 @@ def misfits_of_model(opt: Options, model: type) -> Misfits:
 
 
 def misfits_of_own(model_type: str, own: Mapping[tuple[str, str], Any]) -> Misfits:
-    """Of the keys that a model alone reads: numbers that YAML takes for text; losses, which BasicSR calls ..._opt."""
+    """Yield mistakes in keys that only this model reads: numbers read as text, and wrong losses (..._opt)."""
     is_basicsr = getattr(registered_in_basicsr(MODEL_REGISTRY, model_type), '__module__', '').startswith('basicsr.')
     for (section, key), value in own.items():
         above: Keys = (section,) if section else ()
@@ -207,7 +210,7 @@ def misfits_of_own(model_type: str, own: Mapping[tuple[str, str], Any]) -> Misfi
 
 
 def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> Misfits:
-    """Patches that it does not take; found by running it on one."""
+    """Yield a mistake if the discriminator does not take the training patches; found by running it on one."""
     size = [1, 1 if is_gray else 3, gt_size, gt_size]
     try:
         tried(network, lambda discriminator: discriminator(torch.zeros(size)))
@@ -216,7 +219,7 @@ def misfits_of_discriminator(network: Options, gt_size: int, is_gray: bool) -> M
 
 
 def enlargement(opt: Options) -> float | None:
-    """By how much network_g enlarges, from one small image; None where it takes no such image."""
+    """The factor by which network_g enlarges, found with one small image; None if it makes no image of that."""
     size = [1, 1 if any(data.get('color') == 'y' for data in opt['datasets'].values()) else 3, *PROBE]
     with contextlib.suppress(*FAILURES, UserError):
         made = tried(opt['network_g'], lambda net: net(torch.zeros(size)))
@@ -225,7 +228,7 @@ def enlargement(opt: Options) -> float | None:
 
 
 def misfits_of_channels(opt: Options) -> Misfits:
-    """Images of more or fewer channels than the network takes, where its arguments say how many."""
+    """Yield data sets whose images have more or fewer channels than the network takes, if it has a num_in_ch."""
     network = bases.innermost(opt['network_g'])
     parameters = inspect.signature(bases.base_class(network['type'])).parameters
     if 'num_in_ch' not in parameters:
@@ -246,7 +249,7 @@ CHECKS_OF_METRICS: dict[str, Callable[[str, Any], object]] = {
 
 
 def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
-    """A metric that is not there, or values that it would stumble over at the first validation."""
+    """Yield a mistake if a metric does not exist, or has values with which the first validation would fail."""
     arguments = {key: value for key, value in options.items() if key != 'better'}
     metric = registered_in_basicsr(METRIC_REGISTRY, options['type'])
     images = {'img', 'img2'} & inspect.signature(metric).parameters.keys() if metric else ()
@@ -255,8 +258,10 @@ def misfits_of_metric(keys: Keys, options: Options) -> Misfits:
 
 
 def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
-    """A loss that is not there, or refuses its arguments; it is tried, but for perceptual ones, which read large
-    files."""
+    """Yield a mistake if a loss does not exist or refuses its arguments.
+
+    The loss is tried on a small image, except for perceptual ones, which read large files.
+    """
     mistakes = [
         *misfits_of_class(keys, options['type'], options, LOSS_REGISTRY),
         *misfits_of_values(keys, options, {'loss_weight': checks.real}),
@@ -280,7 +285,7 @@ def misfits_of_loss(keys: Keys, options: Options) -> Misfits:
 
 
 def ignored(opt: Options, is_train: bool) -> Misfits:
-    """What was set and nobody would read."""
+    """Yield the options that are set and that nothing would read."""
     model = registered_in_basicsr(MODEL_REGISTRY, opt['model_type'])
     if model is None:
         return
@@ -314,7 +319,7 @@ def ignored(opt: Options, is_train: bool) -> Misfits:
 
 
 def misfits_of_network(keys: Keys, options: Options) -> Misfits:
-    """Values that a network refuses; found by building one."""
+    """Yield a value that a network refuses; found by building the network."""
     arguments = without_type(options)
     if isinstance(arguments.get('arch'), dict):
         mistakes = [((*keys, 'arch', *below), text) for below, text in bases.misfits(arguments['arch'])]

@@ -1,4 +1,4 @@
-"""Keys that a model of BasicSR's or of the user's own reads besides those that all read: found in its code."""
+"""Keys that only one model reads, of BasicSR's or of the user's own, found in its code."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     'train': (Train,),
     'val': (TrainingValidation,),
 }
-"""Those that models read, and the keys that all may have there."""
+"""The sections that models read, and the schemas with the keys that are known in each."""
 OF_THE_RUN = {'auto_resume', 'dist', 'is_train', 'rank', 'root_path', 'visualization', 'world_size'}
-"""What models read and no option file says."""
+"""Keys that models read and that the run sets, not an option file."""
 
 
 def own_keys(model_type: Any) -> list[Place]:
-    """The keys that the code of a registered model names, and of what it comes from, but for the schema's."""
+    """The keys that the code of a registered model and of its bases (not SRModel's) names and the schema lacks."""
     model = registered_in_basicsr(MODEL_REGISTRY, model_type) if isinstance(model_type, str) else None
     if not inspect.isclass(model):
         return []
@@ -45,7 +45,7 @@ def own_keys(model_type: Any) -> list[Place]:
 
 
 def parted(options: Options) -> tuple[Options, dict[Place, Any]]:
-    """Options as in a file, without those that the model alone reads; and these."""
+    """Split the options of a file into those in the schema and those that only the model reads."""
     others = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
     own = {}
     for section, key in own_keys(options.get('model_type')):
@@ -56,7 +56,7 @@ def parted(options: Options) -> tuple[Options, dict[Place, Any]]:
 
 
 def together(options: Options, own: dict[Place, Any]) -> Options:
-    """The options that `parted` parted."""
+    """Put the options that `parted` has split back together; `options` is changed."""
     for (section, key), value in own.items():
         (options[section] if section else options)[key] = value
     return options
@@ -64,18 +64,21 @@ def together(options: Options, own: dict[Place, Any]) -> Options:
 
 @functools.cache
 def keys_named(cls: type) -> frozenset[Place]:
-    """The keys in the source of a class: `opt['key']`, `self.opt.get('key')`, and as BasicSR writes those of a section,
-    `self.opt['train']['key']` and `train_opt.get('key')`."""
+    """The keys that the source of a class reads.
+
+    They are found in `opt['key']` and `self.opt.get('key')` and, in the forms that BasicSR uses for keys of a section,
+    in `self.opt['train']['key']` and `train_opt.get('key')`.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):  # compiled, or typed in
+    except (OSError, TypeError, SyntaxError):  # there is no source: compiled, or typed in
         return frozenset()
     places = (place_named(node) for node in ast.walk(tree))
     return frozenset(place for place in places if place and place[0] in SECTIONS and place[1] not in OF_THE_RUN)
 
 
 def place_named(node: ast.AST) -> Place | None:
-    """The key that an expression reads, with its section."""
+    """The key that an expression reads, with its section; None if it reads none."""
     match node:
         case ast.Subscript(value=owner, slice=ast.Constant(value=str(key))):
             pass
@@ -90,7 +93,7 @@ def place_named(node: ast.AST) -> Place | None:
 
 
 def section_named(node: ast.expr) -> str | None:
-    """The section that an expression stands for; None if it is of something else."""
+    """The section that an expression stands for ('' for the file itself); None if it stands for something else."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return '' if name == 'opt' else name.removesuffix('_opt') if name.endswith('_opt') else None
@@ -100,7 +103,7 @@ def section_named(node: ast.expr) -> str | None:
 
 @contextlib.contextmanager
 def lacking_ones_named(opt: Options, option_file: Any) -> Iterator[None]:
-    """Say in one line which key a model reads that the option file lacks."""
+    """Turn the KeyError of a model that reads a key missing from the option file into one line that names the key."""
     try:
         yield
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""Options: compared with the schema and with each other, completed as by BasicSR."""
+"""Options: read, checked against the schema and against each other, and completed as BasicSR does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPECTED = {
     'greater_than_equal': 'at least {ge} is expected',
     'less_than': 'less than {lt} is expected',
 }
-"""Words for pydantic's kinds of mistakes; the others have its own."""
+"""Messages for pydantic's types of errors; the types not listed keep pydantic's own."""
 
 
 def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_train: bool) -> Options:
@@ -46,15 +46,16 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
 
     Args:
         option_file: the file.
-        args: the rest of the command line, as `nlsn train` parses it.
-        root: where experiments/ or results/ lie, unless --auto_resume finds the run elsewhere: see `home`.
+        args: the rest of the command line, as `nlsn train` or `nlsn test` parses it.
+        root: folder of experiments/ or results/, unless --auto_resume finds the run elsewhere: see `home`.
+        is_train: whether the options are to be those of a training run; otherwise of a test.
 
     Returns:
-        The options as BasicSR's own parser would give them, and defaults of the schema; all but what several
+        The options as BasicSR's own parser would return them, with the schema's defaults, but without what several
         processes agree upon (`run.join`, `run.seed`).
 
     Raises:
-        OptionError: with a line for each mistake.
+        OptionError: the file has mistakes, with a line for each.
     """
     if args.auto_resume and getattr(args, 'archive', False):
         raise OptionError('--auto_resume goes on with a run, --archive begins anew: give one of them')
@@ -68,7 +69,7 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
     for override in args.force_yml or []:
         document.override(override)
     opt = checked(document, is_train)
-    if opt.get('network_d') is None:  # or BasicSR looks for its weights when a run goes on
+    if opt.get('network_d') is None:  # otherwise BasicSR looks for its weights when a run goes on
         opt.pop('network_d', None)
     if args.auto_resume:
         root = home(opt, option_file, root)
@@ -87,11 +88,11 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
 
 
 def checked(document: Document, is_train: bool) -> Options:
-    """The options with the schema's defaults.
+    """The options of a document, checked, with the schema's defaults.
 
     Raises:
-        OptionError: a line for each key that is unknown, missing or of another type, each class that is not there or
-            takes other arguments, each combination that cannot be.
+        OptionError: the file has mistakes, with a line for each key that is unknown, missing or of another type, each
+            class that does not exist or takes other arguments, and each combination that is impossible.
     """
     refuse_other_kind(document, is_train)
     take_in_modules(document)
@@ -114,13 +115,13 @@ def checked(document: Document, is_train: bool) -> Options:
 def take_in_modules(document: Document) -> None:
     """Import what `custom_imports` names, from the working directory or beside the option file."""
     names = document.options.get('custom_imports')
-    if isinstance(names, list):  # else the schema says so
+    if isinstance(names, list):  # otherwise the schema says so
         said = f'{document.where(("custom_imports",))}: custom_imports'
         import_modules([str(name) for name in names], said, [Path.cwd(), document.path.parent])
 
 
 def refuse_other_kind(document: Document, is_train: bool) -> None:
-    """Refuse an option file for testing where one for training is expected, or the reverse, which differ throughout."""
+    """Refuse an option file for testing where one for training is expected, or the reverse: they differ throughout."""
     datasets = document.options.get('datasets')
     if not isinstance(datasets, dict):
         return
@@ -133,7 +134,7 @@ def refuse_other_kind(document: Document, is_train: bool) -> None:
 
 
 def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors."""
+    """Describe one of pydantic's errors in a line."""
     keys = tuple(str(key) for key in mistake['loc'] if key not in ('paired', 'other') or key in document.options)
     *above, name = keys or ('',)
     section = ''.join(f'{key}: ' for key in above)
@@ -148,13 +149,13 @@ def said(document: Document, model: type[BaseModel], mistake: dict[str, Any]) ->
     reason = reason or mistake['msg'].removeprefix('Value error, ')
     if isinstance(value, str) and mistake['type'] == 'float_type':
         reason += ' (in YAML write 0.0001, or !!float 1e-4)'
-    if isinstance(value, dict) and mistake['type'] == 'value_error':  # of the keys in it
+    if isinstance(value, dict) and mistake['type'] == 'value_error':  # it is about the keys in the section
         return f'{where}: {section}{name}: {reason}'
     return f'{where}: {section}{name} is {value!r}: {reason}'
 
 
 def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
-    """The keys that a section may have; where it lies is told as pydantic tells it."""
+    """The keys that a section may have; `keys` is the section's place, as in the `loc` of pydantic's errors."""
     schema = model.model_json_schema()
     part = schema
 
@@ -179,7 +180,7 @@ def known_keys(model: type[BaseModel], keys: Iterable[Any]) -> list[str]:
 
 
 def fit_to_machine(opt: Options) -> None:
-    """Let an option file written for GPUs run without one: BasicSR fails with a driver error otherwise."""
+    """Let an option file written for GPUs run without one, where BasicSR would fail with a driver error."""
     if torch.cuda.is_available() and opt['num_gpu'] != 0:
         if opt['num_gpu'] == 'auto':
             opt['num_gpu'] = torch.cuda.device_count()
@@ -200,7 +201,7 @@ def complete_datasets(opt: Options) -> None:
 
 
 def home(opt: Options, option_file: Path, root: Path) -> Path:
-    """Where the run lies that is to go on: in the working directory, or beside the option file or its folder."""
+    """The folder whose experiments/ holds the run to go on: `root`, the option file's or its parent; else `root`."""
     for folder in (root, option_file.parent, option_file.parent.parent):
         if is_dir(Path(folder, opt['path']['experiments_root'] or 'experiments', opt['name'])):
             return folder
@@ -208,7 +209,7 @@ def home(opt: Options, option_file: Path, root: Path) -> Path:
 
 
 def complete_paths(opt: Options, root: Path) -> None:
-    """Where BasicSR puts experiments and results."""
+    """Set the paths of experiments and results as BasicSR does."""
     paths = opt['path']
     for key, path in paths.items():
         if path is not None and ('resume_state' in key or 'pretrain_network' in key):
@@ -225,10 +226,12 @@ def complete_paths(opt: Options, root: Path) -> None:
 
 
 def check_paths(opt: Options, option_file: Path, resumed: Sequence[str] = ()) -> None:
-    """Refuse missing data and weights before anything is made, in one line with the ways on.
+    """Refuse missing data and weights before anything is made, with one line that says what to do.
 
     Args:
-        resumed: networks that go on with the run's own weights, in the place of those that the file names.
+        opt: the options, as `read_options` returns them.
+        option_file: the file that they are from, for messages.
+        resumed: networks that go on with the run's own weights instead of those that the file names.
     """
     if not opt['is_train']:
         if opt['path'].get('pretrain_network_g') is None:
@@ -255,9 +258,9 @@ def check_paths(opt: Options, option_file: Path, resumed: Sequence[str] = ()) ->
 
 
 def check_scale(opt: Options, option_file: Path) -> None:
-    """Refuse a network that does not enlarge as the pairs of images ask for, as BasicSR's train_RCAN_x2.yml does.
+    """Refuse a network that does not enlarge by the scale of the image pairs, as that of BasicSR's train_RCAN_x2.yml.
 
-    Apart from the other mistakes in an option file: the file is one that BasicSR published.
+    This is checked apart from the other mistakes, for BasicSR itself published that file.
     """
     if not any(kind_of_dataset(dataset) == 'paired' for dataset in opt['datasets'].values()):
         return

@@ -1,4 +1,4 @@
-"""Mistakes in what an option file says of optimisers and of learning rates."""
+"""Mistakes in the optimisers and learning-rate schedulers of an option file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nlsn_plugin.models.mended_model import OWN_SCHEDULERS
 
 
 def misfits_of_schedule(train: Options) -> Misfits:
-    """An optimiser or a scheduler that is not there, or refuses its arguments; found by making one of a number."""
+    """Yield mistakes in optimisers and scheduler: they do not exist or, tried on one number, refuse their arguments."""
     mistakes = list(misfits_of_optimiser(('train', 'optim_g'), train['optim_g']))
     if not mistakes:
         mistakes += misfits_of_scheduler(train)
@@ -50,7 +50,7 @@ def misfits_of_optimiser(keys: Keys, options: Options) -> Misfits:
     if mistakes:
         return
     try:
-        optimiser_of_a_number(options).step()  # some want more than gradients
+        optimiser_of_a_number(options).step()  # some optimisers need more than gradients
     except FAILURES as error:
         yield keys, f'{name}: {first_line(error)}'
 
@@ -63,7 +63,7 @@ def optimiser_of_a_number(options: Options) -> torch.optim.Optimizer:
 
 
 def each(check: Callable[[str, Any], object], is_list: bool = False) -> Callable[[str, Any], object]:
-    """That each of a list passes a check, or what stands there in its place, unless it has to be one."""
+    """Return a check that applies `check` to each entry of a list, or to a single value unless `is_list` forbids it."""
 
     def check_all(name: str, value: Any) -> None:
         if is_list:
@@ -82,10 +82,10 @@ ALLOWED = {
     **dict.fromkeys(SPANS, each(functools.partial(checks.count, least=1))),
     **dict.fromkeys(REALS, each(checks.real)),
 }
-"""What schedulers take without a look, and read when it is too late."""
+"""Checks of arguments that schedulers take unchecked and would only fail on in the middle of a run."""
 
 OTHERS = ('LRScheduler', 'ReduceLROnPlateau', 'ChainedScheduler', 'SequentialLR')
-"""Of PyTorch's: those that take more than an optimiser, numbers and words."""
+"""PyTorch's schedulers that cannot be used: a base class, and those that need more than an optimiser and values."""
 
 
 def misfits_of_scheduler(train: Options) -> Misfits:

@@ -1,6 +1,6 @@
 """What an option file may say: every key that the plugin and BasicSR's image models read, its type and its meaning.
-Those that one model alone reads are found by `model_keys.py`.
 
+Keys that only one model reads are found by `model_keys.py`.
 Sections that name a class (network_g, losses, optimisers, schedulers, metrics) hold that class's own arguments, which
 `reading.py` compares with its signature.
 """
@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 
 
 def whole(value: Any) -> Any:
-    """YAML's 5.0e+3 and !!float 5e3 are numbers of iterations too; true and '5' are none, nor is 5e3, which is text."""
+    """Refuse true and text ('5', or 5e3, which is text in YAML) as whole numbers; 5.0e+3 and !!float 5e3 are some."""
     if isinstance(value, (bool, str)):
         is_number = isinstance(value, str) and re.fullmatch(r'\d+(\.\d*)?[eE]\+?\d{1,2}', value)
         raise ValueError('a whole number is expected' + (f' (in YAML write {float(value):.0f})' if is_number else ''))
@@ -34,26 +34,26 @@ def whole(value: Any) -> Any:
 
 
 def switched(value: Any) -> Any:
-    """YAML 1.1 reads `off` as false."""
+    """Turn false back into 'off', which YAML 1.1 reads as false."""
     return 'off' if value is False else value
 
 
 def folder_name(name: str) -> str:
-    """One that leads nowhere else."""
+    """Refuse a name that is not that of a folder inside another one."""
     if name in ('', '.', '..') or '/' in name or '\0' in name:
         raise ValueError('the name of a folder is expected')
     return name
 
 
 def part_of_a_name(text: str) -> str:
-    """One that stays in its folder."""
+    """Refuse text that, as part of a file's name, would lead out of its folder."""
     if '/' in text or '\0' in text:
         raise ValueError('a part of a name is expected, without folders')
     return text
 
 
 def template(name: str) -> str:
-    """A name in which {} is that of the other image."""
+    """Refuse a name without {}, which stands for the name of the other image."""
     try:
         is_one = 'stem' in name.format('stem')
     except (ArithmeticError, AttributeError, LookupError, ValueError):
@@ -64,7 +64,7 @@ def template(name: str) -> str:
 
 
 def gpus(value: Any) -> Any:
-    """A number of them, or 'auto'."""
+    """Refuse anything but a number of GPUs or 'auto'."""
     if value == 'auto' or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     raise ValueError("'auto', or a whole number of at least 0, is expected")
@@ -82,28 +82,31 @@ GPUs = Annotated[int | Literal['auto'], BeforeValidator(gpus)]
 
 
 READERS = {'NLSNModel': 'NLSNModel', 'GAN': 'GAN models', 'training': 'training', 'testing': 'testing'}
-"""Who reads a key that not all read: models whose class has this in the name of one it comes from, or a command."""
+"""Readers of keys that not everything reads, and their names in messages.
+
+A reader is a part of the name of a model's class or of one of its base classes, or one of the two commands.
+"""
 
 
 def read_by(reader: str, default: Any, description: str) -> Any:
-    """Such a key; `misfits.ignored` refuses it elsewhere."""
+    """A field that only one of READERS reads; `misfits.ignored` refuses it elsewhere."""
     return Field(default, description=f'{description} ({READERS[reader]})', json_schema_extra={'read_by': reader})
 
 
 def reader_of(field: FieldInfo) -> str | None:
-    """Of READERS the one that reads a key; None if all do."""
+    """The one of READERS that reads a key; None if all do."""
     extra = field.json_schema_extra
     return str(extra['read_by']) if isinstance(extra, dict) else None
 
 
 class Section(BaseModel):
-    """Nothing but the keys listed."""
+    """A section that has no keys but those listed."""
 
-    model_config = ConfigDict(extra='forbid', protected_namespaces=())  # before pydantic 2.10: model_
+    model_config = ConfigDict(extra='forbid', protected_namespaces=())  # else pydantic before 2.10 warns of model_type
 
 
 class Typed(BaseModel):
-    """A class by name, and its arguments."""
+    """A class by its name, with its arguments beside it."""
 
     model_config = ConfigDict(extra='allow')
     type: Text = Field(description='name of the class')
@@ -129,7 +132,7 @@ class PairedDataset(Section):
 
 
 class Loading(BaseModel):
-    """What the loop reads of the training set, of whatever class."""
+    """What training reads of a training set, whatever its class."""
 
     num_worker_per_gpu: Whole = Field(description='processes that read')
     batch_size_per_gpu: Positive = Field(description='patches of each process and update')
@@ -150,7 +153,7 @@ class TrainingDataset(Loading, PairedDataset):
     @model_validator(mode='before')
     @classmethod
     def older_names(cls, values: Any) -> Any:
-        """BasicSR called it use_flip before version 1.3.4, and some of its recipes still do."""
+        """Take use_flip for use_hflip: BasicSR called it so before version 1.3.4, and some of its recipes still do."""
         if isinstance(values, dict) and 'use_flip' in values and 'use_hflip' not in values:
             values = {**values, 'use_hflip': values['use_flip']}
             del values['use_flip']
@@ -158,13 +161,13 @@ class TrainingDataset(Loading, PairedDataset):
 
 
 class OtherDataset(Typed):
-    """Of another class: it reads what it likes."""
+    """A data set of another class, which may read keys of its own."""
 
     name: Name = Field(description='for the log, and of the folder of its images')
 
 
 class OtherTrainingDataset(Loading, OtherDataset):
-    """Of another class."""
+    """A training set of another class, which may read keys of its own."""
 
     name: Text = Field(description='for the log')
 
@@ -175,7 +178,7 @@ def kind_of_dataset(value: Any) -> str:
 
 
 def phases(values: Any) -> Any:
-    """Nothing but train, val, val_2, test_1 ..."""
+    """Refuse names of data sets other than train, val, val_2, test_1 and the like."""
     for name in values if isinstance(values, dict) else ():
         if str(name).split('_')[0] not in ('train', 'val', 'test'):
             raise ValueError(f'{name} is no phase: train, val, val_2, test_1 and the like are expected')
@@ -333,7 +336,7 @@ class TestOptions(Common):
 
 
 def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:
-    """All keys of a section, a line each, as they stand in an option file: type, default, meaning."""
+    """Yield a line for each key of a section, nested as in an option file: key, default, meaning."""
     for name, field in model.model_fields.items():
         sections = [kind for kind in kinds(field.annotation) if issubclass(kind, BaseModel)]
         default = '' if field.is_required() else f' [{shown(field.default)}]'
@@ -353,19 +356,19 @@ def documented(model: type[BaseModel], indent: str = '') -> Iterator[str]:
 
 
 def shown(default: Any) -> str:
-    """As YAML writes it."""
+    """Format a default value as YAML writes it."""
     if isinstance(default, bool) or default is None:
         return {None: 'null', True: 'true', False: 'false'}[default]
     return str(default)
 
 
 def is_mapping(annotation: Any) -> bool:
-    """Whether what is annotated has names of the user's own."""
+    """Whether an annotation contains a dict, the keys of which the user chooses."""
     return get_origin(annotation) is dict or any(is_mapping(part) for part in get_args(annotation))
 
 
 def kinds(annotation: Any) -> Iterator[type]:
-    """The classes in an annotation."""
+    """Yield the classes in an annotation."""
     if isinstance(annotation, type) and not get_args(annotation):
         yield annotation
     for part in get_args(annotation):

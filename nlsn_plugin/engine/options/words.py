@@ -1,4 +1,4 @@
-"""Options as words of a command line."""
+"""Options given as KEY=VALUE words of a command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from nlsn_plugin.errors import ArgumentError
 
 
 def pairs(words: Iterable[str]) -> dict[str, Any]:
-    """What KEY=VALUE words say, their values in YAML."""
+    """Parse KEY=VALUE words, with values in YAML.
+
+    Raises:
+        ArgumentError: a word is not of this form, or its value is not YAML.
+    """
     found = {}
     for word in words:
         key, sign, value = word.partition('=')

@@ -1,8 +1,8 @@
-"""Training batches without end, which depend on nothing but their number and, in their augmentation, the seed.
+"""Endless training batches, which depend on nothing but their number and, for their augmentation, the seed.
 
-BasicSR seeds its loader's workers, so what a sample looks like depends on which worker reads it, and a run that goes on
-from a saved state sees other samples than one that was not stopped. Here every sample has a seed of its own. The order
-is BasicSR's, which is the same for all seeds.
+BasicSR seeds its loader's workers, so what a sample looks like depends on which worker reads it, and a resumed run sees
+other samples than one that was never stopped. Here every sample has a seed of its own. The order is BasicSR's, which is
+the same for all seeds.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Place = tuple[int, int]
 
 
 class Order(Sampler[list[Place]]):
-    """Batches of one process: its share of the batches of all.
+    """Sampler of the batches of one process, which are its share of the batches of all.
 
-    The positions of an epoch are shuffled as by BasicSR's EnlargedSampler. Batch b of all processes together is what
-    one process with as large a batch would have.
+    The positions of an epoch are shuffled as by BasicSR's EnlargedSampler. The parts of batch b in all processes
+    together are batch b of a single process whose batches are as large as all of them.
 
     Args:
-        size: images in the data set.
-        enlarge: times that an epoch goes through it.
-        batch_size: of each process.
-        rank, world_size: which process this is, of how many.
-        seed: of the augmentations.
+        size: number of images in the data set.
+        enlarge: how many times an epoch goes through the data set.
+        batch_size: samples per batch of this process.
+        rank, world_size: number of this process, and how many there are.
+        seed: seed of the augmentations.
         first: number of the first batch.
     """
 
@@ -64,7 +64,7 @@ class Order(Sampler[list[Place]]):
 
 
 class Reproducible(Dataset[Any]):
-    """A data set whose samples are augmented by the seed of their place."""
+    """A data set whose samples are augmented with the seed in their Place."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -76,20 +76,20 @@ class Reproducible(Dataset[Any]):
                 return self.dataset[index]
         except UserError as error:  # a loader's worker would bury its message in a traceback
             return error
-        except FAILURES:  # of a data set of the user's own: the run is saved before it ends
+        except FAILURES:  # a user's own data set raises anything; on DataError the run is saved
             return DataError(f'sample {index} of {type(self.dataset).__name__} fails:\n{traceback.format_exc()}')
 
 
 def collate(samples: list[Any]) -> Any:
-    """A batch, or what went wrong with one of its samples."""
+    """Collate samples into a batch; if one of them is an error, return that instead."""
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
 class Loaded:
-    """The batches of a loader; a sample that could not be read is an error here.
+    """The batches of a loader, which raises the error of a sample that could not be read.
 
     Raises:
-        UserError: of a sample.
+        UserError: a sample could not be read.
         DataError: a worker was killed.
     """
 
@@ -102,8 +102,8 @@ class Loaded:
             collate_fn=collate,
             pin_memory=options.get('pin_memory', False),
             prefetch_factor=max(2, options.get('num_prefetch_queue', 1)) if workers else None,
-            worker_init_fn=ignore_signals,  # which go to workers too: the main process alone decides
-            generator=torch.Generator().manual_seed(0),  # or the loader would draw from the one for rotations
+            worker_init_fn=ignore_signals,  # signals reach workers too, but the main process decides
+            generator=torch.Generator().manual_seed(0),  # not the global one, which rotations use
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ class Loaded:
                     raise batch
                 yield batch
         except RuntimeError as error:
-            if 'DataLoader worker (pid' not in str(error):  # else it is one of the data set's own
+            if 'DataLoader worker (pid' not in str(error):  # an error of the data set's own
                 raise
             *_, why = str(error).splitlines()
             raise DataError(
@@ -123,15 +123,16 @@ class Loaded:
 
 
 def patches_of_an_update(opt: dict[str, Any]) -> int:
-    """In all processes together; without a launcher one process has all GPUs."""
+    """Number of patches in an update of all processes together; without a launcher one process has all GPUs."""
     shares = opt['world_size'] if opt['dist'] else max(1, opt['num_gpu'])
     return int(opt['datasets']['train']['batch_size_per_gpu'] * shares)
 
 
 def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-    """The batches of one process, with prefetch_mode 'cuda' on the GPU.
+    """Yield the batches of one process; with prefetch_mode 'cuda' they are on the GPU.
 
-    BasicSR's prefetch_mode 'cpu' waits for ever when reading fails; the loader's own workers read ahead as well.
+    BasicSR's prefetch_mode 'cpu' waits for ever when reading fails. It is ignored: the loader's own workers read ahead
+    as well.
     """
     options = opt['datasets']['train']
     loaded = Loaded(dataset, order, options)
@@ -139,10 +140,10 @@ def endless(dataset: Dataset[Any], order: Order, opt: dict[str, Any]) -> Generat
 
 
 def uploaded(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Batches, copied to the GPU while it computes.
+    """Yield batches whose tensors are copied to the GPU while it computes.
 
-    BasicSR's CUDAPrefetcher does not say that the tensors are used beside its own stream: their memory may be taken for
-    the next batch while they still are. And with a batch that cannot be read it loses the one before.
+    BasicSR's CUDAPrefetcher does not tell PyTorch that the tensors are used outside its own stream: their memory may be
+    reused for the next batch while they are still needed. And if a batch cannot be read, it loses the one before.
     """
     copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     for batch in batches:
@@ -156,10 +157,10 @@ def uploaded(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class ReadAhead:
-    """Batches, read two before their turn: if one cannot be, several processes can still agree to save what they have.
+    """Batches that are read two ahead: if one cannot be read, several processes can still agree to save the run.
 
     Raises:
-        UserError: of a batch, in its turn.
+        UserError: a batch could not be read; raised when it is that batch's turn.
     """
 
     def __init__(self, batches: Generator[dict[str, Any], None, None]) -> None:
@@ -167,7 +168,7 @@ class ReadAhead:
         self.others = set(multiprocessing.active_children())
         self.read: deque[dict[str, Any]] = deque()
         self.error: UserError | None = None
-        """Of the batch after those that were read."""
+        """The error of the batch after those in `read`, if it could not be read."""
 
     def __next__(self) -> dict[str, Any]:
         while len(self.read) < 3 and not self.error:
@@ -180,10 +181,10 @@ class ReadAhead:
         return self.read.popleft()
 
     def close(self) -> None:
-        """End what `endless` began since this was made, its loader's workers too.
+        """End what `endless` has started since this object was made, its loader's workers included.
 
-        They ignore signals, of which PyTorch's way to end those that did not hear is one: without this, a run that
-        failed could wait for them for ever.
+        Workers ignore signals, and PyTorch ends those that do not respond by a signal: without this, a run that failed
+        could wait for them for ever.
         """
         self.batches.close()
         for worker in set(multiprocessing.active_children()) - self.others:

@@ -1,4 +1,4 @@
-"""States of a run on disk: written so that a crash loses none, and found again."""
+"""States of a run on disk: written so that a crash loses none of them, checked, and found again."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Options = dict[str, Any]
 
 
 def write(path: Path, content: Any) -> None:
-    """torch.save that either succeeds or leaves what was there.
+    """Call torch.save so that it either succeeds or leaves the file that was there intact.
 
     Raises:
-        SaveError: the disk is full, or not to be written to.
+        SaveError: the disk is full, or cannot be written to.
     """
 
     def save(temporary: Path) -> None:
-        with temporary.open('wb') as file:  # of Python's: its errors have reasons
+        with temporary.open('wb') as file:  # opened by Python, whose errors give reasons
             torch.save(content, file)
 
     write_whole(path, save)
 
 
 def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> None:
-    """Save networks and state where BasicSR does, in one process.
+    """Save networks and state where BasicSR does. Only one process may call this.
 
-    The model's own `save` says which networks; the state comes last, so that it is never without them.
+    The model's own `save` determines which networks; the state is written last, so that none exists without them.
 
     Args:
         model: any of BasicSR's models.
-        epoch, iteration: how far it is.
-        run: what else the run has to know; see `Saver.save`.
+        epoch, iteration: how far the run is.
+        run: what else is needed to resume the run; see `Saver.save`.
     """
     save_networks(model, iteration)
     state = {
@@ -56,7 +56,7 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
         'best_metric_results': {
             name: {metric: {**best, 'val': float(best['val'])} for metric, best in records.items()}
             for name, records in getattr(model, 'best_metric_results', {}).items()
-        },  # of NumPy's type where a model validates by itself, which would not load safely
+        },  # a model that validates by itself may have NumPy's floats, which would not load safely
         'model': model.state() if hasattr(model, 'state') else {},
         'run': run,
     }
@@ -64,7 +64,7 @@ def save(model: BaseModel, epoch: int, iteration: int, run: dict[str, Any]) -> N
 
 
 def save_networks(model: BaseModel, label: int | str, **more: Any) -> None:
-    """Save the networks alone, as net_g_<label>.pth; more: what else is to be in the files."""
+    """Save the networks alone, as net_g_<label>.pth and the like, with the entries of `more` beside the weights."""
     with substituted(model, save_network=partial(save_network, model, more), save_training_state=lambda *_: None):
         model.save(-1, label)
 
@@ -77,7 +77,7 @@ def save_network(
     iteration: Any,
     param_key: str | list[str] = 'params',
 ) -> None:
-    """Stands in for basicsr/models/base_model.py:220, which writes in place and passes over what it cannot write."""
+    """Replacement for basicsr/models/base_model.py:196, which writes in place and ignores files it cannot write."""
     nets = net if isinstance(net, list) else [net]
     keys = param_key if isinstance(param_key, list) else [param_key]
     content = {
@@ -88,14 +88,14 @@ def save_network(
 
 
 def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -> None:
-    """Move the states after an iteration, and their networks, into folders of their own.
+    """Move the states later than an iteration, and their networks, into folders of their own.
 
-    They are damaged, or of a course that the run takes no longer. Left where they are, they would be taken for the
-    newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them. The
-    best network may be of that course too.
+    They are damaged, or belong to a course that the run no longer takes. Left where they are, they would be taken for
+    the newest: by `prune`, which would delete what the run saves, and by --auto_resume, which would go back to them.
+    With them the best network is moved, if it is later too.
 
     Args:
-        said: is told of it.
+        said: called with a message for each state that is moved, and with one for the best network.
     """
     models = Path(opt['path']['models'])
     later = [path for path in saved_states(opt) if int(path.stem) > iteration]
@@ -109,7 +109,7 @@ def set_aside_later(opt: Options, iteration: int, said: Callable[[str], None]) -
 
 
 def iteration_in(best: Path) -> int:
-    """That of a best network; 0 if it is damaged, or of a version that did not say."""
+    """The iteration that a best network is of; 0 if the file is damaged, or of a version that did not record it."""
     try:
         content = load_safely(best)
     except CheckpointError:
@@ -118,14 +118,14 @@ def iteration_in(best: Path) -> int:
 
 
 def deciding(opt: Options) -> tuple[str, str] | None:
-    """The data set and the metric that say which network is the best: the first ones, if anything is validated."""
+    """The data set and the metric that decide which network is the best: the first of each; None without validation."""
     names = [options['name'] for phase, options in opt['datasets'].items() if phase != 'train']
     metrics = list((opt.get('val') or {}).get('metrics') or ())
     return (names[0], metrics[0]) if names and metrics else None
 
 
 def known_best(opt: Options, state: dict[str, Any]) -> dict[str, Any]:
-    """The best figures up to a state. The one that decides is beaten by any if the best network is not there."""
+    """The best figures up to a state. If the file of the best network is missing, any result beats the deciding one."""
     records = {name: dict(metrics) for name, metrics in (state.get('best_metric_results') or {}).items()}
     name, metric = deciding(opt) or ('', '')
     record = records.get(name, {}).get(metric)
@@ -136,7 +136,7 @@ def known_best(opt: Options, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_aside(paths: Sequence[Path], name: str) -> Path:
-    """Move files into a folder beside the first of them, of this name and the time; those of other places likewise."""
+    """Move files into new folders beside them, named `name` and the time; return the folder beside the first file."""
     name = f'{name}_{get_time_str()}'
     for path in paths:
         folder = path.parent / name
@@ -146,14 +146,14 @@ def set_aside(paths: Sequence[Path], name: str) -> Path:
 
 
 def remove_unfinished(opt: Options) -> None:
-    """Remove what a process that was killed had begun to write, while no other writes there."""
+    """Remove the temporary files of a process that was killed while writing. No other may be writing there."""
     for folder in ('experiments_root', 'models', 'training_states'):
         for path in Path(opt['path'][folder]).glob('.*.tmp'):
             path.unlink(missing_ok=True)
 
 
 def prune(opt: Options, keep_last: int | None) -> None:
-    """Leave the newest `keep_last` states and their networks; None leaves all. Networks of other names stay."""
+    """Delete all but the newest `keep_last` states and their networks; None keeps all. Networks of other names stay."""
     if keep_last is None:
         return
     for old in saved_states(opt)[keep_last:]:
@@ -172,7 +172,7 @@ def newest_intact(opt: Options, said: Callable[[str], None]) -> tuple[Path, dict
     """The newest state that loads, with its networks; None if there are no states at all.
 
     Args:
-        said: is told of each state that is passed over, and why.
+        said: called with a message for each state that is passed over, which says why.
 
     Raises:
         CheckpointError: there are states, and none is intact.
@@ -189,10 +189,10 @@ def newest_intact(opt: Options, said: Callable[[str], None]) -> tuple[Path, dict
 
 
 def load_state(opt: Options, path: Path) -> dict[str, Any]:
-    """A state, once its networks are known to load as well.
+    """Load a state, and check that its networks load as well.
 
     Raises:
-        CheckpointError: it is not there, is damaged, or is no state.
+        CheckpointError: the file is no state, or it or one of its networks is missing or damaged.
     """
     state = load_safely(path)
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= state.keys():
@@ -207,12 +207,12 @@ def load_state(opt: Options, path: Path) -> dict[str, Any]:
 
 
 def check_sums(path: Path) -> None:
-    """Refuse a file whose numbers are not those that were written, at which torch.load does not look.
+    """Refuse a file whose contents do not match their checksums, which torch.load does not verify.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
-    if not zipfile.is_zipfile(path):  # of a PyTorch before 1.6
+    if not zipfile.is_zipfile(path):  # the format before PyTorch 1.6, without checksums
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Bicubic | network | ground truth: figures and a picture from a finished run's validation image."""
+"""Comparison of bicubic, network and ground truth on a finished run's validation image: figures and a picture."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def compare_with_bicubic(opt: Options) -> Path:
     """Print the validation metrics of bicubic and of the trained network on the first validation image, and draw both.
 
     Args:
-        opt: BasicSR's options of a finished run; its `val: metrics` are the figures.
+        opt: BasicSR's options of a finished run; the figures are those of its `val: metrics`.
 
     Returns:
-        The picture, <experiment>/comparison_<image>.png.
+        The path of the picture, <experiment>/comparison_<image>.png.
     """
     validation = next(options for options in opt['datasets'].values() if options['phase'] == 'val')
     sample = build_dataset(validation)[0]
@@ -57,7 +57,7 @@ def compare_with_bicubic(opt: Options) -> Path:
 
 
 def table(title: str, figures: dict[str, dict[str, float]]) -> str:
-    """The figures as text, one row a method, and the gain of the last over the first."""
+    """Format figures as text: one row per method, and one for the gain of the last over the first."""
     metrics = list(next(iter(figures.values())))
     first, last = next(iter(figures)), next(reversed(figures))
     gain = {metric: figures[last][metric] - figures[first][metric] for metric in metrics}
@@ -71,12 +71,12 @@ def table(title: str, figures: dict[str, dict[str, float]]) -> str:
 
 
 def decimals(metric: str) -> int:
-    """As many as papers give of a metric."""
+    """Number of decimals that papers usually give for a metric."""
     return 2 if metric.startswith('psnr') else 4
 
 
 def draw(images: dict[str, np.ndarray], figures: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw BGR images side by side; below, the detail in which the second gains most on the first."""
+    """Draw BGR images side by side, and below them the detail in which the second gains most on the first."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

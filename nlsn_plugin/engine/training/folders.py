@@ -1,4 +1,4 @@
-"""An experiment's folders: made, never written over, and kept from other runs."""
+"""An experiment's folders: created, never overwritten, and guarded against other runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from nlsn_plugin.locks import claim
 Options = dict[str, Any]
 
 FOLDERS = ('experiments_root', 'models', 'training_states', 'visualization')
-"""Those of an experiment, by their keys in `path`."""
+"""The folders of an experiment, by their keys in `path`."""
 
 
 def make_folders(opt: Options, resuming: bool) -> None:
-    """Make the experiment's folders. One that exists is never moved aside, as BasicSR does, unless asked to."""
+    """Create the experiment's folders. BasicSR moves an existing one aside; here this is only done with --archive.
+
+    Raises:
+        UserError: the folder holds another run, and neither resuming nor --archive was asked for.
+        SaveError: a folder cannot be made or written to.
+    """
     root = Path(opt['path']['experiments_root'])
     if opt['rank'] == 0:
-        for key in FOLDERS:  # links to other disks, say
+        for key in FOLDERS:  # may be links
             check_folder(Path(opt['path'][key]))
         networks, states = list(root.glob('models/*.pth')), list(root.glob('training_states/*.state'))
         if (networks or states) and not resuming:
@@ -35,7 +40,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
                 with claimed(opt):
                     archive(root)
                 events = Path(opt['root_path'], 'tb_logger', opt['name'])
-                if is_dir(events):  # or the curves of both runs would be one
+                if is_dir(events):  # otherwise the curves of both runs would be joined
                     archive(events)
             elif opt['auto_resume'] and not states and not ended:  # it was stopped before its first state
                 with claimed(opt):
@@ -55,7 +60,7 @@ def make_folders(opt: Options, resuming: bool) -> None:
 
 
 def archive(root: Path) -> None:
-    """Move a folder aside, under a name with the time that nothing has yet."""
+    """Move a folder aside, to an unused name that contains the time."""
     stem = f'{root.name}_archived_{get_time_str()}'
     names = itertools.chain([stem], (f'{stem}_{number}' for number in itertools.count(2)))
     root.rename(next(path for path in map(root.with_name, names) if not path.exists()))
@@ -63,7 +68,7 @@ def archive(root: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(opt: Options) -> Iterator[None]:
-    """Keep other runs out of the experiment's folder while the block runs. They would prune each other's states.
+    """Keep other runs out of the experiment's folder while the block runs: they would prune each other's states.
 
     Raises:
         UserError: another process trains there.

@@ -18,15 +18,18 @@ from nlsn_plugin.errors import InterruptedRunError
 SIGNALS = [
     getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGBREAK') if hasattr(signal, name)
 ]
-"""SLURM sends SIGTERM before it takes a job's nodes, and `sbatch --signal=USR1@120` whatever one likes before that.
-SIGBREAK is Windows's Ctrl-Break, where SIGUSR1 is not."""
+"""Signals that ask a run to end.
+
+SLURM sends SIGTERM before it takes a job's nodes away, and with `sbatch --signal=USR1@120` a signal of one's choice
+before that. SIGBREAK is Ctrl-Break on Windows, which has no SIGUSR1.
+"""
 
 
 class Interruption:
-    """Whether the run is to end, which all processes learn of after the same iteration."""
+    """A request to end the run, which all processes learn of after the same iteration."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None  # the first
+        self.signal: signal.Signals | None = None  # the first that arrived
         self.had_ctrl_c = False
         self.group: Any = None
         if torch.distributed.is_initialized():
@@ -34,23 +37,24 @@ class Interruption:
         self.asked: tuple[torch.Tensor, Any] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.had_ctrl_c and number == signal.SIGINT:  # once more: at once
+        if self.had_ctrl_c and number == signal.SIGINT:  # a second time: end at once
             raise KeyboardInterrupt
         self.had_ctrl_c |= number == signal.SIGINT
         self.signal = self.signal or signal.Signals(number)
 
     def error(self) -> InterruptedRunError:
-        """What the run ends with."""
+        """The error that the run is to end with."""
         return InterruptedRunError(f'ended by {self.signal.name if self.signal else "a signal to another process"}')
 
     def wanted(self, failing: bool = False) -> bool:
-        """Whether to end now. To be called by all processes after each iteration.
+        """Return whether to end now. All processes have to call this after each iteration.
 
-        With several, what they told each other after the iteration before: so that no process waits for another.
+        Several processes answer with what they told each other after the previous iteration, so that none waits for
+        another.
 
         Args:
-            failing: whether this process knows that it cannot do the iteration after the next, for which the others
-                would wait. One alone does what it can.
+            failing: whether this process knows that it cannot do the iteration after the next one, in which the others
+                would wait for it. A single process ignores this and does what it can.
         """
         if self.group is None:
             return self.signal is not None
@@ -67,18 +71,18 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Take note of the signals instead of dying of them, for as long as the block runs."""
+    """Note signals, instead of dying of them, for as long as the block runs."""
     interruption = Interruption()
     with handled_by(interruption.note):
         yield interruption
 
 
 def run_interruptibly(words: list[str]) -> tuple[int, bool]:
-    """Run a command that saves when asked to end; it is asked when this process is.
+    """Run a command that saves its work when asked to end, and ask it to when this process is asked.
 
     Returns:
-        Its exit status; -SIGTERM, if it was asked when it had nothing to save, or had saved.
-        Whether this process was asked: perhaps too late for the command, which then ends as ever.
+        The command's exit status: -SIGTERM, if it was asked when it had nothing to save yet, or had saved already.
+        Whether this process was asked to end; perhaps too late for the command, which then ends as usual.
     """
     process: subprocess.Popen[bytes] | None = None
     asked = False
@@ -91,26 +95,27 @@ def run_interruptibly(words: list[str]) -> tuple[int, bool]:
 
     with handled_by(ask):
         process = subprocess.Popen(words)
-        if asked:  # while it was started
+        if asked:  # while the command was being started
             process.terminate()
         status = process.wait()
     return status, asked
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """From now on. `worker` is the number that a loader gives each of its workers."""
+    """Ignore SIGNALS from now on. `worker` is the number that a loader gives each of its workers; it has no effect."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have `handler` take the signals while the block runs; afterwards what was there before takes them.
+    """Have `handler` take the signals while the block runs; afterwards restore the handlers that were there before.
 
-    Also those that are ignored, as SIGINT is in commands that a shell starts in the background.
+    This includes signals that were ignored, as SIGINT is in commands that a shell starts in the background, except for
+    SIGHUP.
     """
     wanted = [number for number in SIGNALS if number.name != 'SIGHUP' or signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in wanted}  # nohup has SIGHUP ignored
+    before = {number: signal.signal(number, handler) for number in wanted}  # nohup ignores SIGHUP
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a run says of itself: a progress line, BasicSR's text log, TensorBoard, one line of JSON per entry, a plot."""
+"""What a run reports: a progress line, BasicSR's text log, TensorBoard, one line of JSON per entry, a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Options = dict[str, Any]
 
 
 class Events:
-    """A SummaryWriter whose failure to write, on a full disk for one, is logged and does not end the run."""
+    """A SummaryWriter whose failures to write, as on a full disk, are logged and do not end the run."""
 
     def __init__(self, writer: Any) -> None:
         self.writer = writer
@@ -34,20 +34,22 @@ class Events:
 
 
 class Journal:
-    """Written by rank 0; on other ranks all methods do nothing. The progress line is shown on terminals alone.
+    """Log of a run's progress, written by rank 0; on other ranks all methods do nothing.
+
+    The progress line is only shown on terminals.
 
     Args:
         opt: BasicSR's options.
-        iteration: the last one before this run; what the JSON log has of later ones is dropped.
+        iteration: the last iteration before this run; entries of later ones are dropped from the JSON log.
         tb_logger: a SummaryWriter, or None.
-        validates_again: whether that one's validation was cut short; then what the log has of it is dropped too.
+        validates_again: whether that iteration's validation was cut short; then its entries are dropped too.
     """
 
     def __init__(self, opt: Options, iteration: int, tb_logger: Any, validates_again: bool = False) -> None:
         self.opt, self.active = opt, opt['rank'] == 0
         self.path = Path(opt['path']['experiments_root']) / 'log.jsonl'
         self.message = MessageLogger(opt, iteration + 1, tb_logger)
-        self.message.max_iters += 1  # it takes the update just done for one to come: -1 day would be left at the last
+        self.message.max_iters += 1  # it counts the update just done as one to come: the last eta would be -1 day
         total = opt['train']['total_iter']
         self.bar = tqdm(total=total, initial=iteration, unit='it', disable=None if self.active else True)
         if self.active:
@@ -60,7 +62,7 @@ class Journal:
         self.bar.update()
 
     def progress(self, epoch: int, iteration: int, lrs: list[float], seconds: float, data: float, losses: Any) -> None:
-        """Losses since the last entry, and the speed of some hundred updates."""
+        """Log the losses, the learning rates, and the mean times of up to some hundred updates."""
         if not self.active:
             return
         memory = peak_bytes() / 2**30
@@ -79,20 +81,20 @@ class Journal:
         try:
             with self.path.open('a') as file:
                 file.write(json.dumps(entry) + '\n')
-        except OSError as error:  # a full disk, say, which ends the run once its state cannot be saved
+        except OSError as error:  # such as a full disk, which ends the run once its state cannot be saved
             get_root_logger().warning(f'{self.path} could not be written: {error.strerror}')
 
     def close(self) -> None:
         self.bar.close()
 
     def plot(self) -> None:
-        """Losses and metrics over the iterations, as curves.png."""
+        """Draw losses and metrics over the iterations, to curves.png."""
         if self.active:
             draw(list(whole_lines(self.path)), self.path.with_name('curves.png'), self.opt['name'])
 
 
 def peak_bytes() -> int:
-    """The most memory that this process took: of the GPU, or of the machine without one."""
+    """Peak memory of this process, in bytes: on the GPU, or in main memory where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:

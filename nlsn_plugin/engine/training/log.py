@@ -10,11 +10,11 @@ from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
 
 LONGEST_CONSOLE_MESSAGE = 12
-"""In lines. Longer ones (the banner, all options, the whole network) go to the log file alone."""
+"""Lines of the longest message on the console; longer ones (banner, all options, network) go to the log file only."""
 
 
 def start_log(opt: dict[str, Any], kind: str) -> logging.Logger:
-    """BasicSR's logger, its console rid of messages that nobody reads there."""
+    """Start BasicSR's logger, keep long messages off its console, and log the environment and all options."""
     log_file = Path(opt['path']['log']) / f'{kind}_{opt["name"]}_{get_time_str()}.log'
     logger = get_root_logger('basicsr', logging.INFO, str(log_file))
     for handler in logger.handlers:

@@ -1,4 +1,4 @@
-"""The training run, on the toolbox's datasets, models, metrics and logs."""
+"""The training run, built on the toolbox's data sets, models, metrics and logs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def train(opt: Options, option_file: Path) -> None:
     """Train as the option file says, from the beginning or from a state.
 
     Args:
-        opt: as `reading.read_options` gives them.
-        option_file: copied to the experiment.
+        opt: the options, as `reading.read_options` returns them and `run.read` completes them.
+        option_file: the file, which is copied to the experiment.
 
     Raises:
         InterruptedRunError: a signal asked for the end; the run is saved.
-        UserError: data or states that cannot be read or written, losses that are not finite.
+        UserError: data or states cannot be read or written, or too many losses are not finite.
     """
     torch.backends.cudnn.benchmark = True
     seen = checkpoints.saved_states(opt)
@@ -54,7 +54,7 @@ def train(opt: Options, option_file: Path) -> None:
     order = order_of(opt, train_set, start)
     make_folders(opt, state is not None)
     with claimed(opt):
-        if set(checkpoints.saved_states(opt)) - set(seen):  # and what was chosen is the newest no more
+        if set(checkpoints.saved_states(opt)) - set(seen):  # the chosen state may no longer be the newest
             raise UserError(f'another process has just trained in {opt["path"]["experiments_root"]}: start again')
         train_from(state, order, train_set, val_sets, opt, option_file)
 
@@ -80,7 +80,7 @@ def train_from(
     if state:
         try:
             model.resume_training(state)
-        except (AssertionError, ValueError) as error:  # of BasicSR about their number, of PyTorch about their sizes
+        except (AssertionError, ValueError) as error:  # BasicSR's about their number, PyTorch's about sizes
             path = opt['path']['resume_state']
             raise CheckpointError(f'{path} does not fit the optimisers: {error}. {AS_IT_BEGAN}') from error
         model.best_metric_results = checkpoints.known_best(opt, state)
@@ -109,8 +109,11 @@ def train_from(
 
 
 def another_start(opt: Options, start: int) -> UserError | None:
-    """What is wrong where a process goes on from another state than the first: by a folder of its own, or a file system
-    that shows it new files late. They would add up gradients of different networks."""
+    """An error if this process would go on from another state than the first process; None if not.
+
+    It may have a folder of its own, or a file system that shows it new files late. The processes would add up gradients
+    of different networks.
+    """
     first = agreed(start)
     if first == start:
         return None
@@ -122,10 +125,10 @@ def another_start(opt: Options, start: int) -> UserError | None:
 
 
 def order_of(opt: Options, train_set: Dataset[Any], first: int) -> Order:
-    """The order of the batches, from the one of number `first`.
+    """The order of the batches, beginning with batch number `first`.
 
     Raises:
-        UserError: an update takes more images than an epoch has; BasicSR would train nothing and save that.
+        UserError: an update takes more images than an epoch has; BasicSR would train nothing and save the result.
     """
     options, patches = opt['datasets']['train'], patches_of_an_update(opt)
     per_gpu = options['batch_size_per_gpu']
@@ -155,7 +158,7 @@ def run(
     journal: Journal,
     interruption: Interruption,
 ) -> None:
-    """All iterations that are left."""
+    """Run all remaining iterations, with the validations and saves that are due."""
     opt, start = model.opt, order.first
     total, warmup = opt['train']['total_iter'], opt['train'].get('warmup_iter', -1)
     timer, data_timer, began = AvgTimer(), AvgTimer(), time.monotonic()
@@ -169,7 +172,7 @@ def run(
             saver.save(state['epoch'], start)
         for iteration in range(start + 1, total + 1):
             epoch = (iteration - 1) // order.batches_per_epoch
-            # Several processes have agreed before, in `wanted`; about the first two batches they cannot.
+            # Several processes have agreed to save before this, in `wanted`; for the first two batches they cannot.
             with contextlib.nullcontext() if opt['dist'] else saver.saved_first(epoch, iteration - 1):
                 batch = next(batches)
             data_timer.record()
@@ -204,12 +207,12 @@ def run(
 
 
 def is_due(state: dict[str, Any] | None) -> bool:
-    """Whether a run goes on with the validation of what a state is of."""
+    """Whether a state was saved before its network was validated, so that the run goes on with that validation."""
     return bool(state and state.get('run', {}).get('validation_is_due'))
 
 
 def build_datasets(opt: Options) -> tuple[Dataset[Any], dict[str, Dataset[Any]]]:
-    """The training set, and the validation sets by their names."""
+    """Build the training set, and the validation sets by name; the latter are left out if `val` is not set."""
     train_set = build_dataset(opt['datasets']['train'])
     validation = {
         options['name']: build_dataset(options) for phase, options in opt['datasets'].items() if phase != 'train'

@@ -1,4 +1,4 @@
-"""What is wrong in a config of mmengine's, seen before anything is built."""
+"""Mistakes in a config of mmengine's, found before anything is built."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ PHASES = (
     ('val_dataloader', 'val_cfg', 'val_evaluator'),
     ('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
-"""What Runner takes together or not at all."""
+"""Keys that Runner takes all together or not at all."""
 
 
 class Kind(NamedTuple):
-    """Parts of a config that one registry builds.
+    """A kind of parts of a config, which one registry builds.
 
     Attributes:
-        registry: of the classes.
-        supplied: arguments that mmengine gives, besides those of the config.
-        default: the class where the config names none.
+        registry: the registry of their classes.
+        supplied: arguments that mmengine supplies besides those of the config.
+        default: name of the class if the config names none.
     """
 
     registry: Registry
@@ -72,14 +72,14 @@ PARTS = {
     'default_hooks.*': Kind(HOOKS, ('priority',)),
     'custom_hooks': Kind(HOOKS, ('priority',)),
 }
-"""By their names in a config; of a part that is a list, each entry is meant."""
+"""The kinds of the parts, by their key in a config; if a part is a list, each of its entries is of that kind."""
 READ_OF_LOADERS = ('batch_size', 'num_batch_per_epoch', 'sampler')
 CALLS = (
     ('train_dataloader', DataLoader, READ_OF_LOADERS),
     ('val_dataloader', DataLoader, READ_OF_LOADERS),
     ('randomness', Runner.set_randomness, ('self',)),
 )
-"""Parts that are the arguments of a call, and what besides them is given or read."""
+"""Parts that hold the arguments of a call: key, what is called, and names that are supplied or read elsewhere."""
 NUMBERS = (
     ('optim_wrapper', 'accumulative_counts', 1),
     ('train_cfg', 'val_begin', None),
@@ -88,26 +88,27 @@ NUMBERS = (
     ('default_hooks.checkpoint', 'max_keep_ckpts', None),
     ('default_hooks.logger', 'interval', None),
 )
-"""Whole numbers that are looked at when the run is on its way, and what they are at least."""
+"""Whole numbers that are only read during the run: part, name, and the least value (None for any)."""
 CLIPPING: dict[str, Callable[..., object]] = {'norm': clip_grad_norm_, 'value': clip_grad_value_}
 
 
 def check(cfg: Config, path: str) -> None:
-    """Refuse a config that Runner would refuse, or a part of it would.
+    """Refuse a config that Runner, or a part that it builds, would refuse.
 
     Raises:
-        OptionError: a line for each mistake: what is missing, and names and arguments that are not known.
+        OptionError: the config has mistakes, with a line for each: what is missing or, if nothing is, unknown names and
+            wrong arguments; or it imports a class that cannot be imported.
     """
     try:
         mistakes = [f'{path} {text}' for text in gaps(cfg)] or [f'{path}: {key}: {text}' for key, text in misfits(cfg)]
-    except ImportError as error:  # of a class that a config imports, by its first use
+    except ImportError as error:  # raised by a class that the config imports, at its first use
         raise OptionError(fault(Path(path), error)) from error
     if mistakes:
         raise OptionError('\n'.join(mistakes))
 
 
 def gaps(cfg: Config) -> Iterator[str]:
-    """What a config lacks."""
+    """Yield messages about the keys that a config lacks."""
     absent = [name for name in NEEDED if cfg.get(name) is None]
     if absent:
         hint = ": it is an option file for `nlsn train`, not one of mmengine's" if 'network_g' in cfg else ''
@@ -119,17 +120,17 @@ def gaps(cfg: Config) -> Iterator[str]:
 
 
 def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Classes that are not there, or arguments that they do not take or lack, and the key they stand at."""
+    """Yield key and text of each mistake: classes that do not exist; arguments that are unknown, missing or wrong."""
     for pattern, kind in PARTS.items():
         for key, options in entries_of(cfg, pattern):
             if isinstance(options, (str, int, float)):
                 yield key, f'{options!r} is not allowed: dict(...) is expected'
             if not isinstance(options, Mapping):
-                continue  # an object; or None, for a hook to be left out
+                continue  # an object that is built already; or None, for a hook to be left out
             if key == 'param_scheduler' and options and all(map(is_part, options.values())):
-                continue  # of several optimisers, by their names
+                continue  # schedules of several optimisers, by name
             if key == 'optim_wrapper' and ('constructor' in options or 'optimizer' not in options):
-                continue  # of several optimisers, or as that constructor reads it
+                continue  # for several optimisers, or only that constructor knows its form
             with kind.registry.switch_scope_and_registry(
                 options.get('_scope_') or cfg.get('default_scope', 'mmengine')
             ) as registry:
@@ -152,17 +153,17 @@ def misfits(cfg: Config) -> Iterator[tuple[str, str]]:
 
 
 def name_of(kind: Any) -> str:
-    """Of a part's type, for which configs that import their classes have the class itself."""
+    """The name of a part's type, which in configs that import their classes is the class itself."""
     return str(getattr(kind, '__name__', kind))
 
 
 def is_part(value: Any) -> bool:
-    """Whether it is what a registry builds, or several of them."""
+    """Whether a value describes a part for a registry to build, or several of them."""
     return isinstance(value, (Mapping, list, tuple))
 
 
 def entries_of(cfg: Config, pattern: str) -> Iterator[tuple[str, Any]]:
-    """The parts of a config that are meant by a key of PARTS."""
+    """Yield the parts of a config that a key of PARTS stands for, each with its own key."""
     above, _, last = pattern.rpartition('.')
     holder = cfg.get(above) if above else cfg._cfg_dict
     if not isinstance(holder, Mapping):
@@ -215,7 +216,7 @@ def misfits_of_number(key: str, name: str, value: Any, least: int | None) -> Ite
 
 
 def misfits_of_best(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Figures that are to choose the best checkpoint, and that the plugin's metric does not give."""
+    """Yield figures that are to choose the best checkpoint but that the plugin's metric does not compute."""
     evaluators = [options for _, options in entries_of(cfg, 'val_evaluator') if isinstance(options, Mapping)]
     if not evaluators or any(name_of(options.get('type')) != SuperResolutionMetric.__name__ for options in evaluators):
         return
@@ -229,7 +230,7 @@ def misfits_of_best(cfg: Config) -> Iterator[tuple[str, str]]:
 
 
 def misfits_of_clipping(key: str, options: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with the arguments of PyTorch's clipping of gradients, `type` apart: tried on one that is zero."""
+    """Yield what is wrong with the settings of PyTorch's gradient clipping, which is tried on a gradient of zero."""
     if not isinstance(options, Mapping):
         yield key, f'{options!r} is not allowed: dict(max_norm=...) is expected'
         return
@@ -251,7 +252,10 @@ def misfits_of_clipping(key: str, options: Any) -> Iterator[tuple[str, str]]:
 
 
 def parameters_behind(found: Any) -> list[str]:
-    """What one of mmengine's schedulers or wrappers takes that hands its `**kwargs` on to the class above it."""
+    """The parameters of one of mmengine's schedulers or wrappers, and of the classes above that get its `**kwargs`.
+
+    Empty for everything else, and if no class above ends the chain of `**kwargs`.
+    """
     names: list[str] = []
     if not inspect.isclass(found) or not found.__module__.startswith('mmengine.optim.'):
         return names

@@ -20,7 +20,7 @@ from nlsn_plugin.files import is_file
 from nlsn_plugin.models.checkpoint import nearest_file
 
 FAULTS = (*FAILURES, SyntaxError, yaml.YAMLError)
-"""What reading a config raises: it is a program, whose lines may fail."""
+"""Errors that reading a config may raise: it is a program, any line of which may fail."""
 READ_BESIDES = (
     'activation_checkpointing',
     'compile',
@@ -29,14 +29,14 @@ READ_BESIDES = (
     'model_wrapper_cfg',
     'sync_bn',
 )
-"""What Runner reads of a config besides its own parameters."""
+"""Keys of a config that Runner reads besides those named like its own parameters."""
 
 
 def read(name: str, options: dict[str, Any]) -> Config:
-    """A config with what the command line sets.
+    """Read a config, and set in it what the command line sets.
 
     Raises:
-        UserError: there is no such config, it does not load, or there is nothing in it that an option could set.
+        UserError: there is no such config, it does not load, or an option would set something that nothing reads.
     """
     path = find_config(name)
     try:
@@ -70,9 +70,9 @@ def find_config(name: str) -> Path:
 
 
 def fault(path: Path, error: Exception) -> str:
-    """Why a config does not load, and at which of its lines, or of its bases' or its imports'."""
+    """Why a config does not load, and at which line of it, of its bases or of what it imports."""
     if isinstance(error, ImportError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # mmengine's own says where it looked, and not what for
+        error = error.__cause__  # mmengine's own says where it looked, but not for what
     if isinstance(error, FileNotFoundError) and error.filename:
         return f'{path}: there is no file {error.filename}{nearest_file(Path(error.filename))}'
     if isinstance(error, SyntaxError):
@@ -85,7 +85,7 @@ def fault(path: Path, error: Exception) -> str:
 
 
 def names_of(value: Any, above: str = '') -> Iterator[str]:
-    """All that a config says, as keys with dots."""
+    """Yield all keys in a config, those of nested entries joined by dots."""
     entries: Any = {}
     if isinstance(value, Mapping):
         entries = value
@@ -97,7 +97,7 @@ def names_of(value: Any, above: str = '') -> Iterator[str]:
 
 
 def nearest_key(key: str, cfg: Config) -> str:
-    """A hint at what of a config may have been meant: the same name elsewhere, or one that is spelt nearly so."""
+    """A hint at the key of a config that may have been meant: one with this name elsewhere, or one spelt similarly."""
     names = list(names_of(cfg._cfg_dict))
     last = key.split('.')[-1]
     same = [name for name in names if name.endswith(f'.{last}')] if last == key else []
@@ -109,7 +109,7 @@ def nearest_key(key: str, cfg: Config) -> str:
 
 
 def obstacle(cfg: Config, key: str) -> Iterator[str]:
-    """What of a config has nothing below it that `key` could set."""
+    """Yield, if there is one, the entry of a config on the way to `key` that cannot hold the rest of the key."""
     value: Any = cfg._cfg_dict
     way: list[str] = []
     for name in key.split('.'):

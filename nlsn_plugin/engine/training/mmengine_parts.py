@@ -1,6 +1,6 @@
-"""What mmengine's Runner lacks for super-resolution: weights of other layouts, random numbers kept, bfloat16 on a CPU.
+"""What mmengine's Runner lacks for super-resolution: other layouts of weights, random states, bfloat16 on a CPU.
 
-Registered by `nlsn_plugin.registry`.
+Hooks and wrapper are registered by `nlsn_plugin.registry`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ RESUMED = 'A run goes on with the network that it began with'
 
 
 class AnyWeightsHook(Hook):
-    """Let `load_from` take weights as BasicSR and the NLSN authors keep them, or safetensors; refuse what does not fit.
+    """Let `load_from` take the layouts of BasicSR and of the NLSN authors, and safetensors; refuse what does not fit.
 
-    Without it mmengine (runner/checkpoint.py:_load_checkpoint_to_model) warns of such a file, loads nothing of it, and
-    trains from scratch. For any model whose network is its `generator`.
+    Without this hook mmengine (runner/checkpoint.py:_load_checkpoint_to_model) only warns of such a file, loads nothing
+    of it, and trains from scratch. The hook is for any model whose network is its `generator`.
 
     Args:
-        param_key: which weights of BasicSR's layout: 'params', or 'params_ema'.
-        strict: every weight has to be in the file, and none besides.
+        param_key: which weights to take from BasicSR's layout: 'params' or 'params_ema'.
+        strict: whether the file has to hold every weight of the network and no others.
 
     Raises:
         CheckpointError: the file holds no weights, or they do not fit.
@@ -68,13 +68,13 @@ class AnyWeightsHook(Hook):
         net = bare(runner.model).generator
         weights = checkpoint['state_dict'] if 'state_dict' in checkpoint else read_weights(path, self.param_key)
         own = {name.removeprefix(GENERATOR): w for name, w in weights.items() if name.startswith(GENERATOR)} or weights
-        load_weights(net, own, path, self.strict, ADVICE)  # says what does not fit; mmengine loads them again
+        load_weights(net, own, path, self.strict, ADVICE)  # refuses what does not fit; mmengine loads them again
         others = {name: w for name, w in weights.items() if own is not weights and not name.startswith(GENERATOR)}
         checkpoint['state_dict'] = {**others, **{GENERATOR + name: w for name, w in own.items()}}
 
 
 class WholeStateHook(Hook):
-    """Refuse to go on from what is no state of this run; know whether all that a config describes has been built."""
+    """Refuse to go on from anything but a state of this run; record whether all parts of the config have been built."""
 
     priority = 'VERY_HIGH'
     is_built = False
@@ -85,17 +85,17 @@ class WholeStateHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         refuse_weights_alone(runner, checkpoint)
         if runner._resume:
-            checkpoint['meta'].pop('config', None)  # of an older mmengine: a program, which Runner.resume would run
+            checkpoint['meta'].pop('config', None)  # from an older mmengine: a program, which Runner.resume would run
             fitting(bare(runner.model), checkpoint['state_dict'], runner._load_from or runner.work_dir, advice=RESUMED)
             refuse_another_course(runner, checkpoint)
 
 
 class RandomStateHook(Hook):
-    """Keep random numbers in checkpoints, so that a run that goes on draws what it would have drawn.
+    """Keep the random generators' states in checkpoints, so that a resumed run draws what it would have drawn.
 
-    mmengine seeds them anew, and NLSA's rotations are drawn at each update. Validation leaves them as they were.
-    Samples are drawn by the loader's workers, whose seeds and places mmengine itself restores: with num_workers=0
-    there are none, and samples differ after a stop. In one process; of several, none is kept.
+    mmengine seeds the generators anew, and NLSA's rotations are drawn from them at each update. Validation leaves them
+    as they were. Samples are drawn by the loader's workers, whose seeds and positions mmengine itself restores; with
+    num_workers=0 there are no workers, and samples differ after a stop. With several processes, no states are kept.
     """
 
     def __init__(self) -> None:
@@ -137,10 +137,10 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """mmengine's loader of local files, for safetensors too, whatever torch.load makes of them.
+    """Load a local file for mmengine; safetensors, which are recognised by their content, are taken too.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, it is not allowed to be read, or holds no dict.
+        CheckpointError: there is no such file, it is damaged, it is not allowed to be read, or it holds no dict.
     """
     path = Path(filename).expanduser()
     check_readable(path)
@@ -156,15 +156,18 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def refuse_weights_alone(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from weights: a state has the loop's place and the histories of losses."""
+    """Refuse to go on from weights alone: a state also has the loop's position and the histories of losses."""
     if runner._resume and not {'iter', 'epoch'} <= checkpoint.get('meta', {}).keys():
         path = runner._load_from or runner.work_dir
         raise CheckpointError(f'{path} holds weights alone: begin a new run from them, load_from without resume')
 
 
 def refuse_another_course(runner: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse settings of the optimiser and of schedules that the checkpoint has otherwise, or has not: mmengine takes
-    them from it, or goes on with a mixture of both. What optimisers of a newer PyTorch have besides is not compared."""
+    """Refuse to go on with settings of the optimiser or of schedules that the checkpoint lacks or has otherwise.
+
+    mmengine would take the checkpoint's, or go on with a mixture of both. Settings that only a newer PyTorch's
+    optimisers have are not compared.
+    """
     path, reached = runner._load_from or runner.work_dir, checkpoint['meta']['iter']
     if reached > runner.max_iters:
         raise CheckpointError(f'{path} is of iteration {reached}: the config has max_iters={runner.max_iters}')
@@ -183,13 +186,15 @@ def refuse_another_course(runner: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def settings_of(state: Mapping[str, Any] | None) -> dict[tuple[Any, ...], Any]:
-    """What was set of one optimiser, or of several, by their names, groups and keys; of what schedules change, that
-    which they begin with."""
+    """The settings of one or several optimisers, by name of optimiser, number of group, and key.
+
+    Of settings that schedules change, these are the initial values.
+    """
     found = {}
     for name, part in ({'': state} if 'param_groups' in (state or {}) else state or {}).items():
         for number, group in enumerate(part['param_groups']) if isinstance(part, Mapping) else ():
             begun = {key.removeprefix('initial_'): value for key, value in group.items() if key.startswith('initial_')}
-            if 'momentum' in begun and 'betas' in group:  # schedules of momentum are of the first
+            if 'momentum' in begun and 'betas' in group:  # schedules of momentum change the first
                 begun['betas'] = begun.pop('momentum'), *group['betas'][1:]
             for key, value in {**group, **begun}.items():
                 if key not in OF_THE_MACHINE and not key.startswith('initial_'):
@@ -198,11 +203,11 @@ def settings_of(state: Mapping[str, Any] | None) -> dict[tuple[Any, ...], Any]:
 
 
 OF_THE_MACHINE = ('params', 'fused', 'foreach', 'capturable', 'differentiable')
-"""Of a group of parameters what is no setting of the run's."""
+"""Entries of a group of parameters that are no settings of the run."""
 
 
 def schedules_of(schedules: Any) -> dict[tuple[Any, ...], Any]:
-    """What was set of schedules, or is in their states, by their numbers and keys; where they stand and end is not."""
+    """The settings of schedules or of their states, by name of optimiser, number and key; positions are left out."""
     found = {}
     for name, part in (schedules if isinstance(schedules, Mapping) else {'': schedules or ()}).items():
         for number, schedule in enumerate(part):
@@ -214,7 +219,7 @@ def schedules_of(schedules: Any) -> dict[tuple[Any, ...], Any]:
 
 
 OF_SCHEDULES = {'begin', 'by_epoch', 'eta_min', 'factor', 'gamma', 'milestones', 'power', 'start_factor', 'step_size'}
-"""What mmengine's schedules keep of their arguments."""
+"""Arguments that mmengine's schedules keep in their states and that are compared."""
 
 
 def bare(model: nn.Module) -> Any:
@@ -223,7 +228,7 @@ def bare(model: nn.Module) -> Any:
 
 
 def on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """A state of generators, whose tensors mmengine has loaded onto its device."""
+    """A state of the generators with its tensors on the CPU; mmengine loads them onto its device."""
     kind, keys, *rest = state['numpy']
     tensors = {name: value.cpu() for name, value in state.items() if isinstance(value, torch.Tensor)}
     return {**state, **tensors, 'numpy': [kind, keys.cpu(), *rest]}

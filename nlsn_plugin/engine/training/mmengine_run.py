@@ -1,4 +1,4 @@
-"""A training run of mmengine's Runner by a config file."""
+"""Training with mmengine's Runner, as a config file says."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def train(
     launcher: str,
     auto_scale_lr: bool = False,
 ) -> None:
-    """Train.
+    """Train a model with mmengine's Runner.
 
     Args:
-        config: a file, or the name of a shipped one. It is a program, which runs.
-        work_dir: where checkpoints and logs go; by default where the config says, or else work_dirs/<name>.
-        resume: a checkpoint to go on from, or 'auto' for the newest of `work_dir`.
-        amp: in mixed precision: mmengine's AmpOptimWrapper, or where there is no GPU bfloat16.
-        options: keys with dots and what to set them to.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
-        auto_scale_lr: the learning rate by the batch size over all processes, as the config's auto_scale_lr says.
+        config: path of a config, or name of a shipped one. A config is a program, which is executed.
+        work_dir: folder for checkpoints and logs; by default the config's, or else work_dirs/<name>.
+        resume: checkpoint to go on from, or 'auto' for the newest in `work_dir`.
+        amp: whether to train in mixed precision: with mmengine's AmpOptimWrapper, or without a GPU in bfloat16.
+        options: values to set in the config, by their keys with dots.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'; `options` may set another.
+        auto_scale_lr: whether to scale the learning rate by the batch size over all processes, as the config's
+            auto_scale_lr says.
 
     Raises:
         UserError: there is no such config, it or its data are faulty, or a checkpoint does not load.
@@ -75,7 +76,7 @@ def train(
 
 
 def check_launcher(launcher: str) -> None:
-    """Refuse to begin several processes that mmengine (dist/utils.py:init_dist) could not join."""
+    """Refuse a launcher whose processes mmengine (dist/utils.py:init_dist) could not connect."""
     refuse_unstarted(launcher)
     if launcher == 'mpi' and 'MASTER_ADDR' not in os.environ:
         raise UserError('--launcher mpi: MASTER_ADDR is not set: the address of the first process is expected in it')
@@ -84,7 +85,12 @@ def check_launcher(launcher: str) -> None:
 
 
 def check_checkpoint(path: Any) -> None:
-    """Refuse a `load_from` that is not there, before anything is built; what is at an address mmengine fetches."""
+    """Refuse a `load_from` that does not exist, before anything is built; what is at a URL mmengine fetches.
+
+    Raises:
+        ArgumentError: it is no path.
+        CheckpointError: there is no such file, or it cannot be read.
+    """
     if path is None or (isinstance(path, str) and '://' in path):
         return
     if not isinstance(path, str):
@@ -93,7 +99,11 @@ def check_checkpoint(path: Any) -> None:
 
 
 def scale_learning_rate(cfg: Config, path: str) -> None:
-    """Let mmengine scale the learning rate."""
+    """Let mmengine scale the learning rate by the batch size.
+
+    Raises:
+        UserError: the config does not say for which batch size its learning rate is.
+    """
     scaling = cfg.get('auto_scale_lr')
     if not isinstance(scaling, dict) or 'base_batch_size' not in scaling:
         raise UserError(f'--auto-scale-lr: {path} has no auto_scale_lr=dict(base_batch_size=...)')
@@ -101,7 +111,11 @@ def scale_learning_rate(cfg: Config, path: str) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Take the optimiser's wrapper for mixed precision in the place of the plain one."""
+    """Replace the optimiser's plain wrapper by one for mixed precision.
+
+    Raises:
+        UserError: the config has a wrapper of another kind.
+    """
     wrapper = cfg.optim_wrapper
     name = mmengine_checks.name_of(wrapper.get('type', 'OptimWrapper'))
     if name == 'OptimWrapper':

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed all generators of the CPU for as long as the block runs; a loader's worker needs its own no more."""
+    """Seed all generators of the CPU while the block runs, then restore them; a loader's worker need not restore."""
     before = None if get_worker_info() else current()
     random.seed(seed)
     np.random.seed(seed)
@@ -29,7 +29,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def current() -> dict[str, Any]:
-    """Where all generators of this process stand, in types that load without executing anything."""
+    """The states of all generators of this process, in types that load without executing anything."""
     kind, keys, *rest = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -40,7 +40,7 @@ def current() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put this process's generators where they stood."""
+    """Restore this process's generators to the states that `current` returned."""
     random.setstate(state['python'])
     kind, keys, *rest = state['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -50,7 +50,7 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def restore_one_of(states: list[dict[str, Any]], rank: int) -> None:
-    """Restore the state of process `rank`, if as many were saved as there are."""
+    """Restore the state of process `rank` if as many states were saved as there are processes; otherwise warn."""
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if len(states) == world_size:
         restore(states[rank])

@@ -1,4 +1,4 @@
-"""Proof that a run goes on exactly: killed at random moments and resumed, it has to end as one that was not."""
+"""Proof that a run resumes exactly: killed at random moments and resumed, it has to end as one that was not killed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from nlsn_plugin.models.checkpoint import load_safely
 
 
 def run(option_file: str, kills: int, seed: int, overrides: list[str]) -> None:
-    """Train by an option file once undisturbed and then, killed again and again, until it was killed so often.
+    """Train once undisturbed, then train with kills and resumptions until there were `kills` of them, and compare.
 
-    Both lie in the working directory, as experiments/resume_check_undisturbed and experiments/resume_check_killed, and
-    are removed if all is well.
+    Both runs lie in the working directory, as experiments/resume_check_undisturbed and experiments/resume_check_killed,
+    and are removed if all is well.
 
     Args:
-        option_file: with a short run, or one made short by `overrides`.
-        kills: with SIGKILL, each at a moment drawn from the time that the undisturbed run took.
-        seed: of the moments.
+        option_file: option file of a short run, or of one that `overrides` make short.
+        kills: number of kills by SIGKILL, each at a moment drawn from the time that the undisturbed run took.
+        seed: seed for drawing the moments.
         overrides: more options, KEY=VALUE, as for --force_yml.
 
     Raises:
-        UserError: the weights, the average or the optimiser differ in one bit; a run failed by itself.
+        UserError: the weights, their average or the state differ in one bit, or a run failed by itself.
     """
     with tempfile.TemporaryFile('w+') as said, handled_by(end):
         check(option_file, kills, random.Random(seed), overrides, said)
@@ -46,7 +46,7 @@ def end(number: int, frame: FrameType | None) -> None:
 
 
 def check(option_file: str, kills: int, drawn: random.Random, overrides: list[str], said: IO[str]) -> None:
-    """See `run`. Runs write their logs to the file `said`: a pipe that nobody reads would stop them once it is full."""
+    """Do what `run` says. Runs write stderr to the file `said`: a pipe that nobody reads would block them once full."""
     undisturbed, killed = (Path('experiments', f'resume_check_{kind}') for kind in ('undisturbed', 'killed'))
     for folder in (undisturbed, killed):
         if folder.exists():
@@ -56,7 +56,7 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
         finish(process, said)
     duration = time.monotonic() - began
     expected = result(undisturbed)
-    overrides = [*overrides, f'manual_seed={expected["state"]["run"]["seed"]}']  # which may have been drawn
+    overrides = [*overrides, f'manual_seed={expected["state"]["run"]["seed"]}']  # it may have been drawn
     print(f'undisturbed: {duration:.1f} s', flush=True)
     done = 0
     while done < kills:
@@ -83,7 +83,7 @@ def check(option_file: str, kills: int, drawn: random.Random, overrides: list[st
 
 @contextlib.contextmanager
 def started(option_file: str, name: str, overrides: list[str], said: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Train, below the working directory's experiments whatever the option file says, and no longer than the block."""
+    """Train in the working directory's experiments/, whatever the option file says, and no longer than the block."""
     words = ['-m', 'nlsn_plugin', 'train', '-opt', option_file, '--auto_resume', '--force_yml', *overrides]
     words += [f'name={name}', 'path:experiments_root=none', 'compare_with_bicubic=false']
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=said)
@@ -106,7 +106,7 @@ def newest(folder: Path) -> str:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """What a run ends with."""
+    """The last networks and the last state of a run."""
     state = folder / 'training_states' / newest(folder)
     networks = {path.stem: load_safely(path) for path in (folder / 'models').glob('net_*_latest.pth')}
     return {**networks, 'state': load_safely(state)}

@@ -1,4 +1,4 @@
-"""Where a run goes on from: the state, and what of the option file has to be as it was."""
+"""Resuming of a run: the state to go on from, and the options that have to be as they were."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from nlsn_plugin.models.description import OF_THE_RUN
 Options = dict[str, Any]
 
 FIXED = ('optim_g', 'optim_d', 'scheduler')
-"""Sections of `train` that a run keeps to its end."""
+"""Sections of `train` that cannot be changed until the end of a run."""
 OF_BATCHES = (
     *('dataroot_gt', 'dataroot_lq', 'meta_info_file'),
     *('gt_size', 'use_hflip', 'use_rot', 'dataset_enlarge_ratio', 'mean', 'std'),
 )
-"""What decides what is in them."""
+"""Options of the training set that decide what its batches contain."""
 
 
 def resume_state(opt: Options) -> dict[str, Any] | None:
-    """The state to go on from: the one named, or with --auto_resume the newest that is intact; None for a new run."""
+    """The state to go on from: the one named, or with --auto_resume the newest that is intact; None for a new run.
+
+    `opt` is completed by what follows from it: the path, a seed that was drawn, and the keys of the weights.
+    """
     path = opt['path'].get('resume_state')
     state = None
     if opt['auto_resume']:
@@ -42,18 +45,20 @@ def resume_state(opt: Options) -> dict[str, Any] | None:
         state = checkpoints.load_state(opt, Path(path))
     if state:
         check_same_course(opt, state, path)
-        if opt['seed_is_drawn']:  # the run's own was, when it began
+        if opt['seed_is_drawn']:  # the run's own seed was drawn when it began
             opt['manual_seed'] = state.get('run', {}).get('seed', opt['manual_seed'])
         check_resume(opt, state['iter'])
-        for name in resumed_networks(opt):  # whatever the weights were called that they began with
+        for name in resumed_networks(opt):  # the run's own files have these, whatever the initial weights had
             opt['path'][name.replace('network_', 'param_key_')] = 'params'
             opt['path'][name.replace('network_', 'strict_load_')] = True
     return state
 
 
 def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> None:
-    """Refuse what a run that goes on could not follow: its state holds the optimisers and the schedulers. Say what
-    else is otherwise, such as arguments of the network that no weight shows."""
+    """Refuse changes that a resumed run could not follow, for its state holds the optimisers and the schedulers.
+
+    Print what else has changed, such as arguments of the network that no weight shows.
+    """
     if state['iter'] > opt['train']['total_iter']:
         raise UserError(f'{path} is of iteration {state["iter"]}, after total_iter {opt["train"]["total_iter"]}')
     now = course_of(opt)
@@ -74,7 +79,7 @@ def check_same_course(opt: Options, state: dict[str, Any], path: Path | str) -> 
 
 
 def course_of(opt: Options) -> dict[str, Options | None]:
-    """What a run is made of from its first update to its last. Not for a model's options, which lack some of it."""
+    """The options that shape a run from its first update to its last. A model's `opt` will not do: it lacks some."""
     data = opt['datasets']['train']
     return {
         **{section: opt['train'].get(section) for section in FIXED},
@@ -86,7 +91,7 @@ def course_of(opt: Options) -> dict[str, Options | None]:
 
 
 def lasting(network: Options) -> Options:
-    """Arguments that change what a network computes, its class's simple defaults among them."""
+    """The arguments that change what a network computes, including its class's defaults of simple types."""
     parameters = inspect.signature(base_class(network['type'])).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     plain = {name: value for name, value in defaults.items() if isinstance(value, (bool, int, float, str))}
@@ -94,13 +99,13 @@ def lasting(network: Options) -> Options:
 
 
 def without_costs(arguments: Options) -> Options:
-    """Arguments but those of OF_THE_RUN, in sections of them too."""
+    """The arguments without those in OF_THE_RUN, which are also removed from nested sections."""
     kept = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
     return {name: without_costs(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def changes(before: Options, now: Options) -> Iterator[tuple[str, Any, Any]]:
-    """What differs: names, and both values; of what is not set 'not set'."""
+    """Yield name and both values of each option that differs; the value of one that is not set is 'not set'."""
     for name in dict.fromkeys([*before, *now]):
         was, value = ('not set' if options.get(name) is None else options[name] for options in (before, now))
         if was != value:

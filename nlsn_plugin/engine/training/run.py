@@ -1,4 +1,4 @@
-"""Train and test by an option file, from the working directory, on machines with and without a GPU."""
+"""Training and testing by an option file, from the working directory, on machines with and without a GPU."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test(args: argparse.Namespace) -> None:
 
 
 def make_folders(opt: Options) -> None:
-    """Make the folder of a test's results; with --archive an older one of this name is moved aside."""
+    """Create the folder of a test's results; with --archive an older one of this name is moved aside."""
     root = Path(opt['path']['results_root'])
     if opt['rank'] == 0:
         check_folder(root)
@@ -77,16 +77,18 @@ def make_folders(opt: Options) -> None:
 
 
 def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
-    """Find, read and check the option file, join the other processes, and seed; go to the run's folder, and make the
-    quickstart's data on first use."""
+    """Read and check the option file, join the other processes, and seed all generators.
+
+    The working directory becomes the one that the run began in, and the quickstart's data are made on first use.
+    """
     option_file = find_option_file(args.opt).resolve()
     opt = read_options(option_file, args, Path.cwd(), is_train)
     join(opt, args.launcher)
     seed(opt)
-    os.chdir(opt['root_path'])  # what the option file names is looked for where the run that goes on began
+    os.chdir(opt['root_path'])  # paths in the option file are relative to where the run began
     sample_data = opt['sample_data']
     if sample_data and opt['rank'] == 0 and not Path(sample_data).exists():
-        with seeded(opt['manual_seed']):  # or the first run would draw other numbers than those that find the data
+        with seeded(opt['manual_seed']):  # so that the first run draws the same numbers as later ones
             prepare_sample_data(Path(sample_data), opt['scale'])
     distributed.wait_for_all()
     check_scale(opt, option_file)
@@ -98,14 +100,14 @@ def read(args: argparse.Namespace, is_train: bool) -> tuple[Options, Path]:
 
 
 def join(opt: Options, launcher: str) -> None:
-    """Join the other processes, if a launcher started several."""
+    """Join the other processes if a launcher started them, and note this one's rank and their number in `opt`."""
     distributed.start(launcher, **opt['dist_params'], on_gpus=opt['num_gpu'] > 0)
     opt['dist'] = launcher != 'none'
     opt['rank'], opt['world_size'] = get_dist_info()
 
 
 def seed(opt: Options) -> None:
-    """Seed all generators, by a number that all processes share where the option file leaves it to chance."""
+    """Seed all generators by manual_seed plus rank; if the option file sets none, one is drawn for all processes."""
     opt['seed_is_drawn'] = opt['manual_seed'] is None
     if opt['seed_is_drawn']:
         opt['manual_seed'] = distributed.agreed(random.randint(1, 10000))
@@ -113,7 +115,7 @@ def seed(opt: Options) -> None:
 
 
 def leave() -> None:
-    """Leave the other processes, once all are done."""
+    """Leave the process group once all processes are done."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

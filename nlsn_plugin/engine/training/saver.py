@@ -1,4 +1,4 @@
-"""When a run is saved, and with what, so that it goes on as if it had not been stopped."""
+"""Saving of a run, with all that it needs to go on as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Saver:
     """Saves a run. All processes have to call its methods.
 
     Args:
-        model: what is trained.
-        course: what the run is made of, as `resumption.course_of` gives it.
+        model: the model that is trained.
+        course: the options that shape the run, as `resumption.course_of` returns them.
     """
 
     def __init__(self, model: BaseModel, course: dict[str, Options | None]) -> None:
@@ -32,8 +32,8 @@ class Saver:
         """Save all that the run needs to go on.
 
         Args:
-            epoch, iteration: how far it is.
-            validation_is_due: whether the network of this iteration has yet to be measured.
+            epoch, iteration: how far the run is.
+            validation_is_due: whether the network of this iteration has yet to be validated.
         """
         opt = self.model.opt
         if hasattr(self.model, 'check_skipped'):
@@ -53,10 +53,9 @@ class Saver:
 
     @contextlib.contextmanager
     def saved_first(self, epoch: int, iteration: int, validation_is_due: bool = False) -> Iterator[None]:
-        """Save what was reached before a signal, data that cannot be read, or images that cannot be written, end the
-        run.
+        """Save what was reached if a signal, or data that cannot be read or written, ends the run in the block.
 
-        Around what ends all processes at once.
+        The block may only raise such errors in all processes at once.
         """
         try:
             yield
@@ -69,7 +68,7 @@ class Saver:
             raise self.goes_on_from(iteration, error) from error
 
     def goes_on_from(self, iteration: int, error: UserError) -> UserError:
-        """What ended a run that is saved, and how to go on."""
+        """The error to end a saved run with: what ended it, and how to go on."""
         if not isinstance(error, InterruptedRunError):
             return DataError(f'{error}; saved at iteration {iteration}, --auto_resume goes on from there')
         instead = ' in the place of --archive' * self.model.opt['archive']

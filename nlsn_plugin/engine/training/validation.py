@@ -1,4 +1,4 @@
-"""Validation by the toolbox's metrics, its images shared out among all processes."""
+"""Validation with the toolbox's metrics, its images shared out among all processes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Results = dict[str, float]
 
 
 class Validator:
-    """Measures a run's network on all its validation sets, and keeps the best one.
+    """Measures a run's network on all validation sets, and keeps the best network.
 
     Args:
-        model: the run's.
-        datasets: by their names.
-        journal: is told the figures.
+        model: the model of the run.
+        datasets: the validation sets, by name.
+        journal: log for the figures.
         tb_logger, interruption: see `validate`.
     """
 
@@ -55,7 +55,7 @@ class Validator:
         self.tb_logger, self.interruption = tb_logger, interruption
 
     def measure(self, iteration: int) -> dict[str, Results]:
-        """The figures of all sets. All processes have to call this; it raises as `validate` does."""
+        """Measure the network on all sets. All processes have to call this; it raises what `validate` raises."""
         results = {}
         for name, dataset in self.datasets.items():
             results[name] = validate(self.model, dataset, iteration, self.tb_logger, name, self.interruption)
@@ -63,9 +63,9 @@ class Validator:
         return results
 
     def keep_best(self, iteration: int, results: dict[str, Results]) -> None:
-        """Save the network, if it is the best so far; the first process does."""
+        """Save the network in the first process, if it is the best so far."""
         name, metric = checkpoints.deciding(self.model.opt) or ('', '')
-        records = getattr(self.model, 'best_metric_results', {})  # which a validation of the model's own may not keep
+        records = getattr(self.model, 'best_metric_results', {})  # a model's own validation may keep none
         best = records.get(name, {}).get(metric, {})
         if results.get(name) and self.model.opt['rank'] == 0 and best.get('iter') == iteration:
             checkpoints.save_networks(self.model, 'best', iter=iteration)
@@ -81,21 +81,21 @@ def validate(
 ) -> Results:
     """Measure a model on one data set; log the means and keep the best in `model.best_metric_results`.
 
-    BasicSR lets rank 0 work alone while the others run into the next iteration. Here each process takes every n-th
-    image; the means are summed up in the data set's order, and so do not depend on the number of processes.
+    BasicSR lets rank 0 work alone while the others run into the next iteration. Here each of n processes takes every
+    n-th image; the means are summed up in the data set's order, and so do not depend on the number of processes.
     All processes have to call this, and all get the results.
 
     Args:
-        model: SRModel or one derived from it; one with a validation of its own is left to that, on rank 0.
-        dataset: of pairs.
-        iteration: for the log and for the names of images; in testing BasicSR says the experiment's name there.
+        model: an SRModel, or a model derived from it; if it has a validation of its own, that runs instead, on rank 0.
+        dataset: pairs of images.
+        iteration: number for the log and for the names of images; in tests the experiment's name, as in BasicSR.
         tb_logger: a SummaryWriter, or None.
-        name: the data set's.
+        name: name of the data set.
         interruption: looked at before each image, but not by a validation of the model's own.
 
     Raises:
-        UserError: an image cannot be read or measured; the same in all processes.
-        InterruptedRunError: a signal has asked one of them for the end; likewise.
+        UserError: an image cannot be read or measured; all processes raise the same.
+        InterruptedRunError: a signal has asked one of the processes to end; all raise the same.
     """
     opt = model.opt
     metrics = opt['val'].get('metrics') or {}
@@ -143,14 +143,14 @@ def measured_share(
     name: str,
     interruption: Interruption | None,
 ) -> Iterator[tuple[int, list[float]]]:
-    """This process's images, by their places in the data set, and all metrics of each."""
+    """Yield the index in the data set, and all metrics, of each image that this process measures."""
     opt = model.opt
     indices = range(opt['rank'], len(dataset), opt['world_size'])  # type: ignore[arg-type]
     data = Subset(Reproducible(dataset), [(0, index) for index in indices])  # type: ignore[misc]
-    loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's own
+    loader = DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator())  # not the run's
     bar = tqdm(loader, desc=name, unit='image', leave=False, disable=not opt['val'].get('pbar') or opt['rank'] > 0)
     restored = undone(dataset)
-    # Rank by rank another number of images: a DistributedDataParallel wrapper would wait for the others.
+    # Ranks may have different numbers of images: a DistributedDataParallel wrapper would wait for the others.
     with substituted(model, net_g=model.get_bare_model(model.net_g)):
         for index, sample in zip(indices, bar):
             if interruption and interruption.signal:
@@ -161,7 +161,7 @@ def measured_share(
 
 
 def begin_records(model: BaseModel, name: str) -> None:
-    """The best of each metric on a data set so far; BasicSR knows of none but those that the run began with."""
+    """Prepare the records of the best values on a data set, and keep those known; BasicSR adds no metric to records."""
     known = getattr(model, 'best_metric_results', {}).pop(name, {})
     model._initialize_best_metric_results(name)
     records = model.best_metric_results[name]
@@ -171,9 +171,9 @@ def begin_records(model: BaseModel, name: str) -> None:
 
 
 def undone(dataset: Dataset[Any]) -> Callable[[Tensor], Tensor]:
-    """A function that undoes a data set's normalisation of images, [N, C, H, W].
+    """Return a function that undoes a data set's normalisation of images, [N, C, H, W].
 
-    BasicSR itself measures and writes them normalised.
+    BasicSR itself measures and writes the images normalised.
     """
     options = getattr(dataset, 'opt', {})
     if options.get('mean') is None:
@@ -190,10 +190,10 @@ def measure(
     iteration: int | str,
     name: str,
 ) -> list[float]:
-    """All metrics of one image, which is written too where the option file says so.
+    """Compute all metrics of one image, and write the image if the option file says so.
 
     Raises:
-        DataError: it cannot be measured, or not in the memory there is.
+        DataError: the image cannot be measured, or there is too little memory.
     """
     opt = model.opt
     model.feed_data(sample)
@@ -228,7 +228,7 @@ def measure(
 
 
 def measured(images: dict[str, Any], metric: dict[str, Any], path: str) -> float:
-    """One metric; whatever a stranger's raises is an error of the image, before which a run is saved."""
+    """Compute one metric. Whatever a user's own metric raises becomes a DataError, before which the run is saved."""
     taken = inspect.signature(METRIC_REGISTRY.get(metric['type'])).parameters.values()
     if not any(parameter.name == 'img2' or parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         images = {'img': images['img']}
@@ -239,7 +239,7 @@ def measured(images: dict[str, Any], metric: dict[str, Any], path: str) -> float
 
 
 def image_path(opt: dict[str, Any], lq_path: str, iteration: int | str, name: str) -> Path:
-    """Where BasicSR writes an image; of several sets to validate on each has a folder."""
+    """The path at which BasicSR writes an image; in training each of several validation sets has its own folder."""
     stem = Path(lq_path).stem
     folder = Path(opt['path']['visualization'])
     if opt['is_train']:
