@@ -1,4 +1,4 @@
-"""Checks of arguments: one line naming the argument, its value and what is allowed."""
+"""Checks of arguments. Each error is one line that names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nlsn_plugin.errors import ArgumentError
 
 LARGEST_SEED = 2**63 - 1
 MOST_NAMES = 20
-"""That a message lists."""
+"""How many names a message lists at most."""
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """Return `value` as an int if it is a whole number (of at least `least`), which True and '2' are not."""
+    """Return `value` as an int if it is a whole number (of at least `least`); True and '2' are refused."""
     expected = 'a whole number' + (f' of at least {least}' if least is not None else '')
     try:
         number = operator.index(value)
@@ -30,12 +30,12 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def count(name: str, value: Any, least: int | None = None) -> int:
-    """`whole`, which takes whole floats too: option files write 2.0e+5."""
+    """Like `whole`, but accept whole floats too: option files write 2.0e+5."""
     return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
 
 
 def seed(name: str, value: Any) -> int:
-    """Return `value` if it is one that PyTorch's generators take."""
+    """Return `value` as an int if it is a seed that PyTorch's generators take: 0 to LARGEST_SEED."""
     number = whole(name, value, least=0)
     if number > LARGEST_SEED:
         raise ArgumentError(f'{name}={number} is not allowed: a whole number of at most {LARGEST_SEED} is expected')
@@ -71,7 +71,7 @@ def divisor(name: str, value: Any, of_name: str, of: int) -> int:
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """Return `value` if it is among `allowed`."""
-    if not isinstance(value, Hashable) or value not in allowed:  # NumPy's arrays, which are not, are equal to no name
+    if not isinstance(value, Hashable) or value not in allowed:  # NumPy arrays do not hash, nor compare to a name
         raise ArgumentError(f'{name}={value!r} is not allowed: choose one of {", ".join(map(repr, allowed))}')
     return value
 
@@ -91,11 +91,15 @@ def mapping(name: str, value: Any) -> dict[Any, Any]:
 
 
 IGNORES_KWARGS = ('basicsr.archs.', 'basicsr.metrics.')
-"""Modules whose `**kwargs` nobody reads."""
+"""Packages whose classes and functions take `**kwargs` and ignore them."""
 
 
 def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0) -> Iterator[tuple[str | None, str]]:
-    """Arguments (besides the first `given`) that a class or function does not take, or needs and has not (None)."""
+    """Yield what keeps a class or function from being called with these arguments, as (argument, message).
+
+    Arguments that it does not take come under their name, and those that it needs and does not get under None. The
+    first `given` parameters are left out.
+    """
     parameters = inspect.signature(called).parameters
     takes_any = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
     if takes_any and not called.__module__.startswith(IGNORES_KWARGS):
@@ -112,7 +116,7 @@ def misfits(called: Callable[..., Any], arguments: Iterable[str], given: int = 0
 
 
 def nearest(name: str, among: Iterable[str]) -> str:
-    """A hint at the name that may have been meant."""
+    """The end of a message: the name that may have been meant, or those that there are."""
     known = sorted(among)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""What the toolboxes need on today's stack, each part naming the defect it answers; the words for what is missing."""
+"""Workarounds for the toolboxes on current PyTorch, each naming the defect it answers, and how to install toolboxes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def load_toolbox(name: str) -> ModuleType:
     """Import 'basicsr', 'mmengine' or 'spandrel'.
 
     Raises:
-        MissingToolboxError: it is absent (with what to type), or installed but broken (with its own reason).
+        MissingToolboxError: it is absent (the message says what to type), or does not import (the message says why).
     """
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:  # None too for a mere folder of that name
+    if spec is None or spec.origin is None:  # a mere folder of that name has no origin
         raise MissingToolboxError(f'{name} is not installed: {INSTALL[name]}', name=name)
     try:
         if name == 'basicsr':
@@ -50,12 +50,12 @@ def load_toolbox(name: str) -> ModuleType:
         if name == 'mmengine':
             allow_states_of_mmengine()
         return importlib.import_module(name)
-    except Exception as error:  # a broken toolbox raises whatever it likes
+    except Exception as error:  # a broken toolbox can raise anything
         raise broken(name, error) from error
 
 
 def broken(name: str, error: Exception) -> MissingToolboxError:
-    """The error for a toolbox that is there and does not import."""
+    """The error for a toolbox that is installed but does not import."""
     reason = f'{type(error).__name__}: {error}'
     remedy = next((f'. {text}' for sign, text in REMEDIES if sign in reason), '')
     return MissingToolboxError(f'{name} is installed but does not import: {reason}{remedy}')
@@ -64,7 +64,8 @@ def broken(name: str, error: Exception) -> MissingToolboxError:
 def provide_functional_tensor() -> None:
     """Let basicsr 1.4.2 import: its data/degradations.py:8 names a module that torchvision removed in 0.17.
 
-    It takes one function from there, which lives on elsewhere. Nothing is touched while torchvision has the module.
+    basicsr needs one function of that module, which torchvision still has elsewhere. Nothing is changed while
+    torchvision has the module.
     """
     name = 'torchvision.transforms.functional_tensor'
     try:
@@ -82,21 +83,21 @@ def provide_functional_tensor() -> None:
 def allow_states_of_mmengine() -> None:
     """Let mmengine 0.10.7 resume: its runner/checkpoint.py:347 leaves torch.load to its defaults.
 
-    These refuse the HistoryBuffers of losses in mmengine's own checkpoints. They, and the arrays in them, join what
-    torch.load may build. A HistoryBuffer is pickled with its statistics, as calls of `getattr`, which no file may call:
-    `statistic` stands in for it there. Everything else that a file names is refused as before.
+    The defaults refuse the HistoryBuffers of losses in mmengine's own checkpoints. This adds HistoryBuffer, and the
+    types of the arrays in it, to what torch.load may build. A HistoryBuffer is pickled with its statistics as calls of
+    `getattr`, which would be unsafe to allow: `statistic` stands in for it. All else is refused as before.
     """
     safe: list[Any] = [importlib.import_module('mmengine.logging').HistoryBuffer, np.ndarray, np.dtype]
-    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # which build arrays and NumPy's numbers
+    safe += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]]  # what builds arrays and NumPy scalars
     safe += [type(np.dtype(number)) for number in (np.float64, np.float32, np.int64, np.bool_)]
     torch.serialization.add_safe_globals([*safe, (statistic, 'builtins.getattr')])
 
 
 def statistic(owner: object, name: str) -> Any:
-    """What a HistoryBuffer asks `getattr` for: one of its own statistics.
+    """Stand in for `getattr` in a pickled HistoryBuffer: return one of its own statistics.
 
     Raises:
-        UnpicklingError: anything else.
+        UnpicklingError: anything else is asked for.
     """
     if owner is not importlib.import_module('mmengine.logging').HistoryBuffer or name not in STATISTICS:
         raise pickle.UnpicklingError(f'the file asks for {name!r} of {owner!r}, which no checkpoint needs')
@@ -105,7 +106,7 @@ def statistic(owner: object, name: str) -> Any:
 
 @contextlib.contextmanager
 def substituted(owner: object, **parts: object) -> Iterator[None]:
-    """Put `parts` in the place of a module's or an object's own for as long as the block runs."""
+    """Replace attributes of a module or an object by `parts` while the block runs."""
     originals = {name: getattr(owner, name) for name in parts}
     try:
         for name, part in parts.items():

@@ -1,4 +1,4 @@
-"""Modules of the user's, whose import registers networks, models, data sets, losses and metrics in a toolbox."""
+"""The user's own modules, which register networks, models, data sets, losses and metrics when they are imported."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import nn
 from nlsn_plugin.errors import OptionError, first_line
 
 imported: list[str] = []
-"""What was imported so far, for other processes to do the same."""
+"""Names of the modules imported so far, so that other processes can import the same."""
 
 
 def import_modules(names: Sequence[str], said: str, folders: Iterable[Path]) -> None:
-    """Import modules by their dotted names, of `folders` too; what is installed goes before.
+    """Import modules by their dotted names, from `folders` too; installed modules take precedence.
 
     Args:
-        names: of modules.
-        said: what names them, for messages.
-        folders: where they are looked for last.
+        names: dotted names of the modules.
+        said: the option or key that names them, for messages.
+        folders: appended to sys.path.
 
     Raises:
-        OptionError: there is no such module, or it fails.
+        OptionError: there is no such module, or its import fails.
     """
     if not names:
         return
@@ -47,7 +47,7 @@ def import_modules(names: Sequence[str], said: str, folders: Iterable[Path]) -> 
 
 
 def digest_of_code(net: nn.Module) -> str | None:
-    """Of the files with the classes of a network's modules, as far as they are the user's; None if none are."""
+    """SHA-256 of the user's source files that define classes of a network's modules; None if there are none."""
     packages = {name.partition('.')[0] for name in imported}
     classes = {cls for module in net.modules() for cls in type(module).__mro__}
     own = sorted({cls.__module__ for cls in classes if cls.__module__.partition('.')[0] in packages})

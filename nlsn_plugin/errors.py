@@ -1,41 +1,41 @@
-"""Errors a user can cause and mend. Commands print them as one line; any other is a defect and keeps its trace."""
+"""Errors that a user can cause and put right. Commands print them without a traceback; any other error is a defect."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right: the message says what, where, and the nearest valid choice."""
+    """An error that the user can put right: the message says what is wrong, where, and the nearest valid choice."""
 
     status = 1
-    """What a command exits with."""
+    """Exit status of a command that ends with this error."""
 
 
 class ArgumentError(UserError, ValueError):
-    """A bad argument: the message names it, its value and what is allowed."""
+    """An argument is invalid: the message names it, its value and what is allowed."""
 
 
 class CheckpointError(UserError, RuntimeError):
-    """Weights that cannot be read, or that do not belong to the network."""
+    """Weights cannot be read, or do not belong to the network."""
 
 
 class MissingToolboxError(UserError, ImportError):
-    """A toolbox is needed and is absent or broken: the message says what to type."""
+    """A toolbox that is needed is absent or broken: the message says what to type, or why it does not import."""
 
 
 class BackendError(UserError, RuntimeError):
-    """A backend asked for by name cannot run here."""
+    """A backend that was asked for by name cannot run here."""
 
 
 class OptionError(UserError):
-    """Mistakes in an option file or on the command line, a line for each."""
+    """Mistakes in an option file or on the command line, one line for each."""
 
 
 class DataError(UserError):
-    """An image, or a store of images, that cannot be read: the message names the file and the key."""
+    """An image, or a store of images, cannot be used: the message names the file and the key."""
 
 
 class SaveError(UserError):
-    """A state that could not be written; what was written before is intact."""
+    """A file or folder could not be written; what was written before is intact."""
 
 
 class NonFiniteLossError(UserError):
@@ -43,13 +43,13 @@ class NonFiniteLossError(UserError):
 
 
 class InterruptedRunError(UserError):
-    """A signal ended the run, which can go on from where it was saved last."""
+    """A signal ended the run, which can be resumed from its last saved state."""
 
-    status = 75  # of sysexits.h: try again later
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class ExportError(UserError):
-    """A network that cannot be written as a graph, or whose graph computes something else."""
+    """A network cannot be written as a graph, or its graph computes something else."""
 
 
 FAILURES = (
@@ -64,11 +64,11 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""What networks of others raise on arguments, and on inputs, that are not theirs."""
+"""What code outside this package raises on arguments or inputs that it does not take."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of others says, in one line; with its class where that is half of what it says."""
+    """First line of an error's message, after its class where the message alone says little, as of a KeyError."""
     line = next((line for line in str(error).splitlines() if line.strip()), '')
     kind = type(error).__name__
     if not line:

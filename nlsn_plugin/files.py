@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, lines of JSON, and places that are refused before the work."""
+"""Writing files as a whole or not at all, reading lines of JSON, and refusing unwritable paths before the work."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from safetensors import SafetensorError
 from nlsn_plugin.errors import ArgumentError, SaveError, UserError, first_line
 
 NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
-"""What the system says of a path at which nothing is."""
+"""Error numbers that mean that there is nothing at a path."""
 
 
 def kind(path: Path) -> int:
-    """What is at a path, as stat.S_IFMT names it, links followed; 0 if nothing is.
+    """Type of what is at a path, as stat.S_IFMT gives it, with links followed; 0 if there is nothing.
 
-    Path.exists and its like find nothing, from Python 3.14 on, where the system will not let them look.
+    From Python 3.14 on, Path.exists and its like return False where the system denies access; this raises.
 
     Raises:
-        OSError: it cannot be told: its folder is closed, its name too long.
+        OSError: it cannot be told, as when access to a folder is denied or the name is too long.
     """
     try:
         return stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
         if error.errno not in NOTHING:
             raise
-    except ValueError:  # no name of a file
+    except ValueError:  # not a valid name of a file
         pass
     return 0
 
@@ -52,20 +52,20 @@ def is_dir(path: Path) -> bool:
 
 
 def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = True) -> None:
-    """Let `save` write to a file beside `path`, which takes its place once it is on the disk.
+    """Let `save` write to a temporary file beside `path`, and move it to `path` once it is on the disk.
 
-    Whatever `save` raises, or finds wrong with what it wrote, the file beside it is removed and `path` is as it was.
-    A link is replaced itself: what it leads to may be what somebody wants to keep.
+    If `save` raises, because it fails or rejects what it wrote, the temporary file is removed and `path` is left alone.
+    If `path` is a link, the link is replaced, and the file that it leads to is kept.
 
     Args:
-        path: of the file.
-        save: is given the path to write to.
-        replaces: whether a file that is there by then is replaced.
+        path: where the file goes.
+        save: called with the path of the temporary file.
+        replaces: whether a file that is at `path` by then is replaced.
 
     Raises:
-        SaveError: the disk is full, or not to be written to, or a file is there that is not to be replaced.
+        SaveError: writing fails, as on a full disk, or a file is there that is not to be replaced.
     """
-    # A valid name however long that of `path` is, and of this thread alone.
+    # Cut so that it is valid however long the name of `path` is, and unique to this thread.
     temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp')
     try:
         save(temporary)
@@ -85,7 +85,7 @@ def write_whole(path: Path, save: Callable[[Path], object], replaces: bool = Tru
 
 
 def keep_names(folder: Path) -> None:
-    """Have the disk keep the names of the files in a folder, where the system can be asked to."""
+    """Flush the entries of a folder to the disk, where the system supports it."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -95,7 +95,7 @@ def keep_names(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` of text in UTF-8; what is there and no file, such as /dev/stdout, takes it as it comes.
+    """Write text in UTF-8 by `write_whole`, or directly to what is not a regular file, such as /dev/stdout.
 
     Raises:
         SaveError: see `write_whole`.
@@ -107,20 +107,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_written_whole(path: Path) -> bool:
-    """Whether `write_text` will replace what is there."""
+    """Whether `write_text` uses `write_whole`: there is a regular file at `path`, or nothing."""
     return kind(path) in (0, stat.S_IFREG)
 
 
 def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
-    """Give a file another name, under which something else is replaced or left.
+    """Rename `temporary` to `path`, where an existing file is replaced or left.
 
     Raises:
-        SaveError: it is left.
+        SaveError: a file is there, and is left.
     """
     if not replaces:
         try:
-            os.link(temporary, path)  # unlike a look and a replacement, this leaves what appears in between
-        except OSError:  # it is there, or the file system has no links
+            os.link(temporary, path)  # atomic, unlike a check and a rename, between which a file may appear
+        except OSError:  # `path` exists, or the file system has no hard links
             if os.path.lexists(path):
                 raise SaveError(f'{path} is there by now, and was left as it is') from None
         else:
@@ -129,14 +129,14 @@ def put_in_place(temporary: Path, path: Path, replaces: bool) -> None:
 
 
 def check_writable(path: Path, whole: bool = False) -> None:
-    """Refuse, before the work, a file that could not be written after it.
+    """Refuse, before the work begins, a file that could not be written at its end.
 
     Args:
         path: of the file.
-        whole: whether `write_whole` will write it: one that is there is then replaced, and need not be writable itself.
+        whole: whether `write_whole` will write it: an existing file is then replaced, and need not be writable itself.
 
     Raises:
-        SaveError: a folder has its name, its own folder is not there, or it cannot be written.
+        SaveError: it is a folder, its parent folder does not exist, or it cannot be written.
     """
     try:
         there = kind(path)
@@ -146,14 +146,14 @@ def check_writable(path: Path, whole: bool = False) -> None:
             raise SaveError(f'there is no folder {path.parent}')
         if whole or not there:
             try_to_write(path.parent)
-        elif there == stat.S_IFREG:  # a pipe would wait for its reader, or lose it
+        elif there == stat.S_IFREG:  # a pipe would wait for a reader, and closing it would end the reader
             path.open('ab').close()
     except OSError as error:
         raise SaveError(f'{path} cannot be written: {error.strerror}') from error
 
 
 def check_json(path: Path) -> None:
-    """Refuse, before the work, a place for JSON: what `check_writable` does, and names that end otherwise.
+    """Refuse, before the work begins, a path that does not end in .json, or that `check_writable` refuses.
 
     Raises:
         ArgumentError: its name does not end in .json.
@@ -165,10 +165,10 @@ def check_json(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, before the work, a folder that could not be made, or not be written to.
+    """Refuse, before the work begins, a folder that cannot be made or written to.
 
     Raises:
-        SaveError: the nearest folder above it that there is cannot be written to.
+        SaveError: the folder, or its nearest existing parent, cannot be written to.
     """
     try:
         place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
@@ -180,17 +180,17 @@ def check_folder(folder: Path) -> None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Make a temporary file in a folder, and remove it.
+    """Create a temporary file in a folder, and remove it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def whole_lines(path: Path) -> Iterator[Any]:
-    """The lines of JSON in a file, if it is there; one that was cut short is passed over."""
+    """Yield the parsed lines of a file of JSON lines, if it exists; a line that was cut short is skipped."""
     for line in path.read_text().splitlines() if exists(path) else ():
         with contextlib.suppress(ValueError):
             yield json.loads(line)

@@ -1,5 +1,5 @@
-"""Locks on files. A lock belongs to one process; those that it starts do not inherit it. It is gone when the process
-ends, however it ends."""
+"""Locks on files. A lock belongs to one process; processes that it starts do not inherit it. It is released when the
+process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ except ImportError:  # Windows
 
 
 def lock(file: IO[Any]) -> None:
-    """Keep other processes from locking a file that is open for writing, until it is closed.
+    """Lock a file that is open for writing against other processes, until it is closed.
 
     Raises:
         BlockingIOError: another process has locked it.
-        OSError: there are file systems without locks.
+        OSError: the file system has no locks.
     """
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except PermissionError as error:  # what some systems say instead
+    except PermissionError as error:  # which some systems raise instead
         raise BlockingIOError(*error.args) from error
 
 
 def claim(file: IO[Any], folder: Path, taken: str) -> None:
-    """`lock` a folder's file; on a file system without locks say that nobody is kept out.
+    """`lock` a file in a folder; on a file system without locks, only print that the folder is not protected.
 
     Raises:
-        UserError: another process has locked it; with the words `taken`.
+        UserError: another process has locked it; `taken` is the message.
     """
     try:
         lock(file)

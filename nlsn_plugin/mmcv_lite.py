@@ -1,9 +1,9 @@
-"""Importing this lets mmagic 1.2.0 be imported beside mmcv-lite, which has no compiled operations.
+"""Importing this module makes mmagic 1.2.0 importable beside mmcv-lite, which has no compiled operations.
 
-mmcv 2.1.0 with its operations is not built for today's PyTorch, and mmcv-lite leaves their binary `mmcv._ext` out,
-but not the modules that load it. mmagic's models/editors import these whatever is to be trained. Here an `mmcv._ext`
-takes the place of the missing one whose operations raise an error when they are called: super-resolution networks call
-none. Where mmcv has its own, or is not installed, nothing is done.
+mmcv 2.1.0 with its operations is not built for current PyTorch. mmcv-lite omits their binary, `mmcv._ext`, but not the
+modules that load it, and mmagic's models/editors import these whatever is to be trained. This module puts a stand-in in
+the place of the missing `mmcv._ext`. Its operations raise an error when they are called; super-resolution networks call
+none. Nothing is done where mmcv has its own `_ext`, or is not installed.
 
 In a config: custom_imports = dict(imports=['nlsn_plugin.mmcv_lite'], allow_failed_imports=False)
 """
@@ -22,7 +22,7 @@ NAME = 'mmcv._ext'
 
 
 class WithoutOperations(ModuleType):
-    """Has every operation by name; none can be called."""
+    """Stand-in for `mmcv._ext`: it has an operation of any name, which raises MissingToolboxError when called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -36,4 +36,4 @@ class WithoutOperations(ModuleType):
 
 if importlib.util.find_spec('mmcv') and not importlib.util.find_spec(NAME) and NAME not in sys.modules:
     sys.modules[NAME] = WithoutOperations(NAME, 'Stands in for the binary that mmcv-lite lacks.')
-    sys.modules[NAME].__spec__ = ModuleSpec(NAME, loader=None)  # by which mmengine sees that mmcv is not whole
+    sys.modules[NAME].__spec__ = ModuleSpec(NAME, loader=None)  # mmengine takes mmcv for whole if it has a loader

@@ -1,4 +1,4 @@
-"""The one place that registers, into every toolbox that is installed. Idempotent."""
+"""Registration of networks, models, data sets and metrics in every installed toolbox. It is done here alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SUFFIX = '_nlsn_plugin'
 
 
 def register_all() -> dict[str, MissingToolboxError]:
-    """Register into BasicSR, mmengine and spandrel; return why for each that could not be.
+    """Register into BasicSR, mmengine and spandrel; return the error for each that could not be imported.
 
-    spandrel is for those who have it: its absence is no problem.
+    Doing so again changes nothing. spandrel is optional, so that its absence is no error.
     """
     problems: dict[str, MissingToolboxError] = {}
     for name, register_into in (
@@ -40,7 +40,7 @@ def register_all() -> dict[str, MissingToolboxError]:
             load_toolbox(name)
         except MissingToolboxError as problem:
             problems[name] = problem
-            if problem.name is None:  # installed but broken, which nobody expects; absent is a choice
+            if problem.name is None:  # installed but broken; absence, a choice, needs no warning
                 warnings.warn(f'nlsn_plugin registers nothing there: {problem}', stacklevel=3)
         else:
             register_into()
@@ -48,10 +48,10 @@ def register_all() -> dict[str, MissingToolboxError]:
 
 
 def register_into_basicsr() -> None:
-    """Networks and layers into ARCH_REGISTRY, the model into MODEL_REGISTRY, the data set into DATASET_REGISTRY."""
+    """Register networks and layers in ARCH_REGISTRY, the model in MODEL_REGISTRY, the data set in DATASET_REGISTRY."""
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 
-    # Every module of the plugin's that subclasses a part of BasicSR is imported here, and only with BasicSR at hand.
+    # Modules of the plugin that subclass parts of BasicSR can be imported only where BasicSR is installed.
     model = importlib.import_module('nlsn_plugin.models.nlsn_model').NLSNModel
     dataset = importlib.import_module('nlsn_plugin.data.paired').SafePairedImageDataset
     for registry, classes in (
@@ -63,13 +63,13 @@ def register_into_basicsr() -> None:
             held = registry.get(name) if name in registry else None
             free_name = free_to_register(name, cls, held, f"BasicSR's {registry._name} registry")
             if free_name and free_name not in registry:
-                registry._do_register(free_name, cls)  # register() has no way to give a name of one's own
+                registry._do_register(free_name, cls)  # register() takes no name
 
 
 def register_into_mmengine() -> None:
-    """Networks and layers into the root MODELS, where every child registry finds them; and what its Runner trains by.
+    """Register networks and layers in the root MODELS, where every child registry finds them, and parts for Runner.
 
-    Without BasicSR, whose readers and metrics the latter uses, networks and layers alone.
+    Without BasicSR, whose readers and metrics the latter needs, only networks and layers are registered.
     """
     from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
 
@@ -94,9 +94,9 @@ def register_into_mmengine() -> None:
 
 
 def register_into_spandrel() -> None:
-    """NLSN and WithNLSA into MAIN_REGISTRY.
+    """Register NLSN and WithNLSA in MAIN_REGISTRY.
 
-    At once, not when spandrel is first used: with torch and torchvision in memory its import takes a tenth of a second.
+    This is not put off until spandrel is used: once torch and torchvision are imported, it takes a tenth of a second.
     """
     from spandrel import MAIN_REGISTRY
 
@@ -104,7 +104,10 @@ def register_into_spandrel() -> None:
 
 
 def free_to_register(name: str, cls: type, held: Any, registry: str) -> str | None:
-    """The name to register `cls` under, None if it stands there already; explain when another class holds the name."""
+    """Return the name to register `cls` under, or None if it is registered already.
+
+    If another class holds the name, warn, and return the name with SUFFIX.
+    """
     if held is None:
         return name
     if held is cls:

@@ -1,4 +1,4 @@
-"""Kill a run thirty times and see whether it ends as if it had not been: `nlsn check-resume`."""
+"""Kill and resume a run thirty times, and check that it ends like an undisturbed one: `nlsn check-resume`."""
 
 import sys
 

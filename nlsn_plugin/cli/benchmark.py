@@ -1,4 +1,4 @@
-"""`nlsn benchmark`: networks on benchmark sets, side by side."""
+"""`nlsn benchmark`: compares networks on benchmark sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = 'PSNR, SSIM, time and memory of networks on benchmark sets, beside bicubi
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'benchmark',
         help=TEXT,
@@ -119,7 +119,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:
-    """The recipes of all networks, and the scales that are measured."""
+    """Return the recipes of all networks, and the scales to measure at."""
     from nlsn_plugin.data.benchmark_sets import BICUBIC
     from nlsn_plugin.engine.evaluation.contestants import from_option_file, from_words
 
@@ -146,7 +146,7 @@ def named_networks(args: argparse.Namespace) -> tuple[list[Any], list[int]]:
 
 
 def refuse_what_does_nothing(args: argparse.Namespace) -> None:
-    """Options out of range, and those that others leave nothing to do for."""
+    """Refuse options that are out of range, or that have no effect beside the others."""
     for option, least in (('--tile', 1), ('--tile-overlap', 0), ('--seeds', 1), ('--border', 0), ('--visuals', 0)):
         value = getattr(args, option[2:].replace('-', '_'))
         if value is not None:

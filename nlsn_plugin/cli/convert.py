@@ -1,4 +1,4 @@
-"""`nlsn convert`: weights from one kind of file into another."""
+"""`nlsn convert`: converts weights between kinds of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = "weights between the authors' .pt, BasicSR's .pth, safetensors and mmengi
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'convert',
         help=TEXT,
@@ -71,8 +71,10 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def network_g(option_file: str | None) -> dict[str, Any]:
-    """The network of an option file, its type included, and of an NLSN what the file leaves to the defaults and weights
-    do not tell; nothing without an option file."""
+    """Type and arguments of the network of an option file; {} without one.
+
+    For an NLSN, defaults are filled in for arguments that the file leaves out and that weights do not show.
+    """
     if option_file is None:
         return {}
     load_toolbox('basicsr')

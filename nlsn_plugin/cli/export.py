@@ -1,4 +1,4 @@
-"""`nlsn export`: a network as a graph, for ONNX Runtime or for PyTorch without this package."""
+"""`nlsn export`: writes a network as a graph, for ONNX Runtime or for PyTorch without this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = 'a network as an ONNX file, or as a program of torch.export'
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'export',
         help=TEXT,

@@ -1,4 +1,4 @@
-"""`nlsn gallery`: pictures before and after, on a page."""
+"""`nlsn gallery`: writes a page of pictures before and after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = 'a page of pictures before and after, with a slider over each'
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'gallery',
         help=TEXT,

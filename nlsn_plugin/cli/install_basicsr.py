@@ -1,9 +1,9 @@
-"""`nlsn install-basicsr`: basicsr 1.4.2, also where `pip install basicsr` fails.
+"""`nlsn install-basicsr`: installs basicsr 1.4.2, also where `pip install basicsr` fails.
 
-On Python 3.13 and later nobody can build its source distribution (there is no wheel): its setup.py reads the version by
-`exec` into `locals()`, which no longer works there. This fetches the official source distribution by pip (so that its
-mirrors, proxies and certificates apply), checks its SHA-256, mends that line, drops the build requirements that the
-build does not use (torch, several GB, among them), and lets pip build and install it.
+There is no wheel, and on Python 3.13 and later the source distribution cannot be built: its setup.py reads the version
+by `exec` into `locals()`, which no longer works there. This command fetches the official source distribution by pip (so
+that its mirrors, proxies and certificates apply), checks its SHA-256, repairs those lines, drops the build requirements
+that the build does not use (among them torch, several GB), and lets pip build and install it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ REPAIRS = (
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser('install-basicsr', help=TEXT, description=f'{sentence(TEXT)}.')
     parser.set_defaults(run=lambda args: install_basicsr())
 
 
 def install_basicsr() -> None:
-    """Install it unless it is there.
+    """Install basicsr unless it is installed.
 
     Raises:
-        UserError: pip could not fetch, build or install it; its own words stand above.
+        UserError: pip could not fetch, build or install it.
     """
     try:
         print(f'basicsr {importlib.metadata.version("basicsr")} is installed already.')
@@ -61,7 +61,10 @@ def install_basicsr() -> None:
 def fetch(folder: Path) -> Path:
     """Have pip fetch and unpack the source distribution; return the unpacked folder.
 
-    pip goes on to run setup.py, which is what fails on Python 3.13; --no-clean leaves what it unpacked before.
+    pip then runs setup.py, which fails on Python 3.13 and later; --no-clean keeps what was unpacked before.
+
+    Raises:
+        UserError: pip could not fetch it.
     """
     requirement = folder / 'requirement.txt'
     requirement.write_text(f'basicsr=={VERSION} --hash=sha256:{SHA256}\n')
@@ -81,7 +84,11 @@ def fetch(folder: Path) -> Path:
 
 
 def repair(setup: Path) -> None:
-    """Make REPAIRS in a setup.py."""
+    """Apply REPAIRS to a setup.py.
+
+    Raises:
+        UserError: the file is not as expected.
+    """
     text = setup.read_text(encoding='utf-8')
     for old, new in REPAIRS:
         if text.count(old) != 1:

@@ -1,4 +1,4 @@
-"""The command `nlsn`: one parser for all it does, and one line for whatever the user can put right."""
+"""The command `nlsn`: its parser, and the handling of errors, with one line for those that the user can put right."""
 
 from __future__ import annotations
 
@@ -47,19 +47,22 @@ COMMANDS = (
     measure,
     install_basicsr,
 )
-"""Each adds what it knows; `nlsn --help` lists them in this order."""
+"""Modules that add the commands, in the order in which `nlsn --help` lists them."""
 
 
 IMPORT = 'import this Python module of your own first, so that what it registers is found (may be repeated)'
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-"""What the system says of places that a user named, and that are not to be read, or written, or cannot be."""
+"""Error numbers for a path of the user's that may not be read or written, or cannot exist."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line `arguments`, by default the process's own; exit with 1 on a user's mistake."""
+    """Run the command line `arguments`, by default the process's own.
+
+    A user's mistake ends the process with status 1, or 2 where the words do not parse; an interrupted run with 75.
+    """
     if sys.platform == 'linux' and multiprocessing.get_start_method(allow_none=True) is None:
-        # Python's own way before 3.14. Forked off its server, workers of PyTorch's would outlive a process that is
-        # killed: they look whether the server is there, which waits for them.
+        # The default before Python 3.14. With the fork server that 3.14 uses, PyTorch's workers would outlive a killed
+        # process: they watch for the end of their parent, which is then the server, and the server waits for them.
         multiprocessing.set_start_method('fork')
     words = sys.argv[1:] if arguments is None else list(arguments)
     with while_output_is_taken():
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         if os.environ.get('NLSN_TRACE'):
             raise
         if isinstance(error, InterruptedRunError):
-            ignore_signals()  # all is saved, and the exit status is to say so
+            ignore_signals()  # all is saved: another signal must not change the status
         print(f'nlsn: {error}', file=sys.stderr)
         sys.exit(error.status)
     except OSError as error:
@@ -88,11 +91,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
-    """A command line; KEY=VALUE words of a command that takes them may stand anywhere in it."""
+    """Parse a command line, in which the KEY=VALUE words of a command that takes them may stand anywhere."""
     parser = build_parser()
     args, others = parser.parse_known_args(words, argparse.Namespace(words=words))
     if not hasattr(args, 'pairs') or any(word.startswith('-') or '=' not in word for word in others):
-        return parser.parse_args(words, argparse.Namespace(words=words))  # says what it does not know
+        return parser.parse_args(words, argparse.Namespace(words=words))  # which names the words it does not know
     args.pairs += others
     return args
 

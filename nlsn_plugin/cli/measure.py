@@ -1,4 +1,4 @@
-"""Commands that measure: a table, the machine, and JSON to keep."""
+"""Commands that measure speed and memory: they print a table and the machine, and can write JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nlsn_plugin.files import check_json, write_text
 
 
 def add(commands: Any) -> None:
-    """Add the commands to a parser's."""
+    """Add the commands to the subparsers `commands`."""
     for name, add_arguments, text in (
         ('benchmark-attention', add_attention_arguments, 'time and memory of the attention in all its forms'),
         ('benchmark-training', add_training_arguments, "time of updates and of the moving average beside BasicSR's"),
@@ -98,7 +98,7 @@ def benchmark_attention(args: argparse.Namespace) -> None:
         torch.set_num_threads(checks.whole('--threads', args.threads, least=1))
     keep = partial(write, args)
     if args.tune:
-        case = replace(SUITES['layer'][1], n_hashes=2)  # the first round and the last: more are more to compile
+        case = replace(SUITES['layer'][1], n_hashes=2)  # a first and a last round: more compile longer
         results = tiles.run(case, dtype, args.budget)
         print(tabulate(results['records'], 'keys', tablefmt='github'))
     else:
@@ -155,7 +155,7 @@ def benchmark_loading(args: argparse.Namespace) -> None:
 
 
 def check_shared(args: argparse.Namespace) -> None:
-    """Refuse what all of them share: no time, and a place for --json that could not be written after it."""
+    """Check the options that these commands share: the time budget, and that --json can be written."""
     if not 0 < args.budget < math.inf:
         raise UserError(f'--budget {args.budget:g}: a finite number of seconds above 0 is expected')
     if args.json:
@@ -174,12 +174,12 @@ def show(results: dict[str, Any], columns: tuple[str, ...]) -> None:
 
 
 def conclude(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Say on which machine, and keep all as JSON."""
+    """Print the machine, and write the results as JSON if --json is given."""
     print('\n' + ', '.join(f'{key}: {value}' for key, value in results['machine'].items() if value is not None))
     write(args, results)
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Keep what was measured, where --json says."""
+    """Write the results as JSON if --json is given."""
     if args.json:
         write_text(args.json, json.dumps({'command': shlex.join(['nlsn', *args.words]), **results}, indent=1) + '\n')

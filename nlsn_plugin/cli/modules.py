@@ -1,4 +1,4 @@
-"""`nlsn modules`: where in a network WithNLSA can put an attention."""
+"""`nlsn modules`: lists where in a network WithNLSA can put an attention."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nlsn_plugin.engine.options.words import pairs
 
 TEXT = 'modules of a network after which WithNLSA can put an attention'
 USUAL = {'num_in_ch': 3, 'num_out_ch': 3}
-"""What networks of BasicSR's ask for without a default."""
+"""Values for arguments that some networks of BasicSR need and have no default for."""
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'modules',
         help=TEXT,
@@ -50,7 +50,7 @@ def modules(args: argparse.Namespace) -> None:
 
 
 def grouped(places: list[Place], names: list[str]) -> list[list[Any]]:
-    """A row for all places whose names differ in numbers alone, if class and shape are the same."""
+    """Group places into rows: one for those of the same class and shape whose names differ only in numbers."""
     groups: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
     for place in places:
         numberless = re.sub(r'(?<![^.])\d+(?![^.])', '*', place.name)
@@ -71,7 +71,7 @@ def grouped(places: list[Place], names: list[str]) -> list[list[Any]]:
 
 
 def pattern_of(members: list[str], names: list[str]) -> str | None:
-    """The pattern that stands for just these of all names: * where they differ."""
+    """The pattern, with * where `members` differ, if among `names` it matches just these; else None."""
     columns = zip(*(name.split('.') for name in members))
     pattern = '.'.join(column[0] if len(set(column)) == 1 else '*' for column in columns)
     return pattern if set(matching(pattern, dict.fromkeys(names, ''))) == set(members) else None

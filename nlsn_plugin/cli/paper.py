@@ -1,4 +1,4 @@
-"""`nlsn paper`: the paper's tables and figures, trained, measured, and printed beside its numbers."""
+"""`nlsn paper`: reproduces the paper's tables and figures, and prints the results beside the published ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = "the paper's tables and figures, trained, measured and printed beside its
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'paper', help=TEXT, description=f'{sentence(TEXT)}. What was done before a stop is not done again.'
     )

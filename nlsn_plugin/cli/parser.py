@@ -1,4 +1,4 @@
-"""The command line's parser: one line for a mistake, with the nearest valid choice."""
+"""The command line's parser. It reports a mistake in one line, with the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ INVALID_CHOICE = re.compile(r"(.*invalid choice: )'?(.*?)'? \(choose from (.*)\)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without the usage above each mistake."""
+    """ArgumentParser that prints no usage above an error."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
+        """Print the error in one line, with the nearest valid choice, and exit with 2."""
         if found := INVALID_CHOICE.fullmatch(message):
             before, word, listed = found.groups()
             choices = [choice.strip("' ") for choice in listed.split(',')]
-            message = f"{before}'{word}'{nearest(word, choices)}"  # with quotes as Python 3.14 has them, numbers too
+            message = f"{before}'{word}'{nearest(word, choices)}"  # quoted as by Python 3.14, numbers too
         self.exit(2, f'{self.prog}: {message} ({self.prog} --help says more)\n')
 
 
 def sentence(text: str) -> str:
-    """With a capital letter, and all others as they are."""
+    """Capitalise the first letter; unlike str.capitalize, leave the others as they are."""
     return text[:1].upper() + text[1:]

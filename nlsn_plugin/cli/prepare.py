@@ -1,4 +1,4 @@
-"""`nlsn prepare`: data for training and for testing, made of folders of images."""
+"""`nlsn prepare`: makes data for training and testing from folders of images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nlsn_plugin.files import check_folder
 
 FOR_TRAINING = ('validation', 'name', 'crop_size', 'step', 'storage')
 FOR_MAKING = ('input', 'output', 'scale', 'test', 'lr', *FOR_TRAINING)
-"""Options that mean nothing with --test, and with --check."""
+"""Options that --check refuses; --test refuses those of FOR_TRAINING."""
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'prepare',
         help='make training or test data from a folder of images',
@@ -87,12 +87,12 @@ def say_what_is_passed_over(folders: list[Path]) -> None:
 
 
 def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:
-    """The LMDBs, and the sets to validate on beside them."""
+    """Make the LMDBs and the validation sets; return their paths."""
     from nlsn_plugin.data.prepare import plan_test_data, prepare_training_data
     from nlsn_plugin.data.workshop import missing
 
     plans: dict[Path, Any] = {}
-    for folder in map(Path.resolve, args.validation or []):  # before hours of work
+    for folder in map(Path.resolve, args.validation or []):  # checked before hours of work
         place = args.output.parent / 'benchmark' / (folder.parent.name if folder.name == 'HR' else folder.name)
         if place in plans:
             raise UserError(f'--validation: {folder} and another folder would both be made in {place}')
@@ -106,7 +106,7 @@ def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict
 
 
 def refuse(given: Iterable[str], others: Iterable[str], advice: str) -> None:
-    """Refuse what would be read and do nothing."""
+    """Refuse options that were given but would have no effect, namely `others`."""
     for option in others:
         if option in given:
             raise UserError(f'--{option.replace("_", "-")} {advice}')

@@ -1,4 +1,4 @@
-"""`nlsn train` and `nlsn test`, with BasicSR's own command line; `nlsn check-resume`, and `nlsn options`."""
+"""`nlsn train` and `nlsn test`, with BasicSR's own command line; `nlsn check-resume` and `nlsn options`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTION_FILE = 'option file, or the name of a shipped one'
 
 
 def add(commands: Any) -> None:
-    """Add the commands to a parser's."""
+    """Add the commands to the subparsers `commands`."""
     parser = commands.add_parser('train', help=TRAIN, description=f'{sentence(TRAIN)}.')
     add_run(parser)
     parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of the experiment')
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser('test', help=TEST, description=f'{sentence(TEST)}.')
     add_run(parser)
-    for option in ('--auto_resume', '--debug'):  # of BasicSR's own, which says more than it does
+    for option in ('--auto_resume', '--debug'):  # BasicSR's test.py takes them too
         parser.add_argument(option, action='store_true', help=argparse.SUPPRESS)
     parser.set_defaults(run=test)
 
@@ -47,11 +47,11 @@ def add(commands: Any) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """BasicSR's command line, as far as training and testing share it."""
+    """Add the options of BasicSR's command line that training and testing share."""
     parser.add_argument('-opt', required=True, help=OPTION_FILE)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     parser.add_argument('--archive', action='store_true', help='move an older run of this name aside and begin anew')
-    # Older launchers add it, and BasicSR's own takes it; the environment says the same.
+    # Older launchers pass it, and BasicSR's own command line takes it. It is ignored: the environment says the same.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='set options, such as train:total_iter=100')
 

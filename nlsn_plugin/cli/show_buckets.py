@@ -1,4 +1,4 @@
-"""`nlsn show-buckets`: what a pixel attends to."""
+"""`nlsn show-buckets`: draws what a pixel attends to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = 'buckets and attention weights of one pixel, in a picture'
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'show-buckets',
         help=TEXT,

@@ -1,4 +1,4 @@
-"""Standard streams that take nothing more."""
+"""Handling of standard streams that cannot be written to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TextIO
 
 LIKE_SIGPIPE = 128 + 13
-"""Exit status of a program that the signal ended."""
+"""Exit status of a program that SIGPIPE ended."""
 
 
 @contextlib.contextmanager
 def while_output_is_taken() -> Iterator[None]:
-    """End the program when its output goes to a full disk, or, without a word, into a pipe whose reader has seen
-    enough. Where they are closed, as some services start programs, what is said goes nowhere. Letters that standard
-    output does not take, which is of ASCII in some places, are printed as Python's escapes, as on standard error."""
+    """End the program when its output cannot be written.
+
+    If the disk is full, an error is printed; if the reader of a pipe has ended, nothing is. Where a stream is closed,
+    as some services start programs, output to it is discarded. Characters that standard output cannot encode, as where
+    it is ASCII, are printed as Python's escapes, as on standard error.
+    """
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open('w'))  # noqa: SIM115  # for as long as the program runs
@@ -46,8 +49,8 @@ def while_output_is_taken() -> Iterator[None]:
 
 
 def is_broken(stream: TextIO) -> bool:
-    """Whether it goes into a pipe that nobody reads."""
-    if not hasattr(select, 'poll'):  # Windows does not tell
+    """Whether a stream is a pipe that nobody reads."""
+    if not hasattr(select, 'poll'):  # Windows cannot tell
         return True
     watch = select.poll()
     watch.register(stream.fileno(), 0)  # errors are reported without asking
@@ -55,7 +58,7 @@ def is_broken(stream: TextIO) -> bool:
 
 
 def abandon(stream: TextIO) -> None:
-    """Leave a stream that takes nothing more: else the interpreter tries once more as it ends, and complains."""
+    """Redirect a broken stream to nowhere: otherwise the interpreter would flush it once more at exit, and complain."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)

@@ -14,7 +14,7 @@ TEXT = "train by a config of mmengine's or mmagic's"
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'train-mmengine', help=TEXT, description=f'{sentence(TEXT)}. A config is a Python program, which is run.'
     )
@@ -44,14 +44,18 @@ def train(args: argparse.Namespace) -> None:
         load_toolbox(toolbox)
     from nlsn_plugin.engine.training.mmengine_run import train
 
-    if args.local_rank is not None:  # by torch.distributed.launch; torchrun sets the variable
+    if args.local_rank is not None:  # passed by torch.distributed.launch; torchrun sets the variable
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     options = values_of(args.cfg_options)
     train(args.config, args.work_dir, args.resume, args.amp, options, args.launcher, args.auto_scale_lr)
 
 
 def values_of(entries: list[str]) -> dict[str, Any]:
-    """What KEY=VALUE ... say, by mmengine's rules."""
+    """Parse KEY=VALUE words by mmengine's rules.
+
+    Raises:
+        UserError: a word is malformed.
+    """
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser()

@@ -1,4 +1,4 @@
-"""`nlsn upscale`: pictures, enlarged."""
+"""`nlsn upscale`: enlarges pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = 'enlarge pictures by 2, 3 or 4'
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser's."""
+    """Add the command to the subparsers `commands`."""
     parser = commands.add_parser(
         'upscale',
         help=TEXT,
@@ -97,10 +97,10 @@ def upscale(args: argparse.Namespace) -> None:
 
 
 def chosen_output(args: argparse.Namespace, inputs: list[Any]) -> Any:
-    """The `Output` of the command line, for `inputs` of `find_inputs`.
+    """Build the `Output` that the command line asks for; `inputs` are those of `find_inputs`.
 
     Raises:
-        UserError: options that contradict one another, or do nothing.
+        UserError: options are invalid, contradict one another, or have no effect.
     """
     from nlsn_plugin.data.encoding import LOSSY, QUALITY
     from nlsn_plugin.data.pictures import FORMATS, MOST_PIXELS, SUFFIXES
@@ -115,7 +115,7 @@ def chosen_output(args: argparse.Namespace, inputs: list[Any]) -> Any:
     is_folder = not is_stdout and (place is None or is_for_a_folder(place))
     if place is None and any(found.is_standard for found in inputs):
         raise UserError('a picture of the standard input needs a place: add -o OUT')
-    if is_stdout and sys.__stdout__ is None:  # as some services start programs
+    if is_stdout and sys.__stdout__ is None:  # some services start programs so
         raise UserError('-o -: standard output is closed')
     is_file = not is_stdout and not is_folder
     if is_file:
@@ -143,7 +143,7 @@ def chosen_output(args: argparse.Namespace, inputs: list[Any]) -> Any:
         if not 1 <= args.quality <= 100:
             raise UserError(f'--quality {args.quality} is not allowed: 1 to 100 is expected')
         kinds = [kind] if kind else [SUFFIXES.get(found.path.suffix.lower()) for found in inputs]
-        if not {*LOSSY, None}.intersection(kinds):  # None is of a name that does not say it
+        if not {*LOSSY, None}.intersection(kinds):  # None: the name does not tell the format
             raise UserError(f'--quality is for JPEG and WebP, not for {kinds[0]}: leave it out')
     megapixels = MOST_PIXELS / 1e6 if args.max_megapixels is None else args.max_megapixels
     if not (megapixels > 0 and math.isfinite(megapixels * 1e6)):
@@ -162,10 +162,10 @@ def chosen_output(args: argparse.Namespace, inputs: list[Any]) -> Any:
 
 
 def is_for_a_folder(place: str) -> bool:
-    """Whether results go into a folder of this name, and not to a file of it.
+    """Whether `place` names a folder for results, rather than a file.
 
     Raises:
-        UserError: a file that is no picture has it, or no file can have it.
+        UserError: it names a folder, but a file is there, or nothing can be written there.
     """
     path = Path(place)
     try:
@@ -187,14 +187,14 @@ def as_number(tile: str) -> int:
 
 
 def as_json(record: dict[str, Any]) -> None:
-    """Says what became of a picture in a line of JSON, and of failures on stderr too."""
+    """Print the record of a picture as a line of JSON, and a failure on stderr too."""
     if record['status'] == 'failed':
         put(f'nlsn: {record["error"]}', sys.stderr)
     put(json.dumps(record), sys.stdout)
 
 
 def as_text(place: str | None) -> Callable[[dict[str, Any]], None]:
-    """Says what became of a picture: of failures on stderr, else on stdout, unless the picture itself goes there."""
+    """Return a function that prints the record of a picture on stdout, or on stderr if it failed or `place` is '-'."""
 
     def say(record: dict[str, Any]) -> None:
         if record['status'] == 'failed':
@@ -213,11 +213,11 @@ def as_text(place: str | None) -> Callable[[dict[str, Any]], None]:
 
 
 def put(line: str, stream: TextIO) -> None:
-    """Print a line, past the bar of progress.
+    """Print a line without breaking a progress bar.
 
     Raises:
-        SaveError: it cannot be written.
-        BrokenPipeError: nobody reads it any more.
+        SaveError: the stream cannot be written to.
+        BrokenPipeError: the reader of the stream has ended.
     """
     from tqdm import tqdm
 

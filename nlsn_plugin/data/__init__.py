@@ -1,1 +1,1 @@
-"""Data as BasicSR's datasets read it: made from folders of photographs (`prepare`) or from shipped ones (`sample`)."""
+"""Data sets in BasicSR's layout, made from folders of photographs (`prepare`) or from shipped ones (`sample`)."""

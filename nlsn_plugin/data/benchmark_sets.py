@@ -1,4 +1,4 @@
-"""Benchmark sets on disk: laid out as `nlsn prepare --test` does, or any folder of HR images."""
+"""Benchmark sets on disk: folders laid out as by `nlsn prepare --test`, or any folder of HR images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from nlsn_plugin.files import is_dir
 from nlsn_plugin.paper.table1 import SETS
 
 BICUBIC = 'bicubic'
-"""Where LR images come from: made from the HR images."""
+"""Origin of LR images that are made from the HR images."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A ground truth with its LR image, if that is given; `digest` is that of both files."""
+    """A ground truth with its LR image, if one is given; `digest` identifies the content of both files."""
 
     hr: Path
     lr: Path | None
     digest: str
 
     def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
-        """Truth, cropped to a multiple of the scale, and LR image; uint8, BGR [H, W, 3], or [H, W] if gray.
+        """Read the truth, cropped to a multiple of the scale, and the LR image; uint8, BGR [H, W, 3] or gray [H, W].
 
         Raises:
-            DataError: names the file.
+            DataError: an image cannot be read.
         """
         truth = crop_to_multiple(read_image(self.hr, keep_gray=True), scale)
         lr = read_image(self.lr, keep_gray=True) if self.lr else reduce(truth, scale)
@@ -41,7 +41,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """Photographs; `lr` is the folder of given LR images, or 'bicubic'."""
+    """A set of photographs; `lr` is the folder of given LR images, or 'bicubic'."""
 
     name: str
     folder: Path
@@ -50,14 +50,15 @@ class BenchmarkSet:
 
 
 def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path]:
-    """The folders of sets by their names.
+    """Find the folders of sets, by their names.
 
     Args:
-        wanted: names of folders under root, other folders, or NAME=FOLDER; None for the standard ones that are there.
-        root: datasets/benchmark if None.
+        wanted: names of folders under root, other folders, or NAME=FOLDER; None for those of the five standard sets
+            that root has.
+        root: folder of the sets; datasets/benchmark if None.
 
     Raises:
-        UserError: a set that is not there, two of one name, or a root that nothing is taken from.
+        UserError: a set is not there, two have one name, or a given root has none of the sets.
     """
     base = root or Path('datasets/benchmark')
     if wanted is None:
@@ -88,7 +89,7 @@ def find_sets(wanted: Sequence[str] | None, root: Path | None) -> dict[str, Path
 
 
 def hint(name: str, root: Path) -> str:
-    """At the set that may have been meant."""
+    """The end of a message: the set that may have been meant, or those that there are."""
     there = sorted(path.name for path in root.iterdir() if is_dir(path)) if is_dir(root) else []
     close = difflib.get_close_matches(name, [*there, *SETS], n=1)
     if close and close[0] in there:
@@ -97,17 +98,17 @@ def hint(name: str, root: Path) -> str:
 
 
 def open_set(name: str, folder: Path, scale: int, lr: str | None = None, workers: int | None = None) -> BenchmarkSet:
-    """Look at all images of a set.
+    """Open a set after decoding each of its images.
 
     Args:
-        name: of the set.
+        name: name of the set.
         folder: holds HR images, or HR/ and LR_bicubic/X<scale>/.
-        scale: of the LR images.
-        lr: 'bicubic', or a folder with {set} and {scale} in its name; None takes LR_bicubic where it is there.
-        workers: processes; as many as there are cores if None.
+        scale: scale of the LR images.
+        lr: 'bicubic', or a folder, in whose name {set} and {scale} are replaced; None takes LR_bicubic if it exists.
+        workers: number of processes; one per core if None.
 
     Raises:
-        UserError: names every image that is missing, damaged, or of a wrong size.
+        UserError: images are missing, damaged, or of a wrong size; the message names all of them.
     """
     hr = folder / 'HR' if is_dir(folder / 'HR') else folder
     given = folder / 'LR_bicubic' / f'X{scale}'

@@ -1,4 +1,4 @@
-"""Damaged files: what readers raise on them, and the one line that is said of it."""
+"""Damaged files: what readers raise on them, and the one-line error that replaces it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ DAMAGE = (
     *(OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, cv2.error),
     TiffFileError,
 )
-"""What Pillow, tifffile and OpenCV raise on damaged files: whatever it is, the file is to blame, or memory ran out."""
+"""What Pillow, tifffile and OpenCV raise on damaged files, or when memory runs out."""
 LONGEST_TEXT = PngImagePlugin.MAX_TEXT_MEMORY
-"""Bytes of a PNG's profile or of one of its texts, which all together have no more."""
+"""Most bytes of a PNG's profile, and of each of its texts: as many as Pillow allows for all its texts together."""
 
 for reader in ('PIL', 'tifffile'):
-    logging.getLogger(reader).addHandler(logging.NullHandler())  # what they log of damage is raised too
+    logging.getLogger(reader).addHandler(logging.NullHandler())  # damage that they log is raised too
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, NumPy or OpenCV had too little memory."""
+    """Whether an error of Python, NumPy or OpenCV means that memory ran out."""
     return isinstance(error, MemoryError) or getattr(error, 'code', None) == cv2.Error.StsNoMem
 
 
 @contextlib.contextmanager
 def without_limits_of_pillow() -> Iterator[None]:
-    """Images of any size, whose limits are ours, and profiles and texts of PNGs as long as those of other formats."""
+    """Let Pillow open images of any size, which callers limit themselves, and long profiles and texts of PNGs."""
     with substituted(Image, MAX_IMAGE_PIXELS=None), substituted(PngImagePlugin, MAX_TEXT_CHUNK=LONGEST_TEXT):
         yield
 
 
 @contextlib.contextmanager
 def named_in_errors(named: str) -> Iterator[None]:
-    """Whatever a reader raises becomes one line that names the file.
+    """Turn what a reader raises into an error of one line that names the file.
 
     Raises:
-        DataError: in the place of everything in DAMAGE.
+        DataError: in place of any error of DAMAGE.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Pictures as bytes of a file, with their profile and EXIF, in 16 bits where the format has them."""
+"""Encoding of pictures, with their profile, EXIF and XMP, and with 16 bits where the format has them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.errors import DataError
 
 LARGEST_EDGE = {'JPEG': 65535, 'WEBP': 16383}
-"""In pixels, by the formats' own definitions."""
+"""Largest width and height in pixels, by the definition of each format."""
 LARGEST_OF_LIBPNG = 1_000_000
-"""In pixels: of PNGs that OpenCV writes."""
+"""Largest width and height, in pixels, of PNGs that OpenCV writes."""
 DEEP = ('PNG', 'TIFF')
 LOSSY = ('JPEG', 'WEBP')
 QUALITY = 95
 LARGEST_JPEG_SEGMENT = 65533 - 6
 XMP_OF_JPEG = b'http://ns.adobe.com/xap/1.0/\0'
 XMP_OF_PNG = b'XML:com.adobe.xmp\0\0\0\0\0'
-"""A keyword, and that it is neither compressed nor of a language."""
+"""Start of an iTXt chunk: the keyword, then zeros for no compression, no language and no translated keyword."""
 
 
 def check_size(width: int, height: int, kind: str, named: str, is_deep: bool = False) -> None:
-    """Refuse what a format cannot hold, before any work.
+    """Refuse, before the work begins, a picture that is too large for a format.
 
     Args:
-        width, height: of what is to be written.
+        width, height: size of the picture to be written, in pixels.
         kind: one of pictures.FORMATS.
-        named: in messages.
+        named: name of the picture, for messages.
         is_deep: whether it has 16 bits in several channels, as far as that is known.
 
     Raises:
@@ -56,15 +56,15 @@ def check_size(width: int, height: int, kind: str, named: str, is_deep: bool = F
 
 
 def encode(picture: Picture, kind: str, quality: int = QUALITY) -> tuple[bytes, list[str]]:
-    """The bytes of a file, and what was not kept, a line each.
+    """Encode a picture; return the bytes of the file, and a line for each thing that was not kept.
 
     Args:
-        picture: what to write; `format` and `notes` of it do not matter.
+        picture: what to write; its `format` and `notes` are ignored.
         kind: one of pictures.FORMATS.
-        quality: of JPEG and WebP, 1 to 100.
+        quality: quality of JPEG and WebP, 1 to 100.
 
     Raises:
-        DataError: what came with the picture cannot be written.
+        DataError: the picture, or what came with it, cannot be written.
     """
     notes: list[str] = []
     height, width = picture.colour.shape[:2]
@@ -82,7 +82,7 @@ def encode(picture: Picture, kind: str, quality: int = QUALITY) -> tuple[bytes, 
 
 
 def holdable(picture: Picture, kind: str, notes: list[str]) -> Picture:
-    """A picture without what a format does not hold, which is said."""
+    """Convert or drop what a format cannot hold, with a line in `notes` for each."""
     if picture.colour.dtype == np.uint16 and kind not in DEEP:
         picture = shallow(picture)
         notes.append(f'{kind} has 8 bits: 16 were rounded')
@@ -110,7 +110,7 @@ def holdable(picture: Picture, kind: str, notes: list[str]) -> Picture:
 
 
 def xmp_of_size(xmp: bytes, width: int, height: int) -> bytes:
-    """XMP that names another size, if it names one."""
+    """Replace the width and height that XMP names, if it names them."""
     for names, edge in ((rb'ImageWidth|PixelXDimension', width), (rb'ImageLength|PixelYDimension', height)):
         pattern = rb'((?:tiff|exif):(?:' + names + rb')\s*(?:=\s*["\']|>)\s*)\d+'
         xmp = re.sub(pattern, rb'\g<1>' + str(edge).encode(), xmp)
@@ -118,7 +118,7 @@ def xmp_of_size(xmp: bytes, width: int, height: int) -> bytes:
 
 
 def shallow(picture: Picture) -> Picture:
-    """In 8 bits."""
+    """Round a picture of 16 bits to 8."""
 
     def rounded(pixels: np.ndarray | None) -> np.ndarray | None:
         return None if pixels is None else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -128,7 +128,7 @@ def shallow(picture: Picture) -> Picture:
 
 
 def on_white(picture: Picture) -> Picture:
-    """Without transparency."""
+    """Lay a picture with transparency on white."""
     if picture.alpha is None:
         return picture
     largest = np.iinfo(picture.colour.dtype).max
@@ -139,15 +139,15 @@ def on_white(picture: Picture) -> Picture:
 
 
 def stacked(picture: Picture) -> np.ndarray:
-    """Colour and alpha in one array, [H, W(, channels)]."""
+    """Stack colour and alpha into one array, [H, W(, channels)]."""
     return picture.colour if picture.alpha is None else np.dstack([picture.colour, picture.alpha])
 
 
 def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
-    """By Pillow, with what it writes: of XMP, that of WebP alone."""
+    """Encode with Pillow, with the metadata that it writes; XMP for WebP alone."""
     settings: dict[str, Any] = {'quality': quality} if kind in LOSSY else {}
     if kind == 'JPEG' and quality >= 90:
-        settings['subsampling'] = 0  # colours at full size
+        settings['subsampling'] = 0  # no subsampling of chroma
     if picture.icc:
         settings['icc_profile'] = picture.icc
     if picture.exif:
@@ -166,7 +166,7 @@ def by_pillow(picture: Picture, kind: str, quality: int) -> bytes:
 
 
 def with_xmp(content: bytes, xmp: bytes) -> bytes:
-    """A JPEG with XMP behind its first segments, which are of JFIF and EXIF."""
+    """Insert XMP into a JPEG, after the JFIF and EXIF segments that it begins with."""
     place = 2
     while content[place : place + 2] in (b'\xff\xe0', b'\xff\xe1'):
         place += 2 + int.from_bytes(content[place + 2 : place + 4], 'big')
@@ -175,14 +175,14 @@ def with_xmp(content: bytes, xmp: bytes) -> bytes:
 
 
 def as_png(picture: Picture) -> bytes:
-    """A PNG; of 16 bits in colour by OpenCV, as Pillow writes none, and OpenCV knows nothing of profiles."""
+    """Encode as PNG; 16-bit colour by OpenCV, since Pillow writes none, and with metadata that OpenCV leaves out."""
     chunks = [png.chunk(b'iTXt', XMP_OF_PNG + picture.xmp)] if picture.xmp else []
     if picture.colour.dtype != np.uint16 or picture.colour.ndim == 2:
         return png.with_chunks(by_pillow(picture, 'PNG', QUALITY), chunks)
     pixels = stacked(picture)
     order = [2, 1, 0, 3][: pixels.shape[2]]
     is_made = False
-    with contextlib.suppress(cv2.error):  # what OpenCV before 4.10 raises
+    with contextlib.suppress(cv2.error):  # OpenCV before 4.10 raises it instead of returning False
         is_made, made = cv2.imencode('.png', pixels[..., order])
     if not is_made:
         raise DataError(f'it cannot be written as PNG of 16 bits: at most {LARGEST_OF_LIBPNG} pixels along an edge')
@@ -197,7 +197,7 @@ def as_png(picture: Picture) -> bytes:
 
 
 def tiff(picture: Picture, notes: list[str]) -> bytes:
-    """A TIFF; Pillow writes none of 16 bits in colour, and no EXIF into compressed ones. Here texts at least."""
+    """Encode as TIFF, with the texts of EXIF. Pillow writes no 16-bit colour, nor EXIF into compressed files."""
     texts, is_more = exif.texts(picture.exif)
     if is_more:
         notes.append(

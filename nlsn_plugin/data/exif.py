@@ -1,6 +1,6 @@
-"""EXIF as it lies in a file, tag by tag: what is kept of it keeps every byte, whatever the text is encoded in.
+"""Reading and writing EXIF tag by tag. Values that are kept keep every byte, whatever encoding their text has.
 
-Pillow's own writer makes question marks of all text that is not ASCII, and guesses types anew.
+Pillow's own writer replaces text that is not ASCII by question marks, and guesses the types of values anew.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from PIL import ExifTags
 PREFIX = b'Exif\0\0'
 MAIN, CAMERA, PLACE = 0, int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo)
 INTEROPERABILITY = int(ExifTags.IFD.Interop)
-"""The directories that are kept: the main one, and those that entries of these tags point to. The last is how cameras
-say that colours are of Adobe RGB, mostly without a profile."""
+"""Directories that are kept: the main one, and those that entries of these tags point to. In the last one cameras say
+that colours are Adobe RGB, mostly without adding a profile."""
 HOLDERS = {CAMERA: MAIN, PLACE: MAIN, INTEROPERABILITY: CAMERA}
-"""In which directory the entry is that points to one."""
+"""Maps each directory to the one that holds the entry pointing to it."""
 WIDTH, HEIGHT = int(ExifTags.Base.ExifImageWidth), int(ExifTags.Base.ExifImageHeight)
 RESOLUTION = (int(ExifTags.Base.XResolution), int(ExifTags.Base.YResolution), int(ExifTags.Base.ResolutionUnit))
 TEXTS = (
@@ -30,24 +30,24 @@ KEPT = {
     *(ExifTags.Base.RatingPercent, ExifTags.Base.XPTitle, ExifTags.Base.XPComment, ExifTags.Base.XPAuthor),
     *(ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
 }
-"""Of the main directory; others say how the file was laid out."""
+"""Tags of the main directory that are kept; the others describe the layout of the old file."""
 FOR_THE_OLD_PIXELS = (
     *(ExifTags.Base.MakerNote, ExifTags.Base.RelatedImageFileFormat),
     *(ExifTags.Base.RelatedImageWidth, ExifTags.Base.RelatedImageLength),
 )
-"""Of the other directories."""
+"""Tags of the other directories that are left out, since they describe the old pixels."""
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-"""Bytes of a value of each of TIFF's types."""
+"""Size of one value in bytes, by TIFF's number of its type."""
 TEXT, LONG = 2, 4
 MOST_BYTES = 2**24
-"""Of the values of a directory: many may point to the same place."""
+"""Limit for all values of a directory: in a damaged file many entries may point to the same bytes."""
 
 Row = tuple[int, int, int, bytes]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tag's type, how many values it has, and their bytes."""
+    """Type, number and bytes of a tag's values."""
 
     type: int
     count: int
@@ -56,12 +56,12 @@ class Entry:
 
 @dataclass
 class Exif:
-    """Directories of entries.
+    """A block of EXIF, as directories of entries.
 
     Attributes:
-        order: which end of a number comes first: '<' or '>'.
-        directories: of MAIN and HOLDERS those that are there.
-        lost: how many entries do not read.
+        order: byte order, '<' (little-endian) or '>' (big-endian).
+        directories: those of MAIN and HOLDERS that are there.
+        lost: number of entries and directories that could not be read.
     """
 
     order: str = '<'
@@ -70,11 +70,11 @@ class Exif:
 
 
 def parse(file: BinaryIO, without: tuple[int, ...] = ()) -> Exif:
-    """What is to be kept of a block of EXIF, or of a TIFF: no thumbnail, nothing that describes the old file.
+    """Parse what is to be kept of a block of EXIF, or of a TIFF: no thumbnail, and nothing that describes the old file.
 
     Args:
-        file: from its first byte; a prefix of 'Exif' is skipped.
-        without: tags of the main directory to leave out too.
+        file: read from its first byte; any prefixes 'Exif' are skipped.
+        without: further tags of the main directory to leave out.
 
     Raises:
         ValueError, struct.error: the block, or its main directory, is damaged.
@@ -105,7 +105,11 @@ def parse(file: BinaryIO, without: tuple[int, ...] = ()) -> Exif:
 
 
 def rows_of(file: BinaryIO, start: int, pointer: bytes, order: str) -> list[Row]:
-    """Tag, type, count, and value or its place, of each entry of the directory that `pointer` points to."""
+    """Read the rows of the directory that `pointer` points to: tag, type, count, and the value or its offset.
+
+    Raises:
+        ValueError, struct.error: the directory is damaged.
+    """
     file.seek(start + struct.unpack(f'{order}I', pointer)[0])
     (length,) = struct.unpack(f'{order}H', file.read(2))
     rows = file.read(12 * length)
@@ -115,7 +119,7 @@ def rows_of(file: BinaryIO, start: int, pointer: bytes, order: str) -> list[Row]
 
 
 def read_rows(file: BinaryIO, start: int, rows: list[Row], exif: Exif) -> dict[int, Entry]:
-    """Entries with their values; what does not read is counted."""
+    """Read the values of rows; those that cannot be read are counted in `exif.lost`."""
     entries, room = {}, MOST_BYTES
     for tag, kind, count, value in rows:
         size = SIZES.get(kind, MOST_BYTES) * count
@@ -132,12 +136,12 @@ def read_rows(file: BinaryIO, start: int, rows: list[Row], exif: Exif) -> dict[i
 
 
 def block(exif: Exif) -> bytes:
-    """The bytes of a block; none if there is nothing in it."""
+    """Encode directories as a block of EXIF; b'' if they are empty."""
     parts = {part: dict(entries) for part, entries in exif.directories.items() if entries}
     if not parts:
         return b''
     for part, holder in reversed(HOLDERS.items()):
-        if part in parts:  # its place is known once all are laid out
+        if part in parts:  # a placeholder: offsets are known once all are laid out
             parts.setdefault(holder, {})[part] = Entry(LONG, 1, bytes(4))
     places, end = {}, 8
     for part in sorted(parts):  # MAIN is the first
@@ -151,7 +155,7 @@ def block(exif: Exif) -> bytes:
 
 
 def laid_out(entries: dict[int, Entry], place: int, order: str) -> bytes:
-    """A directory at `place`, with the values that do not fit into its rows behind it; of an even length."""
+    """Encode a directory at offset `place`, followed by the values that do not fit into its rows, in an even length."""
     rows, values = struct.pack(f'{order}H', len(entries)), b''
     begin = place + 2 + 12 * len(entries) + 4
     for tag, entry in sorted(entries.items()):
@@ -165,7 +169,7 @@ def laid_out(entries: dict[int, Entry], place: int, order: str) -> bytes:
 
 
 def of_size(content: bytes, width: int, height: int) -> bytes:
-    """A block that names another size, if it names one."""
+    """Replace the width and height that a block names, if it names them."""
     exif = parse(io.BytesIO(content))
     for tag, edge in ((WIDTH, width), (HEIGHT, height)):
         if tag in exif.directories.get(CAMERA, {}):
@@ -179,7 +183,7 @@ def names(content: bytes, tag: int) -> bool:
 
 
 def texts(content: bytes) -> tuple[dict[int, bytes], bool]:
-    """The TEXTS in a block, by tag, and whether there is more in it (but for the resolution)."""
+    """Return the TEXTS of a block by tag, and whether it holds anything else, other than the resolution."""
     if not content:
         return {}, False
     exif = parse(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Photographs on disk: found, checked to the last byte, read, reduced and enlarged as MATLAB does."""
+"""Photographs on disk: finding, checking to the last byte, reading and writing, and resizing as MATLAB does."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from nlsn_plugin.files import exists, is_dir, is_file, write_whole
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 SMALLEST_IMAGE = 24
-"""In pixels: below that, bicubic reduction by 4 finds no neighbours to mirror at the border."""
+"""Smallest width and height, in pixels: below it, bicubic reduction by 4 has too few pixels to mirror at the border."""
 PNG_COMPRESSION = 1
-"""Light: a training run decodes each sub-image many times."""
+"""Light compression, since a training run decodes each sub-image many times."""
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a look at a whole image found.
+    """What decoding an image showed.
 
     Attributes:
-        height, width: in pixels.
-        digest: of the file's bytes.
-        png_share: bytes of a PNG of it, for each byte of its pixels.
+        height, width: size in pixels.
+        digest: SHA-256 of the file's bytes.
+        png_share: size as PNG relative to that of the raw pixels, estimated from a part of at most 256 x 256 pixels.
     """
 
     height: int
@@ -41,10 +41,10 @@ class Sighting:
 
 
 def list_images(folders: Sequence[Path]) -> list[Path]:
-    """The images of folders, sorted by name.
+    """List the images in folders, sorted by name.
 
     Raises:
-        UserError: no folder, no images, or two of one name.
+        UserError: a folder is missing or holds no images, or two images have the same key (see `key_of`).
     """
     images = []
     for folder in folders:
@@ -52,7 +52,7 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
             what = f'{folder} is no folder' if exists(folder) else f'there is no folder {folder}'
             raise UserError(f'{what}: give one that holds images')
         named_so = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        found = [path for path in named_so if is_file(path) or not exists(path)]  # links that lead nowhere fail later
+        found = [path for path in named_so if is_file(path) or not exists(path)]  # dangling links fail later
         if not found:
             raise UserError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
         images += found
@@ -69,7 +69,7 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
 
 
 def passed_over(folder: Path) -> str:
-    """What of a folder `list_images` leaves out, hidden files aside, in words; nothing if nothing."""
+    """Say in words what `list_images` leaves out of a folder, hidden files aside; '' if nothing."""
     others = [path for path in folder.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES and path.name[0] != '.']
     folders = sum(path.is_dir() for path in others)
     counts = ((folders, 'folder', ''), (len(others) - folders, 'file', f' other than {", ".join(IMAGE_SUFFIXES)}'))
@@ -77,12 +77,12 @@ def passed_over(folder: Path) -> str:
 
 
 def key_of(path: Path) -> str:
-    """The image's name as a key of an LMDB: BasicSR cuts keys at the first dot and writes them as ASCII."""
+    """Turn the image's name into a key of an LMDB: BasicSR cuts keys at the first dot and writes them as ASCII."""
     return ''.join(letter if letter.isascii() and (letter.isalnum() or letter in '-_') else '_' for letter in path.stem)
 
 
 def look_at(path: Path) -> Sighting:
-    """Decode an image whole.
+    """Decode a whole image, and return its size and digest.
 
     Raises:
         DataError: it is truncated or damaged, not of 8 bits, or has an alpha channel.
@@ -95,7 +95,7 @@ def look_at(path: Path) -> Sighting:
 
 
 def contents(path: Path) -> bytes:
-    """The bytes of a file.
+    """Read the bytes of a file.
 
     Raises:
         DataError: it cannot be read.
@@ -107,10 +107,10 @@ def contents(path: Path) -> bytes:
 
 
 def decode_whole(content: bytes, named: str) -> np.ndarray:
-    """Decode to the last byte: OpenCV alone decodes what there is of a truncated file, and Pillow shows 16 bits as 8.
+    """Decode with OpenCV and again with Pillow: OpenCV accepts truncated files, and Pillow shows 16 bits as 8.
 
     Raises:
-        DataError: says `named`.
+        DataError: it is truncated or damaged, or `decode` refuses it; the message says `named`.
     """
     image = decode(content, named)
     with named_in_errors(named), without_limits_of_pillow(), Image.open(io.BytesIO(content)) as opened:
@@ -122,14 +122,18 @@ def read_image(path: Path, keep_gray: bool = False) -> np.ndarray:
     """Read an 8-bit image, BGR [H, W, 3]; with keep_gray, a gray file as [H, W].
 
     Raises:
-        DataError: it is none.
+        DataError: it cannot be read, or is not an 8-bit image without alpha.
     """
     image = decode(contents(path), str(path))
     return image if keep_gray or image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
 def decode(content: bytes, named: str) -> np.ndarray:
-    """uint8 [H, W, 3], BGR, or [H, W]."""
+    """Decode an 8-bit image to uint8, BGR [H, W, 3] or gray [H, W].
+
+    Raises:
+        DataError: it is no image, is not of 8 bits, or has an alpha channel.
+    """
     with named_in_errors(named):
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if image is None:
@@ -142,13 +146,13 @@ def decode(content: bytes, named: str) -> np.ndarray:
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
-    """The bytes of a file: '.png', or '.bmp', whose pixels are as in memory."""
+    """Encode an image as '.png', or as '.bmp', which stores the pixels uncompressed."""
     settings = [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION] if suffix == '.png' else []
     return cv2.imencode(suffix, image, settings)[1].tobytes()
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """A PNG, whole or not at all; its folder is made.
+    """Write a PNG, as a whole or not at all; its folder is made if needed.
 
     Raises:
         SaveError: it cannot be written.

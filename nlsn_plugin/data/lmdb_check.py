@@ -1,4 +1,4 @@
-"""LMDBs of images, checked to the last pixel: against their meta_info.txt, and against each other."""
+"""Checks of LMDBs of images: each image is decoded, and compared with meta_info.txt and with its HR or LR partner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.files import exists
 
 PAIRED = re.compile(r'(?P<name>.*)_LR_bicubic_X(?P<scale>\d+)(?P<rest>.*)')
-"""How BasicSR names the LMDB of LR images that belongs to <name>_HR<rest>."""
+"""BasicSR's name for the LMDB of LR images that belongs to <name>_HR<rest>."""
 
 Shape = tuple[int, ...]
 
@@ -30,13 +30,13 @@ def check(paths: Sequence[Path], workers: int | None = None) -> list[str]:
 
     Args:
         paths: LMDBs, or folders of LMDBs.
-        workers: processes; as many as there are cores if None.
+        workers: number of processes; one per core if None.
 
     Returns:
-        What was found of each LMDB, a line for each.
+        One line for each LMDB.
 
     Raises:
-        UserError: names every fault.
+        UserError: there are faults; the message lists all of them.
     """
     said, faults, shapes = [], [], {}
     for path in lmdbs(paths):
@@ -60,7 +60,11 @@ def check(paths: Sequence[Path], workers: int | None = None) -> list[str]:
 
 
 def lmdbs(paths: Sequence[Path]) -> list[Path]:
-    """The LMDBs themselves, and those in folders; what is hidden is not finished."""
+    """Replace folders by the LMDBs in them, except hidden ones, which are unfinished.
+
+    Raises:
+        UserError: a path does not exist.
+    """
     found: list[Path] = []
     for path in paths:
         inside = sorted(one for one in path.glob('*.lmdb') if not one.name.startswith('.'))
@@ -71,10 +75,10 @@ def lmdbs(paths: Sequence[Path]) -> list[Path]:
 
 
 def listed(path: Path) -> tuple[dict[str, Shape], list[str]]:
-    """The keys of meta_info.txt with the shapes of their images, and what is wrong with it."""
+    """Read the keys of meta_info.txt with the shapes of their images; return these, and what is wrong with the file."""
     shapes: dict[str, Shape] = {}
     faults = []
-    text = contents(path / 'meta_info.txt').decode('ascii', 'backslashreplace')  # keys are ASCII, and damage is shown
+    text = contents(path / 'meta_info.txt').decode('ascii', 'backslashreplace')  # keys are ASCII; show damage
     for number, line in enumerate(text.splitlines(), start=1):
         match = LISTED.fullmatch(line)
         if not match:
@@ -87,9 +91,9 @@ def listed(path: Path) -> tuple[dict[str, Shape], list[str]]:
 
 
 def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
-    """What is wrong with the keys that are there, whatever meta_info.txt lists.
+    """Find the keys in data.mdb that meta_info.txt does not list; return a line for each, or one if none can be read.
 
-    They are read by a process of its own, which liblmdb may end.
+    The keys are read in a separate process, because liblmdb may abort on damage.
     """
     try:
         with ProcessPoolExecutor(1, initializer=say_nothing) as reader:
@@ -101,9 +105,9 @@ def unlisted(path: Path, shapes: dict[str, Shape]) -> list[str]:
 
 
 def say_nothing() -> None:
-    """Let liblmdb end this process without a word, a trace or a core file: the fault is named in one line."""
+    """Keep an abort of liblmdb in this process quiet, without message, trace or core file: `unlisted` reports it."""
     faulthandler.disable()
-    with contextlib.suppress(ImportError):  # Windows, which writes none
+    with contextlib.suppress(ImportError):  # Windows, which writes no core files
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -111,10 +115,10 @@ def say_nothing() -> None:
 
 
 def check_image(image: tuple[Path, str, Shape]) -> None:
-    """Decode a value whole.
+    """Decode one image of an LMDB.
 
     Raises:
-        DataError: it is missing, cannot be read, does not decode, or has another shape than is listed.
+        DataError: it is missing, cannot be read or decoded, or has another shape than the listed one.
     """
     path, key, shape = image
     where = f'{path}, key {key},'
@@ -125,7 +129,7 @@ def check_image(image: tuple[Path, str, Shape]) -> None:
 
 
 def strangers(path: Path, shapes: dict[Path, dict[str, Shape]]) -> Iterator[str]:
-    """What is in an LMDB of LR images and does not belong to one in that of HR images, or the other way round."""
+    """Yield a line for each image of an LR LMDB without partner of the right size in the HR LMDB, and the reverse."""
     match = PAIRED.fullmatch(path.name)
     hr_path = path.with_name(f'{match["name"]}_HR{match["rest"]}') if match else path
     if not match or hr_path not in shapes:

@@ -1,4 +1,4 @@
-"""What `nlsn prepare` makes, as a data set of mmengine."""
+"""Data made by `nlsn prepare`, as a data set of mmengine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from nlsn_plugin.errors import ArgumentError
 
 
 class SuperResolutionDataset(SafePairedImageDataset):
-    """SafePairedImageDataset by arguments instead of options. Registered by `nlsn_plugin.registry`.
+    """SafePairedImageDataset with arguments instead of an options dict. Registered by `nlsn_plugin.registry`.
 
     A sample is {'inputs': low resolution [3, h, w], 'data_samples': {'gt': [3, h * scale, w * scale], 'gt_path': ...,
     'lq_path': ...}}, RGB in [0, 1]; batches are made by collate_fn=dict(type='default_collate').
 
     Args:
         dataroot_gt, dataroot_lq: two LMDBs (ending in .lmdb) or two folders of images.
-        scale: of the pairs.
+        scale: ratio of the images' sizes in a pair.
         gt_size: edge of the patches to train on, in pixels of the ground truth; None gives whole images.
-        use_hflip, use_rot: mirror and turn the patches at random.
-        filename_tmpl: how the low-resolution file of {} is called, '{}x2'; of folders.
+        use_hflip, use_rot: whether to mirror and to turn the patches at random.
+        filename_tmpl: name of the low-resolution file for the ground truth {}, such as '{}x2'; for folders only.
 
     Raises:
-        ArgumentError (a ValueError): an argument of another type, or a gt_size that scale does not divide.
+        ArgumentError (a ValueError): an argument has a wrong type, or gt_size is not a multiple of scale.
         DataError: see SafePairedImageDataset.
     """
 
@@ -56,7 +56,7 @@ class SuperResolutionDataset(SafePairedImageDataset):
             }
         )
         self.metainfo = {'scale': scale, 'images': len(self.paths)}
-        """What mmengine compares when a run goes on."""
+        """Saved in checkpoints; mmengine warns if it differs when a run is resumed."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)

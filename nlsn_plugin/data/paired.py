@@ -1,4 +1,4 @@
-"""Pairs of images read by BasicSR's rules, with every fault named: which file or key, and what is wrong with it."""
+"""Pairs of images read as BasicSR does, with errors that name the file or key, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from nlsn_plugin.files import exists, is_file
 Options = dict[str, Any]
 
 LISTED = re.compile(r'(?P<key>[^.\s]+)\.\w+ \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\) \d+')
-"""A line of an LMDB's meta_info.txt: baboon.png (120,125,3) 1."""
+"""Matches a line of an LMDB's meta_info.txt, such as `baboon.png (120,125,3) 1`."""
 
 
 def build_dataset(options: Options) -> Dataset[Any]:
-    """A data set by its options; a PairedImageDataset as the one below, which gives the same samples.
+    """Build a data set from its options; a PairedImageDataset becomes a SafePairedImageDataset, with the same samples.
 
-    Without BasicSR's line in the log, which may not have been begun: a run whose data are faulty leaves no traces.
+    Nothing is logged, unlike by BasicSR's build_dataset: a run whose data are faulty leaves no log behind.
 
     Raises:
-        DataError: the data are faulty, or the class lacks an option.
+        DataError: the data are faulty, or an option that the class needs is missing.
     """
     paired = options['type'] == 'PairedImageDataset'
     dataset_class = SafePairedImageDataset if paired else DATASET_REGISTRY.get(options['type'])
@@ -48,12 +48,12 @@ def build_dataset(options: Options) -> Dataset[Any]:
 
 
 class SafePairedImageDataset(PairedImageDataset):
-    """BasicSR's PairedImageDataset, which fails on faulty data without saying where, or waits for ever.
+    """PairedImageDataset that says which data are faulty; BasicSR's own fails without saying so, or waits for ever.
 
     Registered by `nlsn_plugin.registry`. Options and samples are PairedImageDataset's.
 
     Raises:
-        DataError: on building, if folders or LMDBs do not hold pairs; on reading, of an image.
+        DataError: when built, if the folders or LMDBs do not hold pairs; when read, if an image is faulty.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -63,7 +63,7 @@ class SafePairedImageDataset(PairedImageDataset):
                 raise DataError(f'there is no {root} ({key})')
             if opt['io_backend']['type'] == 'lmdb':
                 check_lmdb(root)
-                opt = {**opt, key: str(root)}  # without the slash that shells put behind folders
+                opt = {**opt, key: str(root)}  # without the slash that shells append to folders
             elif is_file(root / 'data.mdb'):
                 raise DataError(
                     f'{root} is an LMDB ({key}), and folders of images were asked for: two LMDBs are expected, whose '
@@ -77,7 +77,7 @@ class SafePairedImageDataset(PairedImageDataset):
             raise DataError(f'{roots} do not hold pairs: {reason}{hint_at_template(opt)}') from error
         if not self.paths:
             raise DataError(f'there is no image in {opt["dataroot_gt"]}')
-        if opt['phase'] == 'train' and opt['io_backend']['type'] == 'lmdb':  # in a folder, each in its turn
+        if opt['phase'] == 'train' and opt['io_backend']['type'] == 'lmdb':  # in folders, when they are read
             for line in contents(Path(self.gt_folder) / 'meta_info.txt').decode('ascii', 'replace').splitlines():
                 if listed := LISTED.fullmatch(line):
                     self.check_size(listed['key'], int(listed['height']), int(listed['width']))
@@ -110,7 +110,7 @@ class SafePairedImageDataset(PairedImageDataset):
         return {'lq': lq, 'gt': gt, 'lq_path': lq_path, 'gt_path': gt_path}
 
     def check_size(self, gt_path: str, height: int, width: int) -> None:
-        """Refuse an image that no patch fits into."""
+        """Refuse an image that is smaller than a patch."""
         size = self.opt['gt_size']
         if min(height, width) < size:
             raise DataError(
@@ -119,7 +119,7 @@ class SafePairedImageDataset(PairedImageDataset):
             )
 
     def read(self, root: str, path: str) -> np.ndarray[Any, Any]:
-        """An image in [0, 1], BGR, float32, [H, W, 3]."""
+        """Read an image as float32 in [0, 1], BGR [H, W, 3]."""
         is_lmdb = self.io_backend_opt['type'] == 'lmdb'
         content = stored(root, path) if is_lmdb else contents(Path(path))
         with named_in_errors(self.named(root, path)):
@@ -133,7 +133,7 @@ class SafePairedImageDataset(PairedImageDataset):
 
 
 def hint_at_template(opt: Options) -> str:
-    """What filename_tmpl would make pairs of two folders of images."""
+    """The end of a message: the filename_tmpl that would make pairs of two folders of images, if there is one."""
     if opt['io_backend']['type'] != 'disk':
         return ''
     gt, lq = ({path.stem for path in Path(opt[key]).glob('[!.]*.*')} for key in ('dataroot_gt', 'dataroot_lq'))
@@ -145,25 +145,25 @@ def hint_at_template(opt: Options) -> str:
 
 
 def is_cut_short(content: bytes) -> bool:
-    """Whether a JPEG ends within its pixels, of which OpenCV before 5 makes gray rows."""
+    """Whether a JPEG ends within its pixels; OpenCV before 5 fills the missing rows with gray."""
     return content[:2] == b'\xff\xd8' and content.rfind(b'\xff\xd9') < content.rfind(b'\xff\xda')
 
 
 def is_cut_from(lq: int, gt: int, scale: int) -> bool:
-    """Whether an edge can be that of an image reduced by `scale` after the last pixels were cut off, 11 say."""
+    """Whether edge `lq` can come from edge `gt`: cut at its end, by up to 11 pixels say, and reduced by `scale`."""
     return lq * scale <= gt and (gt - lq * scale < scale or gt // lq == scale)
 
 
 OPEN: dict[str, lmdb.Environment] = {}
-"""The LMDBs that this process has open, which it may open but once."""
+"""LMDBs that this process has open, by real path: a process may open each only once."""
 LOOKED_AT: dict[str, tuple[int, ...]] = {}
-"""What tells the files of those that `check_lmdb` found whole from others of their names."""
+"""Device, inode, size and time of each data.mdb that `check_lmdb` accepted, by real path."""
 READING = threading.Lock()
-"""Held while OPEN is used."""
+"""Lock to hold while OPEN is used."""
 
 
 def stored(path: str, key: str) -> bytes:
-    """What an LMDB, which stays open, has under a key that its meta_info.txt lists.
+    """Read the value of a key that meta_info.txt lists; the LMDB stays open.
 
     Raises:
         DataError: the key is missing, or the LMDB is damaged there.
@@ -179,13 +179,13 @@ def stored(path: str, key: str) -> bytes:
 
 
 def keys(path: str) -> list[bytes]:
-    """Those of an LMDB, which stays open. Over damage, liblmdb may end the process."""
+    """List the keys of an LMDB, which stays open. If it is damaged, liblmdb may abort the process."""
     with READING, environment(path).begin() as transaction:
         return [bytes(key) for key in transaction.cursor().iternext(values=False)]
 
 
 def environment(path: str) -> lmdb.Environment:
-    """An LMDB, opened if it is not, while READING is held."""
+    """Return an LMDB, opening it if needed. READING has to be held."""
     place = os.path.realpath(path)
     if place not in OPEN:
         OPEN[place] = lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False)
@@ -193,8 +193,8 @@ def environment(path: str) -> lmdb.Environment:
 
 
 def close_before_fork() -> None:
-    """A forked process can neither use what its parent has open nor open it: both open it anew when they read."""
-    READING.acquire()  # until both go on: other threads may be reading
+    """Close all LMDBs: a child can neither use nor reopen what its parent has open. Both reopen them when they read."""
+    READING.acquire()  # until after the fork, since other threads may be reading
     while OPEN:
         OPEN.popitem()[1].close()
 
@@ -204,7 +204,7 @@ if hasattr(os, 'register_at_fork'):  # not on Windows, where nothing is forked
 
 
 def check_lmdb(path: Path) -> None:
-    """Refuse an LMDB that would end the process with a bus error: shorter than its own pages.
+    """Refuse an LMDB whose file is shorter than its pages: reading it would end the process with a bus error.
 
     Raises:
         DataError: it lacks a file, is damaged, or was cut short.
@@ -218,7 +218,7 @@ def check_lmdb(path: Path) -> None:
         with READING:
             if LOOKED_AT.get(place) == identity:
                 return
-            if place in OPEN:  # another file, in whose place this one was made
+            if place in OPEN:  # the file that this one has replaced
                 OPEN.pop(place).close()
             with lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False) as environment:
                 expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']

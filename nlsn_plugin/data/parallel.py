@@ -1,4 +1,4 @@
-"""Many images at once, in processes of their own, with a progress bar."""
+"""Processing many images in parallel, in worker processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ Result = TypeVar('Result')
 
 
 def processes() -> int:
-    """As many as this process may use cores."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str
 ) -> Generator[Result | DataError, None, None]:
-    """function(item) of each, in order; what is wrong with an item comes in its place.
+    """Yield function(item) for each item, in order; a DataError that it raises is yielded in place of its result.
 
-    PyTorch's loader does it: it reads no further ahead than the results are taken, and notices a worker that died.
+    PyTorch's DataLoader does the work: it stays only a few items ahead of the consumer, and notices a worker that died.
+
+    Raises:
+        DataError: a worker died.
     """
     loader: DataLoader[Any] = DataLoader(
         Applied(function, items),
@@ -52,13 +55,13 @@ def unchanged(result: Result) -> Result:
 
 
 def alone(worker: int) -> None:
-    """One core for each worker; Ctrl-C is the main process's business."""
+    """Keep OpenCV to one thread in each worker, and leave Ctrl-C to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Applied(Dataset[Any]):
-    """A function of each of some items."""
+    """Applies a function to an item when it is indexed, and returns a DataError that it raises."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self.function, self.items = function, items

@@ -1,7 +1,7 @@
-"""Pictures as they come from users: any usual format, 8 or 16 bits, gray, palette, alpha, CMYK, turned by a camera.
+"""Reading users' pictures: any usual format, 8 or 16 bits, gray, palette, alpha, CMYK, turned by a camera.
 
-Pillow reads them, OpenCV the PNGs that Pillow would cut from 16 bits to 8, and `tiff` TIFFs. Nothing of BasicSR's is
-needed.
+Pillow reads them, except PNGs that it would cut from 16 bits to 8, which OpenCV reads, and TIFFs, which `tiff` reads.
+BasicSR is not needed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ FORMATS = {
     'TIFF': ('.tif', '.tiff'),
     'BMP': ('.bmp',),
 }
-"""Pillow's names, and how names of files end, the usual way first."""
+"""File suffixes of each format, under Pillow's name of it; the usual suffix comes first."""
 SUFFIXES = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 MOST_PIXELS = 100_000_000
-"""In a picture, unless more are allowed: 'decompression bombs' claim far more than they have bytes for."""
+"""Default limit for the pixels of a picture: 'decompression bombs' claim far more than their size would suggest."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Picture:
 
     Attributes:
         colour: uint8 or uint16, [H, W, 3] RGB, or [H, W] if it is gray.
-        alpha: of the same type, [H, W], not multiplied into `colour`; None if all is opaque.
+        alpha: same dtype, [H, W], not multiplied into `colour`; None if all is opaque.
         format: one of FORMATS.
-        icc: the profile of `colour`, if it has one.
-        exif: the rest of what the camera wrote, as a block of EXIF; empty if there is none.
-        xmp: the same in XML, with more of what people and programs wrote.
+        icc: the ICC profile of `colour`, if it has one.
+        exif: what is kept of EXIF, as a block; empty if there is none.
+        xmp: XMP, metadata in XML, which programs write beside or instead of EXIF; empty if there is none.
         dpi: pixels per inch, across and down, if the file says so.
-        notes: what was not kept as it was, a line each.
+        notes: one line for each thing that was not kept as it was.
     """
 
     colour: np.ndarray
@@ -64,7 +64,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: format, and width and height when upright."""
+    """Format of a picture, and its width and height when upright, as the file's header gives them."""
 
     format: str
     width: int
@@ -72,10 +72,10 @@ class Header:
 
 
 def look(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Header:
-    """Read the header alone.
+    """Read only the header of a picture.
 
     Raises:
-        DataError: no picture, of no pixels, or of more than `most_pixels`.
+        DataError: it is no picture, is damaged, or has no pixels or more than `most_pixels`.
     """
     with opened(source, named) as file:
         if is_tiff(file):
@@ -90,12 +90,12 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
     """Decode a picture, to its last byte.
 
     Args:
-        source: a file, or its content.
-        named: in messages.
-        most_pixels: what is larger is refused before memory is taken.
+        source: path or content of the file.
+        named: name of the picture, for messages.
+        most_pixels: a picture with more is refused before memory is allocated.
 
     Raises:
-        DataError: no picture, a damaged or a too large one, or of a kind that has no 8 or 16 bits.
+        DataError: it is no picture, is damaged, has too many pixels, or pixels of a kind that is not read.
     """
     with opened(source, named) as file:
         if is_tiff(file):
@@ -115,9 +115,9 @@ def read(source: Path | bytes, named: str, most_pixels: int = MOST_PIXELS) -> Pi
 
 @contextlib.contextmanager
 def opened(source: Path | bytes, named: str) -> Iterator[BinaryIO]:
-    """The bytes of a picture; whatever is said of damage to them names the file."""
+    """Open a picture's file or content; errors of readers within the block become DataErrors that say `named`."""
     with named_in_errors(named), warnings.catch_warnings(), without_limits_of_pillow():
-        warnings.simplefilter('ignore')  # of damage that goes on to raise, or does not matter
+        warnings.simplefilter('ignore')  # about damage that either raises later or does no harm
         with io.BytesIO(source) if isinstance(source, bytes) else source.open('rb') as file:
             yield file
 
@@ -129,7 +129,7 @@ def is_tiff(file: BinaryIO) -> bool:
 
 
 def first(pages: tifffile.TiffFile, named: str, most_pixels: int) -> tifffile.TiffPage:
-    """The first page, of a size that is allowed."""
+    """Return the first page, after checking its size."""
     page = pages.pages[0]
     if not isinstance(page, tifffile.TiffPage):
         raise ValueError('it has no first page')
@@ -139,7 +139,7 @@ def first(pages: tifffile.TiffFile, named: str, most_pixels: int) -> tifffile.Ti
 
 @contextlib.contextmanager
 def pillow_image(file: BinaryIO, named: str, most_pixels: int) -> Iterator[Image.Image]:
-    """Pillow's image, of a format and a size that are allowed."""
+    """Open an image with Pillow, after checking its format and size."""
     try:
         image = Image.open(file, formats=[kind for kind in FORMATS if kind != 'TIFF'])
     except UnidentifiedImageError as error:
@@ -152,12 +152,12 @@ def pillow_image(file: BinaryIO, named: str, most_pixels: int) -> Iterator[Image
 
 
 def add_chunks(image: Image.Image, file: BinaryIO) -> None:
-    """What Pillow does not tell of a PNG before it is decoded, or at all, by the names that it would have there."""
+    """Add to `image.info` what Pillow lacks of a PNG before decoding: cICP, and texts and EXIF behind the pixels."""
     place = file.tell()
     colours = png.find(file, b'cICP')
     if colours:
         image.info.setdefault('cicp', colours)
-    with contextlib.suppress(*DAMAGE):  # which decoding finds too
+    with contextlib.suppress(*DAMAGE):  # which decoding reports
         behind = png.behind_pixels(file)
         if behind is not None:
             with Image.open(io.BytesIO(behind), formats=['PNG']) as told:
@@ -166,7 +166,7 @@ def add_chunks(image: Image.Image, file: BinaryIO) -> None:
 
 
 def check_pixels(width: int, height: int, named: str, most_pixels: int) -> None:
-    """Refuse a picture by what its header says, before memory is taken."""
+    """Refuse a picture by the size in its header, before memory is allocated."""
     if min(width, height) < 1:
         raise DataError(f'{named} has {width}x{height} pixels')
     if width * height > most_pixels:
@@ -177,11 +177,11 @@ def check_pixels(width: int, height: int, named: str, most_pixels: int) -> None:
 
 
 def format_of(image: Image.Image) -> str:
-    return 'JPEG' if image.format == 'MPO' else str(image.format)  # MPO: a JPEG with more pictures behind
+    return 'JPEG' if image.format == 'MPO' else str(image.format)  # MPO: a JPEG followed by more pictures
 
 
 def read_tiff(page: tifffile.TiffPage, file: BinaryIO, picture: Picture, named: str) -> Picture:
-    """`picture` with the pixels of a page."""
+    """Return `picture` with the pixels of a TIFF's page."""
     orientation, bits = tiff.orientation_of(page), tiff.bits_of(page)
     place, is_multiplied, others = tiff.alpha_of(page)
     if others:
@@ -204,14 +204,14 @@ def read_tiff(page: tifffile.TiffPage, file: BinaryIO, picture: Picture, named: 
 
 
 def divided(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """[H, W, C] that [H, W] was multiplied into, without it."""
+    """Undo the multiplication of `colour` [H, W, C] by `alpha` [H, W]."""
     full = np.maximum(alpha, 1).astype(np.uint32)[..., None]
     white = int(np.iinfo(colour.dtype).max)
     return np.minimum((colour.astype(np.uint32) * white + full // 2) // full, white).astype(colour.dtype)
 
 
 def read_png(image: Image.Image, file: BinaryIO, picture: Picture, orientation: int, named: str) -> Picture:
-    """`picture` with the pixels of a PNG; Pillow would cut some to 8 bits, and misses some transparency."""
+    """Return `picture` with the pixels of a PNG. Pillow alone would cut some to 8 bits, and miss some transparency."""
     bits, transparent = png.bits_of(file), png.transparent(file)
     if image.mode == 'P' or (transparent is None and bits < 16):
         return of_pillow(upright_image(image, orientation), picture, named)
@@ -227,10 +227,10 @@ def read_png(image: Image.Image, file: BinaryIO, picture: Picture, orientation: 
 
 
 def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:
-    """`picture` with the pixels of a Pillow image of any mode that has 8 bits, or 16 in gray.
+    """Return `picture` with the pixels of a Pillow image of a mode with 8 bits, or with 16 in gray.
 
     Raises:
-        DataError: another mode.
+        DataError: the image has another mode.
     """
     icc, notes = picture.icc, picture.notes
     if image.mode == 'CMYK':
@@ -252,7 +252,7 @@ def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:
         )
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
-        pixels = pixels.astype(np.uint16)  # whichever end of a number comes first
+        pixels = pixels.astype(np.uint16)  # in native byte order
     picture = replace(picture, icc=icc, notes=notes)
     if image.mode == 'LA':
         return of_pixels(pixels[..., 0], pixels[..., 1], picture)
@@ -263,7 +263,7 @@ def of_pillow(image: Image.Image, picture: Picture, named: str) -> Picture:
 
 
 def of_pixels(colour: np.ndarray, alpha: np.ndarray | None, picture: Picture) -> Picture:
-    """`picture` with pixels; without alpha if all is opaque, without a profile that is for other colours."""
+    """Return `picture` with pixels; alpha is dropped if all is opaque, and a profile if it is for other colours."""
     if alpha is not None:
         opaque = alpha.min() == np.iinfo(alpha.dtype).max
         alpha = None if opaque else np.ascontiguousarray(alpha)
@@ -274,7 +274,7 @@ def of_pixels(colour: np.ndarray, alpha: np.ndarray | None, picture: Picture) ->
 
 
 def to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
-    """CMYK as sRGB, and a word on how: through the image's own profile if that can be."""
+    """Convert CMYK to RGB, by the image's own profile if possible; return the image, and a line that says how."""
     if icc is None:
         return image.convert('RGB'), 'CMYK without a profile was converted to RGB: its colours are a guess'
     try:
@@ -282,6 +282,6 @@ def to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
         converted = ImageCms.profileToProfile(image, own, srgb, outputMode='RGB')
     except (ImageCms.PyCMSError, *DAMAGE):
         return image.convert('RGB'), 'CMYK was converted to RGB, not by its profile, which does not read'
-    if converted is None:  # only if done in place
+    if converted is None:  # never so unless the conversion is in place
         raise ValueError('no image was made')
     return converted, 'CMYK was converted to sRGB by its profile'

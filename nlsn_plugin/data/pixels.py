@@ -1,4 +1,4 @@
-"""Pixels as tensors and back, transparency, and bicubic enlargement."""
+"""Conversion between pixels and tensors, bicubic enlargement, and transparency."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from nlsn_plugin.data.pictures import Picture
 
 
 def largest(dtype: np.dtype[Any]) -> float:
-    """The value of white."""
+    """The value of white: the largest integer, or 1.0 for floats."""
     return float(np.iinfo(dtype).max) if dtype.kind == 'u' else 1.0
 
 
 def as_tensor(colour: np.ndarray) -> Tensor:
-    """uint8, uint16 or float [H, W(, 3)] -> float32 [1, C, H, W] in [0, 1]."""
-    colour = np.ascontiguousarray(colour)  # sums of other strides are rounded another way
+    """Convert uint8, uint16 or float pixels [H, W(, 3)] to float32 [1, C, H, W] in [0, 1]."""
+    colour = np.ascontiguousarray(colour)  # other strides would change the rounding of sums
     planes = np.moveaxis(colour, -1, 0) if colour.ndim == 3 else colour[None]
     return torch.from_numpy(np.divide(planes, largest(colour.dtype), dtype=np.float32))[None]
 
 
 def quantised(pixels: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """[0, 1], or a little beyond -> uint8, uint16 or float."""
+    """Clip pixels to [0, 1], and convert them to uint8 or uint16, rounded, or to float."""
     if dtype.kind != 'u':
         return np.ascontiguousarray(pixels.clip(0, 1), dtype=dtype)
     levels = np.multiply(pixels, largest(dtype), dtype=np.float32)
@@ -36,18 +36,18 @@ def quantised(pixels: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def larger_alpha(alpha: np.ndarray, scale: int) -> np.ndarray:
-    """Transparency by bicubic: what is opaque, or clear, stays so, which no network warrants."""
+    """Enlarge alpha by bicubic: opaque and clear areas stay so, which no network guarantees."""
     return quantised(bicubic(as_tensor(alpha), scale)[0, 0].numpy(), alpha.dtype)
 
 
 def bicubic(x: Tensor, scale: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, H * scale, W * scale], with the kernel of MATLAB and Pillow (a = -0.5)."""
+    """Enlarge [N, C, H, W] to [N, C, H * scale, W * scale], with the kernel of MATLAB and Pillow (a = -0.5)."""
     size = [scale * edge for edge in x.shape[-2:]]
     return F.interpolate(x, size, mode='bicubic', align_corners=False, antialias=True)
 
 
 def larger_by_bicubic(picture: Picture, scale: int) -> Picture:
-    """A picture enlarged without a network, to compare with."""
+    """Enlarge a picture by bicubic, for comparison with a network's."""
     colour = picture.colour if picture.alpha is None else bleed(picture.colour, picture.alpha)
     planes = bicubic(as_tensor(colour), scale)[0].numpy()
     pixels = quantised(np.moveaxis(planes, 0, -1) if colour.ndim == 3 else planes[0], colour.dtype)
@@ -55,9 +55,9 @@ def larger_by_bicubic(picture: Picture, scale: int) -> Picture:
 
 
 def bleed(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """`colour` with what nobody sees painted over: where alpha is 0, the colour of the nearest pixel that is seen.
+    """Replace the colour of each fully transparent pixel by that of the nearest pixel that is not.
 
-    Else whatever lies hidden there, black as a rule, would show as a halo around what is seen once it is larger.
+    Otherwise the hidden colour, usually black, would show as a halo around visible areas after enlargement.
     """
     hidden = alpha == 0
     if not hidden.any() or hidden.all():

@@ -1,4 +1,4 @@
-"""What Pillow and OpenCV leave undone in PNG: chunks, and the colour that is transparent."""
+"""Parts of PNG that Pillow does not handle: some chunks, 16 bits in several channels, and some transparent colours."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import cv2
 import numpy as np
 
 END_OF_HEADER = 8 + 25
-"""The signature, and the first chunk, which is IHDR."""
+"""Length in bytes of the signature and the first chunk, IHDR."""
 BITS, KIND = 24, 25
-"""Where the header has the bits of a sample, and what channels there are."""
+"""Offsets of the bit depth and the colour type."""
 GRAY_AND_ALPHA = 4
 PIXELS, SAYING = b'IDAT', (b'eXIf', b'iTXt', b'tEXt', b'zTXt')
-"""Chunks; those of EXIF and of texts, XMP among them, may also stand behind the pixels."""
+"""Names of the chunks of pixels, and of EXIF and texts (XMP too), which may also stand behind the pixels."""
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """Length, name, content and checksum."""
+    """Encode a chunk: length, name, content and checksum."""
     return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
 
 
 def with_chunks(content: bytes, chunks: Iterable[bytes]) -> bytes:
-    """A file with chunks behind its header."""
+    """Insert chunks into a file, after its header."""
     return content[:END_OF_HEADER] + b''.join(chunks) + content[END_OF_HEADER:]
 
 
 def bits_of(file: BinaryIO) -> int:
-    """Bits of a sample."""
+    """Bits per sample, by the header."""
     file.seek(BITS)
     return file.read(1)[0]
 
 
 def deep(file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colours, [H, W, 3] or [H, W], and alpha of a PNG of 16 bits in several channels.
+    """Decode a PNG of 16 bits in several channels, into colour [H, W, 3] or [H, W] and alpha [H, W] or None.
 
     Raises:
-        ValueError: OpenCV does not read it.
+        ValueError: OpenCV cannot decode it.
     """
     file.seek(0)
     content = file.read()
@@ -51,7 +51,7 @@ def deep(file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def chunks_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and length of each chunk from the header on to the end, while the file stands at its content."""
+    """Yield name and length of each chunk between header and end, with the file positioned at its content."""
     place = file.seek(END_OF_HEADER)
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack('>I4s', head)
@@ -62,7 +62,7 @@ def chunks_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def find(file: BinaryIO, wanted: bytes) -> bytes | None:
-    """The content of the first chunk of a name that stands before the pixels."""
+    """Content of the first chunk of this name before the pixels; None if there is none."""
     for name, length in chunks_of(file):
         if name == PIXELS:
             break
@@ -72,7 +72,7 @@ def find(file: BinaryIO, wanted: bytes) -> bytes | None:
 
 
 def behind_pixels(file: BinaryIO) -> bytes | None:
-    """A PNG, without pixels, that begins with what is said behind them, as ExifTool writes it; None if nothing is."""
+    """Make a PNG without pixels of the texts and EXIF behind the pixels (as ExifTool writes them); None without any."""
     said, is_behind = [], False
     for name, length in chunks_of(file):
         is_behind = is_behind or name == PIXELS
@@ -83,10 +83,10 @@ def behind_pixels(file: BinaryIO) -> bytes | None:
 
 
 def transparent(file: BinaryIO) -> tuple[int, ...] | None:
-    """The gray, or the RGB, that is transparent, in the bits of the file, which Pillow scales at times.
+    """The gray value or RGB that is transparent, in the bits of the file (Pillow sometimes scales it); None if none is.
 
     Raises:
-        struct.error: it is too short.
+        struct.error: its chunk is too short.
     """
     file.seek(KIND)
     channels = {0: 1, 2: 3}.get(file.read(1)[0])
@@ -95,12 +95,12 @@ def transparent(file: BinaryIO) -> tuple[int, ...] | None:
 
 
 def alpha_of(pixels: np.ndarray, seen_through: tuple[int, ...], bits: int) -> np.ndarray:
-    """Alpha of [H, W(, 3)] in which one colour is transparent.
+    """Make alpha [H, W] for pixels of which one colour is transparent.
 
     Args:
-        pixels: of the whole range of their type.
-        seen_through: the colour, in the `bits` of the file.
-        bits: of a sample in the file.
+        pixels: [H, W] or [H, W, 3], scaled to the whole range of their dtype.
+        seen_through: the transparent colour, in the `bits` of the file.
+        bits: bits per sample in the file.
     """
     white = np.iinfo(pixels.dtype).max
     colour = np.asarray(seen_through) * (int(white) // (2**bits - 1))

@@ -1,6 +1,6 @@
-"""From folders of photographs to what BasicSR's datasets read: LR images, sub-images, LMDBs, meta info.
+"""Preparation of what BasicSR's datasets read, from folders of photographs: LR images, sub-images, LMDBs, meta info.
 
-Training data are pairs of LMDBs of sub-images, named as BasicSR's DIV2K recipe names them:
+Training data are pairs of LMDBs of sub-images, named as in BasicSR's DIV2K recipe:
 
     <output>/<name>_HR_sub.lmdb, <output>/<name>_LR_bicubic_X<scale>_sub.lmdb, each with its meta_info.txt
 
@@ -8,7 +8,7 @@ Test data are folders, laid out as the benchmark archive of EDSR and of the NLSN
 
     <output>/HR/<image>.png, <output>/LR_bicubic/X<scale>/<image>x<scale>.png
 
-LR images are made by MATLAB-style bicubic, or given.
+LR images are made by MATLAB-style bicubic reduction, or given.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from nlsn_plugin.data.workshop import Entry, Folder, Lmdb, Settings, Store, Work
 from nlsn_plugin.errors import ArgumentError, DataError, UserError
 
 STORAGE = {'png': '.png', 'raw': '.bmp'}
-"""How the values of an LMDB are written. A BMP holds the pixels as they are: large, and nothing to decode."""
+"""Suffix of the format of an LMDB's values. A BMP holds raw pixels: it is large, and needs no decoding."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A photograph, and its LR images where they are given, by scale."""
+    """A photograph, and its given LR images by scale, if any."""
 
     hr: Path
     lr: Mapping[int, Path]
@@ -61,26 +61,26 @@ def prepare_training_data(
 ) -> list[Path]:
     """Write one LMDB of HR sub-images and one of LR sub-images per scale.
 
-    What was made before a stop is gone on with, and what is there already, made from the same images in the same way,
-    is left as it is.
+    Work that was interrupted is continued. LMDBs that exist already, made from the same images in the same way, are
+    left as they are.
 
     Args:
-        source: folder of HR images, 8-bit, as `images.IMAGE_SUFFIXES` lists them, or several folders.
-        output: where the LMDBs go.
-        name: what their names begin with, such as DIV2K_train.
+        source: folder of 8-bit HR images with the suffixes of `images.IMAGE_SUFFIXES`, or several folders.
+        output: folder where the LMDBs go.
+        name: start of their names, such as DIV2K_train.
         scales: reductions; every HR image is first cropped to a multiple of all of them.
         crop_size: edge of an HR sub-image, in pixels; an image smaller than it gives one smaller sub-image.
         step: distance between neighbouring sub-images, in pixels; the last ones end at the image's edge.
-        lr: folder of given LR images, with {scale} in its name if there are several; made by bicubic if None.
+        lr: folder of given LR images, with {scale} in its name if there are several scales; None makes them by bicubic.
         storage: 'png', or 'raw' for pixels that need no decoding.
-        workers: processes; as many as there are cores if None.
+        workers: number of processes; one per core if None.
 
     Returns:
-        The LMDBs, HR first.
+        The paths of the LMDBs, HR first.
 
     Raises:
-        UserError: images that cannot be used (all are named), an LMDB that exists and is another, no room on the disk.
-        ArgumentError: crop_size or step is no multiple of the scales.
+        UserError: images cannot be used (all are named), another LMDB has the name, or the disk has no room.
+        ArgumentError: crop_size or step is not a multiple of the scales, or step is larger than crop_size.
     """
     scales = sorted(set(scales))
     unit = math.lcm(*scales)
@@ -123,10 +123,10 @@ def prepare_test_data(
 ) -> list[Path]:
     """Write HR images as PNG, and their LR images for each scale, made after cropping to a multiple of that scale.
 
-    Gray images stay gray. Arguments, and what is raised, as for `prepare_training_data`.
+    Gray images stay gray. The arguments, and UserError, are as for `prepare_training_data`.
 
     Returns:
-        The folders, HR first.
+        The paths of the folders, HR first.
     """
     return plan_test_data(source, output, scales, lr, workers).carry_out()
 
@@ -134,7 +134,7 @@ def prepare_test_data(
 def plan_test_data(
     source: Path | Sequence[Path], output: Path, scales: Sequence[int], lr: str | None, workers: int | None
 ) -> Plan:
-    """Look at the images that `prepare_test_data` takes."""
+    """Check the images that `prepare_test_data` takes, and plan what to make of them."""
     scales = sorted(set(scales))
     sources, seen = checked(source, scales, lr, workers)
     settings: Settings = {'images': digest([seen[image.hr] for image in sources])}
@@ -148,10 +148,10 @@ def plan_test_data(
 def checked(
     source: Path | Sequence[Path], scales: Sequence[int], lr: str | None, workers: int | None
 ) -> tuple[list[Source], dict[Path, Sighting]]:
-    """The photographs with what belongs to them, each image decoded whole.
+    """Find the photographs and their LR images, and decode each of them; return both, with what decoding showed.
 
     Raises:
-        UserError: names every image that cannot be used.
+        UserError: images cannot be used; the message names all of them.
     """
     images = list_images([source] if isinstance(source, Path) else source)
     given = {scale: given_images(lr, scale, scales, images) for scale in scales} if lr else {}
@@ -179,7 +179,7 @@ def checked(
 
 
 def given_images(lr: str, scale: int, scales: Sequence[int], images: Sequence[Path]) -> dict[str, Path]:
-    """LR images of a scale, by the names of their HR images: foox2 or foo, the same way for all if it can be."""
+    """Map the names of HR images to their LR images, called foox2 or foo: in the same way for all where possible."""
     if len(scales) > 1 and '{scale}' not in lr:
         raise UserError(
             f'--lr {lr} is one folder for scale {join(scales)}: write {{scale}} where its name has the scale'
@@ -190,7 +190,7 @@ def given_images(lr: str, scale: int, scales: Sequence[int], images: Sequence[Pa
     plain = {name: there[name] for name in names if name in there}
     if len(scaled) < len(plain) == len(names):
         return plain
-    taken = set(scaled.values())  # each is one photograph's
+    taken = set(scaled.values())  # each belongs to one photograph
     return {name: path for name, path in plain.items() if path not in taken} | scaled
 
 
@@ -200,7 +200,7 @@ def folder_of(lr: str, scale: int) -> Path:
 
 
 def misfits(source: Source, seen: Mapping[Path, Sighting]) -> Iterator[str]:
-    """What is wrong with the sizes of a photograph and its LR images."""
+    """Yield what is wrong with the sizes of a photograph and its LR images."""
     hr = seen[source.hr]
     size = f'{hr.width}x{hr.height}'
     if min(hr.height, hr.width) < SMALLEST_IMAGE:
@@ -213,27 +213,27 @@ def misfits(source: Source, seen: Mapping[Path, Sighting]) -> Iterator[str]:
 
 
 def digest(sightings: Sequence[Sighting]) -> str:
-    """Of images, by their contents."""
+    """SHA-256 of the contents of images."""
     return hashlib.sha256(' '.join(sighting.digest for sighting in sightings).encode()).hexdigest()
 
 
 def origin(scale: int, sources: Sequence[Source], seen: Mapping[Path, Sighting]) -> Settings:
-    """Where the LR images come from, as a setting."""
+    """Settings that say where the LR images of a scale come from."""
     given = [seen[source.lr[scale]] for source in sources if scale in source.lr]
     return {'scale': scale, 'LR images': digest(given) if given else 'bicubic'}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made, and of what.
+    """What is to be made, and from what.
 
     Args:
-        make: from a source, what goes to each target.
+        make: called with a source, returns the entries for each target.
         sources: the photographs.
-        targets: the HR images, and the LR images of each scale.
-        kind: what they are.
-        sizes: of each source, the pixels of its HR images and the bytes that are stored for each byte of them.
-        workers: processes; as many as there are cores if None.
+        targets: paths for the HR images and for the LR images of each scale, with their settings.
+        kind: class of the targets, Folder or Lmdb.
+        sizes: for each source, the pixels of its HR images, and the bytes stored per byte of raw pixels.
+        workers: number of processes; one per core if None.
     """
 
     make: Whole | SubImages
@@ -244,7 +244,7 @@ class Plan:
     workers: int | None
 
     def carry_out(self) -> list[Path]:
-        """Make what is missing of the targets, and return all of them."""
+        """Make the targets that are missing, and return all of them."""
         wanted = {target: self.targets[target] for target in missing(self.targets)}
         for target in self.targets:
             if target not in wanted:
@@ -254,7 +254,7 @@ class Plan:
         return list(self.targets)
 
     def fill(self, wanted: Mapping[Path, Settings]) -> None:
-        """Make these of the targets."""
+        """Make the `wanted` targets."""
         names = [source.hr.name for source in self.sources]
         largest = sum(3 * pixels for pixels, _ in self.sizes)
         with Workshop(wanted, self.kind, names, largest) as workshop:
@@ -265,7 +265,7 @@ class Plan:
             check_room(workshop.path, hr_bytes * sum(settings.get('scale', 1) ** -2 for settings in wanted.values()))
             sources = [self.sources[number] for number in left]
             making = in_parallel(self.make, sources, self.workers or processes(), f'making {self.make.what}')
-            with contextlib.closing(making):  # and its bar, before an error is printed
+            with contextlib.closing(making):  # closes its progress bar too, before an error is printed
                 for made, number in zip(making, left):
                     if isinstance(made, DataError):
                         raise made
@@ -273,10 +273,10 @@ class Plan:
 
 
 def check_room(folder: Path, expected: float) -> None:
-    """Refuse a disk that has no room for what is to be written.
+    """Refuse a disk without room for what is to be written.
 
     Raises:
-        UserError: says how much is needed, as estimated from a part of each image.
+        UserError: there is too little; the message says how much is needed, as estimated from a part of each image.
     """
     free = shutil.disk_usage(folder).free
     if free < 1.1 * expected:
@@ -288,7 +288,7 @@ def check_room(folder: Path, expected: float) -> None:
 
 @dataclass(frozen=True)
 class SubImages:
-    """Cuts a photograph and its LR images into sub-images, each a pair with those at the same place."""
+    """Cuts a photograph and its LR images into sub-images, where those at the same place belong together."""
 
     scales: Sequence[int]
     unit: int
@@ -321,7 +321,7 @@ class SubImages:
 
 @dataclass(frozen=True)
 class Whole:
-    """A photograph and its LR images."""
+    """Encodes a whole photograph and its LR images as PNG."""
 
     scales: Sequence[int]
     what = 'test images'
@@ -338,7 +338,7 @@ class Whole:
 
 
 def sub_image_corners(shape: Sequence[int], crop_size: int, step: int, unit: int) -> Iterator[tuple[int, int]]:
-    """Top-left corners of the sub-images of an image of `shape`, row by row, all multiples of `unit`."""
+    """Yield the top-left corners of the sub-images of an image of `shape`, row by row, all multiples of `unit`."""
     for top in starts(shape[0], crop_size, step, unit):
         for left in starts(shape[1], crop_size, step, unit):
             yield top, left

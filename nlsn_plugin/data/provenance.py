@@ -1,4 +1,4 @@
-"""What comes with the pixels of a picture and is kept: profile, EXIF, XMP, resolution; and what is not, said."""
+"""Metadata of a picture that is kept (profile, EXIF, XMP, resolution), and notes on what is not."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from nlsn_plugin.data import exif, tiff
 from nlsn_plugin.data.damage import DAMAGE
 
 RAW_EXIF = 'Raw profile type exif'
-"""The text of a PNG in which some programs put EXIF."""
+"""Keyword of the PNG text in which some programs put EXIF."""
 XMP_TEXT = 'XML:com.adobe.xmp'
 EXTENDED_XMP = re.compile(
     rb'\s+xmpNote:HasExtendedXMP\s*=\s*("[^"]*"|\'[^\']*\')|<xmpNote:HasExtendedXMP>[^<]*</xmpNote:HasExtendedXMP>'
 )
-"""Where XMP names more of it, as an attribute or an element."""
+"""Matches the reference of XMP to its extended part, as an attribute or an element."""
 USUAL_GAMMA = 0.45455
-"""About that of sRGB, as PNG says it."""
+"""About the gamma of sRGB, as PNG states it."""
 USUAL_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
-"""Those of sRGB: white, red, green and blue, x and y of each."""
+"""Chromaticities of sRGB: x and y of white, red, green and blue."""
 USUAL_CICP = (1, 13, 0, 1)
-"""How cICP says sRGB: numbers of its primaries, transfer function and matrix, and that all values are used."""
+"""sRGB in PNG's cICP: numbers of the primaries, transfer function and matrix, and 1 for the full range of values."""
 MOST_DPI = 65535
 
 
 @dataclass
 class Provenance:
-    """See `Picture`, whose attributes of the same names these are."""
+    """What comes with the pixels; the attributes are those of `Picture`."""
 
     icc: bytes | None = None
     exif: bytes = b''
@@ -43,14 +43,14 @@ class Provenance:
 
 
 def of_image(image: Image.Image) -> Provenance:
-    """Of an image that Pillow has decoded."""
+    """Provenance of an image that Pillow has decoded."""
     info, found = image.info, Provenance(image.info.get('icc_profile') or None)
     frames = getattr(image, 'n_frames', 1)
     if frames > 1:
         found.notes.append(f'the first of its {frames} pictures was taken')
     content = info.get('exif') or b''
     if RAW_EXIF in info:
-        with contextlib.suppress(ValueError):  # else what is there of it is no EXIF, which is said
+        with contextlib.suppress(ValueError):  # text that is not hexadecimal is ignored
             content = bytes.fromhex(''.join(str(info[RAW_EXIF]).split('\n')[3:]))
     if content:
         found.exif = kept_exif(io.BytesIO(content), found.notes)
@@ -63,7 +63,7 @@ def of_image(image: Image.Image) -> Provenance:
 
 
 def of_tiff(page: tifffile.TiffPage, file: BinaryIO) -> Provenance:
-    """Of the first page of a TIFF."""
+    """Provenance of the first page of a TIFF."""
     found = Provenance()
     if (pages := len(page.parent.pages)) > 1:
         found.notes.append(f'the first of its {pages} pictures was taken')
@@ -81,7 +81,7 @@ def of_tiff(page: tifffile.TiffPage, file: BinaryIO) -> Provenance:
 
 
 def kept_exif(file: BinaryIO, notes: list[str], without: tuple[int, ...] = ()) -> bytes:
-    """What there is to keep of EXIF: without the orientation, the thumbnail, and what describes the old file."""
+    """Keep EXIF without the orientation, the thumbnail, and what describes the old file; return it as a block."""
     try:
         parsed = exif.parse(file, without)
     except DAMAGE:
@@ -93,7 +93,7 @@ def kept_exif(file: BinaryIO, notes: list[str], without: tuple[int, ...] = ()) -
 
 
 def kept_xmp(xmp: bytes, notes: list[str]) -> bytes:
-    """XMP that says of the picture that it is upright, and names no more XMP, which JPEGs have in other segments."""
+    """Set the orientation in XMP to upright, and drop its reference to extended XMP, in other JPEG segments."""
     xmp, extended = EXTENDED_XMP.subn(b'', xmp)
     if extended:
         notes.append('the extended part of its XMP was left out')
@@ -101,7 +101,7 @@ def kept_xmp(xmp: bytes, notes: list[str]) -> bytes:
 
 
 def sound(dpi: Any) -> tuple[float, float] | None:
-    """A resolution that all formats can say, None if it is none."""
+    """The resolution as floats if all formats can hold it (1 to 65535 dpi), else None."""
     try:
         across, down = (float(number) for number in dpi)
     except DAMAGE:
@@ -110,7 +110,7 @@ def sound(dpi: Any) -> tuple[float, float] | None:
 
 
 def left_out(image: Image.Image) -> list[str]:
-    """A line for each kind of what came with an image and is not kept."""
+    """Return a line for each kind of metadata of an image that is not kept."""
     notes, info = [], image.info
     texts = [key for key in getattr(image, 'text', {}) if key not in (RAW_EXIF, XMP_TEXT)]
     if texts:
@@ -120,7 +120,7 @@ def left_out(image: Image.Image) -> list[str]:
     if info.get('photoshop'):
         notes.append("Photoshop's block (IPTC) was left out")
     cicp = tuple(info.get('cicp', USUAL_CICP))
-    if cicp != USUAL_CICP:  # and goes before all others
+    if cicp != USUAL_CICP:  # takes precedence over the other statements of colour
         notes.append(f'its colour space, cICP {"-".join(map(str, cicp))}, was left out: colours may look another way')
     if 'srgb' in info or info.get('icc_profile'):
         return notes

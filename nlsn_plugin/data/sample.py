@@ -1,6 +1,6 @@
 """Sample data for the quickstart: photographs that scikit-image ships, which are free to use.
 
-Each is listed with its source and terms in scikit-image's own data/README.txt.
+scikit-image's own data/README.txt lists each with its source and terms.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELD_OUT_PHOTOGRAPH = 'chelsea.png'
 
 
 def prepare_sample_data(output: Path, scale: int) -> None:
-    """Write LMDBs `sample_train_*`, a test folder `sample_test` with the held-out photograph, and `photographs`."""
+    """Write LMDBs `sample_train_*`, a test set `sample_test` of the held-out photograph, and `photographs`."""
     shipped = files('skimage') / 'data'
     with named(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -45,5 +45,5 @@ def prepare_sample_data(output: Path, scale: int) -> None:
             try:
                 made.rename(output)
             except OSError:
-                if not (output / 'sample_test').is_dir():  # else another run has made it meanwhile
+                if not (output / 'sample_test').is_dir():  # otherwise, another run has made it meanwhile
                     raise

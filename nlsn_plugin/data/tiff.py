@@ -1,7 +1,7 @@
-"""TIFF: what a file says of itself, and its pixels as they lie in it, not yet turned.
+"""Reading TIFF: its tags, and its pixels as the file stores them, not yet turned upright.
 
-tifffile reads what is plain or deflated, in any order of bytes and planes; other compressions need libtiff: OpenCV's
-in 16 bits, which Pillow cuts to 8, else Pillow's.
+tifffile reads files that are uncompressed or deflated, in any order of bytes and planes. Other compressions need
+libtiff: that of OpenCV for 16 bits, which Pillow cuts to 8, and otherwise that of Pillow.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from nlsn_plugin.errors import DataError
 SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 BITS, ORIENTATION, FRACTIONS, UNIT, EXTRA = 258, 274, (282, 283), 296, 338
 XMP, IPTC, PHOTOSHOP, ICC = 700, 33723, 34377, 34675
-"""Tags."""
+"""Codes of tags."""
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
-"""Channels of each photometric interpretation that is read: gray (white or black is 0), RGB, palette, CMYK, YCbCr."""
+"""Channels of each photometric interpretation that is read: gray (0 is white, or black), RGB, palette, CMYK, YCbCr."""
 WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6
 PLAIN, DEFLATED = 1, (8, 32946)
 OF_OPENCV = (5, 32773)
 OF_PILLOW = (PLAIN, 2, 3, 4, 5, 6, 7, *DEFLATED, 32773, 34925, 50000)
-"""Compressions: LZW and runs of bytes; faxes, JPEG, LZMA and Zstandard too."""
+"""Compressions that OpenCV is used for (LZW, PackBits) and Pillow (also none, fax, JPEG, Deflate, LZMA, Zstandard)."""
 SEPARATE = 2
 UNSIGNED = 1
 MULTIPLIED, TRANSPARENT = 1, 2
-"""What an extra channel is: alpha that colours are multiplied by, or are not."""
+"""Kinds of extra channels: alpha that the colours are multiplied by, and alpha that they are not."""
 MOST_CHANNELS = 8
 SLACK = 2**20
-"""Bytes, or pixels, that a strip or a tile may be larger than it must be."""
+"""Bytes that a strip or a tile may have beyond its pixels; it may cover 16 times as many pixels beyond the image's."""
 
 
 def as_tuple(value: object) -> tuple[int, ...]:
@@ -45,35 +45,35 @@ def as_tuple(value: object) -> tuple[int, ...]:
 
 
 def tag(page: tifffile.TiffPage, code: int) -> object:
-    """The value of a tag, None if it is not there."""
+    """Value of a tag; None if it is not there."""
     found = page.tags.get(code)
     return None if found is None else found.value
 
 
 def bytes_of(page: tifffile.TiffPage, code: int) -> bytes:
-    """A tag's value, none if it is not there."""
+    """Value of a tag as bytes; b'' if it is not there."""
     found = tag(page, code)
     return found.encode() if isinstance(found, str) else bytes(found) if isinstance(found, (bytes, tuple)) else b''
 
 
 def name(number: object) -> str:
-    """Of a number of an enumeration, such as 'LZW'."""
+    """Name of a member of an enumeration, such as 'LZW'; other numbers as they are."""
     return str(getattr(number, 'name', number))
 
 
 def bits_of(page: tifffile.TiffPage) -> int:
-    """Bits of a sample."""
+    """Bits per sample."""
     return max(as_tuple(tag(page, BITS)), default=1)
 
 
 def orientation_of(page: tifffile.TiffPage) -> int:
-    """EXIF's number, UPRIGHT if it is none."""
+    """Orientation as EXIF numbers it; UPRIGHT if it is missing or invalid."""
     found = tag(page, ORIENTATION)
     return int(found) if isinstance(found, int) and found in TURNS else UPRIGHT
 
 
 def dpi_of(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Pixels per inch, across and down, if the file says so."""
+    """Pixels per inch, across and down; None if the file does not say."""
     unit, fractions = tag(page, UNIT), [as_tuple(tag(page, code)) for code in FRACTIONS]
     scale = {None: 1.0, 2: 1.0, 3: 2.54}.get(unit)  # type: ignore[call-overload]
     if scale is None or any(len(fraction) != 2 or 0 in fraction for fraction in fractions):
@@ -83,10 +83,10 @@ def dpi_of(page: tifffile.TiffPage) -> tuple[float, float] | None:
 
 
 def check(page: tifffile.TiffPage, named: str) -> None:
-    """Refuse kinds of pixels that are not read, by what the header says.
+    """Refuse, by its header, a page with pixels of a kind that is not read.
 
     Raises:
-        DataError: names the first.
+        DataError: the message names the first reason.
     """
     bits, kind = as_tuple(tag(page, BITS)) or (1,), page.sampleformat
     if kind != UNSIGNED or max(bits) not in (1, 2, 4, 8, 16) or len({*bits}) > 1:
@@ -117,7 +117,7 @@ def not_read(page: tifffile.TiffPage, named: str) -> DataError:
 
 
 def is_plain(page: tifffile.TiffPage) -> bool:
-    """Whether tifffile reads it by itself."""
+    """Whether tifffile reads the page without codecs of other packages."""
     return (
         bits_of(page) in (8, 16)
         and page.photometric != PALETTE
@@ -128,21 +128,21 @@ def is_plain(page: tifffile.TiffPage) -> bool:
 
 
 def is_for_libtiff(page: tifffile.TiffPage) -> bool:
-    """Whether OpenCV, or Pillow, reads it, and as it is."""
+    """Whether the libtiff of OpenCV (16 bits) or Pillow (fewer) reads the page correctly."""
     is_in_planes = page.planarconfig == SEPARATE and page.samplesperpixel > 1
     if bits_of(page) == 16:
         is_known = page.photometric in (0, 1, 2) and page.samplesperpixel in (1, 3, 4)
         return page.compression in OF_OPENCV and is_known and not is_in_planes
-    if page.photometric == YCBCR and page.compression == PLAIN:  # not libtiff's, and Pillow fails on it or guesses
+    if page.photometric == YCBCR and page.compression == PLAIN:  # Pillow reads it without libtiff, and fails or guesses
         return False
     return page.compression in OF_PILLOW
 
 
 def alpha_of(page: tifffile.TiffPage) -> tuple[int | None, bool, int]:
-    """Which channel is alpha, whether colours are multiplied by it, and how many channels are neither."""
+    """Index of the alpha channel or None, whether colours are multiplied by it, and how many channels are neither."""
     least = COLOURS[page.photometric]
     there, kinds = page.samplesperpixel - least, as_tuple(tag(page, EXTRA))
-    if not kinds and there == 1 and page.photometric != CMYK:  # some write no tag
+    if not kinds and there == 1 and page.photometric != CMYK:  # some programs write no tag
         return least, False, 0
     for number, kind in enumerate(kinds[:there]):
         if kind in (MULTIPLIED, TRANSPARENT) and page.photometric != CMYK:
@@ -151,10 +151,10 @@ def alpha_of(page: tifffile.TiffPage) -> tuple[int | None, bool, int]:
 
 
 def samples(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
-    """All pixels, [H, W, C] as the file has them, of uint8 or uint16; white is the largest value.
+    """Decode all channels to uint8 or uint16 [H, W, C], in the file's orientation, with 0 for black in gray.
 
     Raises:
-        Exception of DAMAGE: it is truncated, or otherwise damaged.
+        Exception of DAMAGE: the file is truncated, or otherwise damaged.
     """
     if is_plain(page):
         check_parts(page, file)
@@ -173,23 +173,23 @@ def samples(page: tifffile.TiffPage, file: BinaryIO) -> np.ndarray:
 
 
 def image(page: tifffile.TiffPage, file: BinaryIO, named: str) -> Image.Image:
-    """What has 8 bits at most, by Pillow.
+    """Decode a page of at most 8 bits with Pillow, in the file's orientation.
 
     Raises:
-        DataError: Pillow does not know such a kind.
-        Exception of DAMAGE: it is truncated, or otherwise damaged.
+        DataError: Pillow does not read this kind.
+        Exception of DAMAGE: the file is truncated, or otherwise damaged.
     """
     try:
-        found = Image.open(io.BytesIO(as_upright(page, file)), formats=['TIFF'])  # not of a path: some come out wrong
+        found = Image.open(io.BytesIO(as_upright(page, file)), formats=['TIFF'])  # not a path: some then decode wrongly
     except UnidentifiedImageError as error:
         raise not_read(page, named) from error
-    found.getexif()[ORIENTATION] = UPRIGHT  # nor what XMP says
+    found.getexif()[ORIENTATION] = UPRIGHT  # so that Pillow does not turn it by its XMP
     found.load()
     return found
 
 
 def as_upright(page: tifffile.TiffPage, file: BinaryIO) -> bytes:
-    """The file, which says that it is upright: Pillow and OpenCV turn some kinds by themselves, and others not."""
+    """Content of the file with its orientation set to upright: Pillow and OpenCV turn only some kinds of TIFF."""
     file.seek(0)
     content = file.read()
     found = page.tags.get(ORIENTATION)
@@ -201,10 +201,12 @@ def as_upright(page: tifffile.TiffPage, file: BinaryIO) -> bytes:
 
 
 def check_parts(page: tifffile.TiffPage, file: BinaryIO) -> None:
-    """Whether all strips or tiles are there, as long as they must be: tifffile would fill in, or take any memory.
+    """Check that all strips or tiles are there and of the right length.
+
+    tifffile would fill in missing ones, and allocate any amount of memory.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a part is missing, too short or too large.
     """
     height, width = page.imagelength, page.imagewidth
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
@@ -230,10 +232,10 @@ def check_parts(page: tifffile.TiffPage, file: BinaryIO) -> None:
 
 
 def inflated(content: bytes, most: int) -> int:
-    """How many bytes deflated ones are, without keeping them.
+    """Count the bytes that deflated content decompresses to, without keeping them.
 
     Raises:
-        ValueError: more than `most`, or they end early.
+        ValueError: there are more than `most`, or the content ends early.
     """
     inflater, length = zlib.decompressobj(), 0
     while not inflater.eof:

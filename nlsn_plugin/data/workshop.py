@@ -1,4 +1,4 @@
-"""Where data are made: beside their place, moved there when they are whole, and gone on with after a stop."""
+"""Makes data in a folder beside their place, moves them there when complete, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nlsn_plugin.files import whole_lines, write_whole
 from nlsn_plugin.locks import claim
 
 RECORD = '.prepared.json'
-"""In what was made: what it was made from. BasicSR's datasets pass over hidden files."""
+"""File in each target that says what it was made from. It is hidden, since BasicSR's datasets skip hidden files."""
 
 Settings = dict[str, Any]
 Entry = tuple[str, bytes, tuple[int, ...]]
-"""Name of an image, the bytes of its file, and its shape, [H, W, 3]."""
+"""Name of an image, the bytes of its file, and its shape, [H, W, 3], or [H, W] if gray."""
 Listed = tuple[str, tuple[int, ...]]
-"""Name and shape."""
+"""Name and shape of an image."""
 
 
 class Store(Protocol):
@@ -33,17 +33,17 @@ class Store(Protocol):
     def __init__(self, path: Path, largest: int) -> None: ...
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Write images; once more does no harm."""
+        """Write images; writing them again does no harm."""
 
     def finish(self, listed: Sequence[Listed]) -> None:
-        """All images are there, by these names and of these shapes."""
+        """Complete the store, once all images are written, with their names and shapes."""
 
     def close(self) -> None:
-        """Nothing more is put."""
+        """Close the store; nothing more is written."""
 
 
 class Folder:
-    """Images as files."""
+    """A folder of image files."""
 
     def __init__(self, path: Path, largest: int) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class Folder:
             with (self.path / name).open('wb') as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # before anybody notes that it is done
+                os.fsync(file.fileno())  # before the journal records it as done
 
     def finish(self, listed: Sequence[Listed]) -> None:
         pass
@@ -66,7 +66,7 @@ class Folder:
 class Lmdb:
     """An LMDB with meta_info.txt, as BasicSR's datasets read it.
 
-    BasicSR's LmdbMaker commits every 5000 images and takes no LMDB that was begun.
+    BasicSR's LmdbMaker commits only every 5000 images, and cannot continue an LMDB.
     """
 
     def __init__(self, path: Path, largest: int) -> None:
@@ -87,10 +87,10 @@ class Lmdb:
 
 
 def missing(targets: Mapping[Path, Settings]) -> list[Path]:
-    """Those that have to be made, the others having been made from the same images in the same way.
+    """List the targets that have to be made; the others exist, made from the same images in the same way.
 
     Raises:
-        UserError: one exists and was not.
+        UserError: a target exists, and was made otherwise.
     """
     wanted = []
     for target, settings in targets.items():
@@ -111,13 +111,13 @@ def missing(targets: Mapping[Path, Settings]) -> list[Path]:
 
 
 class Workshop:
-    """Makes targets, image by image. What was done before a stop is not done again.
+    """Makes targets, image by image. Images that were done before an interruption are not done again.
 
     Args:
-        targets: what is to be made, each with its settings.
-        kind: Folder or Lmdb.
-        images: names of those that they are made of.
-        largest: bytes of the pixels that go to one of them, at most.
+        targets: paths of the targets, with their settings.
+        kind: class of the targets, Folder or Lmdb.
+        images: names of the images that they are made from.
+        largest: upper bound of the bytes of raw pixels that go to one target.
 
     Raises:
         UserError: another process is making the same, or the place cannot be written to.
@@ -143,9 +143,9 @@ class Workshop:
             self.opened = opened.pop_all()
 
     def taken_over(self) -> list[Any]:
-        """What was done before a stop; if it was for something else, it is dropped.
+        """Lines of the journal of an interrupted attempt; an attempt for another plan is removed.
 
-        The last of what was planned may be in place, or not wanted, now.
+        The earlier plan may have had further targets at its end, which are in place now, or no longer wanted.
         """
         plan = [[*self.images], *([str(target), settings] for target, settings in self.targets.items())]
         kept = self.path / 'plan.json'
@@ -154,7 +154,7 @@ class Workshop:
         if plan == before[: len(plan)] and all(self.place(target).is_dir() for target in self.targets):
             done = list(whole_lines(self.path / 'done.jsonl'))
         else:
-            kept.unlink(missing_ok=True)  # before what it tells of, or a stop would leave it without that
+            kept.unlink(missing_ok=True)  # first, so that no interruption leaves a plan without its data
             for path in self.path.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -167,7 +167,7 @@ class Workshop:
         return self.path / f'{list(self.targets).index(target)}_{target.name}'
 
     def put(self, image: str, entries: Mapping[Path, Sequence[Entry]]) -> None:
-        """Write what comes of one image to each target."""
+        """Write the entries made from one image to each target, and note it in the journal."""
         with named(self.path):
             for target, store in self.stores.items():
                 store.put(entries[target])
@@ -176,14 +176,14 @@ class Workshop:
             self.journal.flush()
 
     def line_of(self, image: str) -> str:
-        """What the journal says of an image that was done."""
+        """Line of the journal for an image that was done."""
         return json.dumps([image, self.done[image]]) + '\n'
 
     def __enter__(self) -> Workshop:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Move all into place, unless something went wrong."""
+        """Complete the targets and move them into place, unless an error ended the block."""
         with self.opened, named(self.path):
             if kind is not None:
                 return
@@ -191,7 +191,7 @@ class Workshop:
                 store.finish([entry for image in sorted(self.done) for entry in self.done[image][number]])
                 store.close()
                 (self.place(target) / RECORD).write_text(json.dumps(self.targets[target], indent=1) + '\n')
-            for target in reversed(list(self.targets)):  # the first, by which the workshop is found again, last
+            for target in reversed(list(self.targets)):  # the first last: the workshop is found again by its name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self.place(target).rename(target)
             shutil.rmtree(self.path)
@@ -199,7 +199,11 @@ class Workshop:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Say where writing failed: a full disk, no permission, a file where a folder should be."""
+    """Turn a failure to write, as on a full disk or without permission, into an error that says where.
+
+    Raises:
+        SaveError: in place of OSError and lmdb.Error.
+    """
     try:
         yield
     except (OSError, lmdb.Error) as error:

@@ -1,1 +1,1 @@
-"""How figures are measured: named protocols say what is compared; the metrics themselves are BasicSR's."""
+"""Metrics: named protocols define what is compared; the functions that compute PSNR and SSIM are BasicSR's."""

@@ -12,22 +12,22 @@ from nlsn_plugin import checks
 from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, find_protocol, mean, planes, score
 
 IN_COLOUR = tuple(name for name, protocol in PROTOCOLS.items() if protocol.gray == 'rgb')
-"""The others score gray files as they are, which a data set of RGB images does not tell."""
+"""Protocols that score gray files as RGB: in a data set of RGB images, gray files cannot be told from others."""
 
 
 class SuperResolutionMetric(BaseMetric):
-    """psnr_y, ssim_y, psnr_rgb and ssim_rgb of what SuperResolutionModel predicts.
+    """psnr_y, ssim_y, psnr_rgb and ssim_rgb of the predictions of SuperResolutionModel.
 
     Registered by `nlsn_plugin.registry`.
 
     Args:
-        crop_border: pixels that are left out along each edge; as many as the scale in the paper.
-        protocol: 'basicsr', as `nlsn train` and `nlsn test` measure, or 'matlab'; see `metrics.protocols`.
+        crop_border: number of pixels left out along each edge; the paper takes the scale.
+        protocol: 'basicsr', which `nlsn train` and `nlsn test` use, or 'matlab'; see `metrics.protocols`.
         collect_device, prefix: see BaseMetric; the prefix is the data set's name.
     """
 
     GIVEN = METRICS
-    """Names of its figures, without the prefix."""
+    """Names of the values that it computes, without the prefix."""
 
     def __init__(
         self, crop_border: int, protocol: str = 'basicsr', collect_device: str = 'cpu', prefix: str | None = None
@@ -44,5 +44,5 @@ class SuperResolutionMetric(BaseMetric):
             self.results.append(score(output, truth, self.crop_border))
 
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
-        """The means over images; a PSNR that is infinite, of an image that equals its own, is left out."""
+        """Means over the images; an infinite PSNR, of an output equal to its truth, is left out (see `mean`)."""
         return {name: mean([result[name] for result in results]) for name in self.GIVEN}

@@ -1,6 +1,6 @@
-"""Protocols by which super-resolution is scored: they differ by up to a tenth of a dB, and are named beside figures.
+"""Protocols for scoring super-resolution. They differ by up to a tenth of a dB, so results name the protocol.
 
-All shave a border, take PSNR and SSIM by BasicSR's functions on Y of BT.601 and on RGB, and average over images.
+All shave a border, compute PSNR and SSIM by BasicSR's functions on Y of BT.601 and on RGB, and average over images.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from nlsn_plugin.errors import DataError, UserError
 
 METRICS = ('psnr_y', 'ssim_y', 'psnr_rgb', 'ssim_rgb')
 SSIM_WINDOW = 11
-"""Edge of SSIM's Gaussian window, pixels."""
+"""Edge of SSIM's Gaussian window, in pixels."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is compared with what.
+    """Definition of what is compared with what.
 
     Attributes:
-        name: of the protocol.
-        luma: Y of the 8-bit RGB image, as it is ('float') or rounded to 8 bits as MATLAB's rgb2ycbcr does ('8-bit').
-        gray: gray files are scored as RGB images of three equal planes, whose Y spans 219 of 255 levels, so that errors
-            shrink by 0.859 ('rgb'); or on their own plane, outputs turned gray by the weights of BT.601 ('raw').
-        bicubic: the bicubic baseline's Y is that of the enlarged 8-bit RGB image ('rgb'); or Y itself, or the gray
-            plane, is reduced and enlarged without rounding in between ('y').
-        about: whose convention it is.
+        name: name of the protocol.
+        luma: 'float' takes Y of the 8-bit RGB image as it is; '8-bit' rounds it to 8 bits, as MATLAB's rgb2ycbcr does.
+        gray: 'rgb' scores gray files as RGB images of three equal planes, whose Y spans 219 of 255 levels, so that
+            errors shrink by 0.859; 'raw' scores their own plane, with outputs turned gray by the weights of BT.601.
+        bicubic: for the bicubic baseline, 'rgb' takes Y of the enlarged 8-bit RGB image; 'y' reduces and enlarges Y
+            itself, or the gray plane, without rounding in between.
+        about: description, with whose convention it is.
     """
 
     name: str
@@ -57,10 +57,10 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str, gray: Literal['rgb', 'raw'] | None = None) -> Protocol:
-    """A protocol by its name, with another rule for gray files if one is given, which its name then says.
+    """Find a protocol by its name; another rule for gray files, if given, becomes part of its name.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no protocol of this name.
     """
     if name not in PROTOCOLS:
         raise UserError(f'there is no protocol {name}{nearest(name, PROTOCOLS)}')
@@ -71,19 +71,19 @@ def find_protocol(name: str, gray: Literal['rgb', 'raw'] | None = None) -> Proto
 
 
 class Planes(NamedTuple):
-    """What is scored of an image, in [0, 255]: Y [H, W(, 1)] and RGB [H, W, 3], or a gray plane for both."""
+    """Planes of an image to score, in [0, 255]: Y [H, W] and colour, BGR [H, W, 3], or a gray plane [H, W] for both."""
 
     y: np.ndarray
     rgb: np.ndarray
 
 
 def planes(image: np.ndarray, protocol: Protocol, is_gray: bool) -> Planes:
-    """What a protocol scores of an 8-bit image.
+    """Planes of an 8-bit image that a protocol scores.
 
     Args:
         image: BGR [H, W, 3], or gray [H, W].
-        protocol: which.
-        is_gray: the ground truth is a gray file.
+        protocol: the protocol.
+        is_gray: whether the ground truth is a gray file.
     """
     if is_gray and protocol.gray == 'raw':
         gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -93,13 +93,13 @@ def planes(image: np.ndarray, protocol: Protocol, is_gray: bool) -> Planes:
 
 
 def bicubic_planes(lr: np.ndarray, truth: np.ndarray, scale: int, protocol: Protocol) -> Planes:
-    """What a protocol scores of the bicubic baseline.
+    """Planes of the bicubic baseline that a protocol scores.
 
     Args:
         lr: 8-bit, [h, w, 3] or [h, w].
         truth: 8-bit, [h * scale, w * scale, 3] or [h * scale, w * scale].
-        scale: by which `lr` is enlarged.
-        protocol: which.
+        scale: factor by which `lr` is enlarged.
+        protocol: the protocol.
     """
     found = planes(enlarge(lr, scale), protocol, truth.ndim == 2)
     if protocol.bicubic == 'rgb':
@@ -110,7 +110,7 @@ def bicubic_planes(lr: np.ndarray, truth: np.ndarray, scale: int, protocol: Prot
 
 
 def in_colour(image: np.ndarray) -> np.ndarray:
-    """A gray image as one of three equal planes."""
+    """Convert a gray image to three equal planes; return one in colour as it is."""
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
@@ -120,14 +120,14 @@ def luma(image: np.ndarray, protocol: Protocol) -> np.ndarray:
 
 
 def score(output: Planes, truth: Planes, border: int) -> dict[str, float]:
-    """METRICS of an image; PSNR is infinite where both are equal.
+    """Compute METRICS for an image; PSNR is infinite where both are equal.
 
     Args:
-        output, truth: of one size.
-        border: pixels that are left out along each edge.
+        output, truth: planes of the same size.
+        border: number of pixels left out along each edge.
 
     Raises:
-        DataError: too small for SSIM's window.
+        DataError: the image is too small for SSIM's window.
     """
     height, width = truth.y.shape[:2]
     if min(height, width) < SSIM_WINDOW + 2 * border:
@@ -144,10 +144,12 @@ def score(output: Planes, truth: Planes, border: int) -> dict[str, float]:
 
 
 def mean(values: list[float]) -> float:
-    """Of the finite ones: the PSNR of equal images is infinite. Exact, whatever the order.
+    """Mean of the finite values, or infinity if all are infinite, as the PSNR of equal images is.
+
+    The sum is exact, so that the order of the values does not matter.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no values.
     """
     if not values:
         raise DataError('no image was measured: there is no mean')

@@ -1,1 +1,1 @@
-"""What the paper published, as data."""
+"""Results that the paper published, as data."""

@@ -1,6 +1,6 @@
-"""The paper's Tables 2 to 5 and Figures 5 and 6: which networks they compare, and the numbers that it prints.
+"""The paper's Tables 2 to 5 and Figures 5 and 6: the networks that they compare, and the printed results.
 
-Networks are named by their files in options/paper.
+Networks are named by their option files in options/paper.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 EDGES = (5, 10, 15, 20, 25, 30, 40, 50)
-"""Square roots of Figure 5's eight chunk sizes k; the paper prints no windows for Figure 6, these are taken."""
+"""Square roots of Figure 5's eight chunk sizes k. Windows in Figure 6 have these edges too: the paper gives none."""
 
 ROUNDS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One number.
+    """One result of a table or a figure.
 
     Attributes:
-        label: its row.
-        network: the option file.
-        rounds: of hashing at test time; None as in training.
+        label: label of its row.
+        network: name of the option file.
+        rounds: rounds of hashing at test time; None takes those of training.
         paper: PSNR on Set5 x2 as printed, in dB; None where the paper prints none.
-        remark: on what is printed.
-        x: place on the axis of a figure.
-        curve: which of a figure's curves it belongs to.
+        remark: remark on the printed value.
+        x: position on the x-axis of a figure.
+        curve: curve of a figure that it belongs to.
     """
 
     label: str
@@ -41,10 +41,11 @@ class Study:
     """A table or a figure.
 
     Attributes:
-        title: what it shows.
-        entries: its numbers.
-        axis: what a figure has on its x-axis; None for a table.
-        costs: whether it compares what the layers cost (Table 5).
+        title: number and subject.
+        entries: its results.
+        axis: label of a figure's x-axis; None for a table.
+        costs: whether it compares the cost of the layers (Table 5).
+        networks: the networks of its entries, each once.
     """
 
     title: str
@@ -119,4 +120,4 @@ STUDIES = {
 TABLE5_GFLOPS = {
     'NLA': 16.0, 'convolution': 0.7, 'NLSA-r1': 0.9, 'NLSA-r2': 1.4, 'NLSA-r4': 2.4, 'NLSA-r8': 4.3,
 }  # fmt: skip
-"""As printed; two operations count for a multiply-add. Those of NLSA do not follow from the released layer."""
+"""GFLOPs as printed, with a multiply-add counted as two. Those of NLSA do not follow from the released layer."""

@@ -1,6 +1,6 @@
 """Table 1 of the paper: PSNR and SSIM on Y of 13 methods on five benchmark sets, at x2, x3 and x4.
 
-DBPN has no row at x3; NLRN and OISR have no figures on Manga109.
+DBPN has no row at x3; NLRN and OISR have no results on Manga109.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ SETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 MISPRINTS = {
     ('LapSRN', 2, 'B100', 'psnr'): '31.08 as printed, probably 31.80: below what its SSIM and its other sets suggest',
 }
-"""Figures that are as the paper prints them and are probably wrong: (method, scale, set, metric) -> why."""
+"""Results that are kept as printed but are probably wrong: (method, scale, set, metric) -> why."""
 
 
 class Figure(NamedTuple):
-    """PSNR in dB and SSIM."""
+    """PSNR in dB, and SSIM, on one set."""
 
     psnr: float
     ssim: float
 
 
 class Row(NamedTuple):
-    """A method at a scale; figures by set, without those that the paper has not."""
+    """Results of a method at a scale, by set; sets without printed results are left out."""
 
     method: str
     scale: int
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def read() -> list[Row]:
-    """All rows, as printed."""
+    """Read all rows, with the values as printed."""
     text = (files('nlsn_plugin.paper') / 'table1.csv').read_text(encoding='utf-8')
     return [
         Row(
@@ -54,10 +54,10 @@ def read() -> list[Row]:
 
 
 def check(method: str, scales: Iterable[int], sets: Iterable[str]) -> None:
-    """Refuse what Table 1 has nothing to say of.
+    """Refuse a comparison for which Table 1 has no results.
 
     Raises:
-        UserError: it has not the method, at one of the scales, or none of the sets.
+        UserError: it lacks the method, the method at one of the scales, or all of the sets.
     """
     rows = read()
     methods = list(dict.fromkeys(row.method for row in rows))
