@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import re
@@ -17,6 +16,7 @@ from nlsn_plugin.data.damage import DAMAGE
 
 RAW_EXIF = 'Raw profile type exif'
 """Keyword of the PNG text in which some programs put EXIF."""
+UNREADABLE = 'its EXIF does not read and was left out'
 XMP_TEXT = 'XML:com.adobe.xmp'
 EXTENDED_XMP = re.compile(
     rb'\s+xmpNote:HasExtendedXMP\s*=\s*("[^"]*"|\'[^\']*\')|<xmpNote:HasExtendedXMP>[^<]*</xmpNote:HasExtendedXMP>'
@@ -50,8 +50,10 @@ def of_image(image: Image.Image) -> Provenance:
         found.notes.append(f'the first of its {frames} pictures was taken')
     content = info.get('exif') or b''
     if RAW_EXIF in info:
-        with contextlib.suppress(ValueError):  # text that is not hexadecimal is ignored
+        try:
             content = bytes.fromhex(''.join(str(info[RAW_EXIF]).split('\n')[3:]))
+        except ValueError:
+            found.notes.append(UNREADABLE)
     if content:
         found.exif = kept_exif(io.BytesIO(content), found.notes)
     xmp = info.get('xmp') or info.get(XMP_TEXT) or b''
@@ -85,7 +87,7 @@ def kept_exif(file: BinaryIO, notes: list[str], without: tuple[int, ...] = ()) -
     try:
         parsed = exif.parse(file, without)
     except DAMAGE:
-        notes.append('its EXIF does not read and was left out')
+        notes.append(UNREADABLE)
         return b''
     if parsed.lost:
         notes.append(f'values of its EXIF do not read and were left out: {parsed.lost}')

@@ -235,6 +235,14 @@ def test_exif_in_a_text_of_a_png_is_read() -> None:
     assert exif.parse(io.BytesIO(found.exif)).directories[exif.MAIN].keys() == {ARTIST, HOST, TITLE}
 
 
+def test_exif_in_a_text_that_does_not_read_is_said() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text('Raw profile type exif', '\nexif\n       4\nno number\n')
+    found = read(encoded('PNG', pnginfo=texts), 'x')
+    assert found.notes == ['its EXIF does not read and was left out']
+    assert not found.exif
+
+
 def gray_profile() -> bytes:
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
     profile[16:20] = b'GRAY'
