@@ -1,8 +1,8 @@
 """Non-Local Sparse Attention and the Non-Local Sparse Network (Mei, Fan, Zhou, CVPR 2021) for BasicSR and mmengine.
 
 Importing this package makes basicsr 1.4.2 importable on today's PyTorch and registers `NLSN`, `WithNLSA`, `NLSA`, the
-attentions that the paper compares it with and `NLSNModel` in every toolbox that is installed. It has to be this module
-that does so: data-loading workers import it anew.
+attentions that the paper compares it with and `NLSNModel` in every toolbox that is installed. This has to happen in
+this module, since data-loading workers import it anew.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from nlsn_plugin.registry import register_all
 __version__ = '0.1.0'
 
 toolbox_problems = register_all()
-"""Why a toolbox could not be registered into, by its name; empty when all is well."""
+"""Why registering in a toolbox failed, by the name of the toolbox; empty if nothing failed."""
 
 __all__ = [
     'NLSN',

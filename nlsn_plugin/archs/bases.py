@@ -1,4 +1,4 @@
-"""Networks of the toolboxes by name: what WithNLSA is built upon."""
+"""Networks of the toolboxes by name, on which WithNLSA builds."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from nlsn_plugin.errors import FAILURES, ArgumentError, MissingToolboxError, fir
 
 Options = dict[str, Any]
 BASICSR_SUFFIX = '_basicsr'
-"""Ends the names of some networks in BasicSR's registry, which finds them without it too."""
+"""Suffix of some names in BasicSR's registry, which finds them without it too."""
 
 
 def innermost(network: Options) -> Options:
-    """Of a network's type and arguments those of the network that enlarges: itself, or what WithNLSA builds upon."""
+    """The type and arguments of the network that enlarges: `network` itself, or the arch of a WithNLSA."""
     arch = network.get('arch')
     return arch if isinstance(arch, dict) else network
 
 
 def completed(network: Options, usual: Options) -> Options:
-    """A network's type and arguments, with those of `usual` that it takes and does not say; so of WithNLSA's arch."""
+    """Add to a network's arguments, or to those of WithNLSA's arch, the ones in `usual` that it takes and lacks."""
     if isinstance(network.get('arch'), dict):
         return {**network, 'arch': completed(network['arch'], usual)}
     try:
         taken = inspect.signature(base_class(str(network.get('type')))).parameters
-    except ArgumentError:  # which building it says
+    except ArgumentError:  # building the network will raise it
         return network
     return {**{name: value for name, value in usual.items() if name in taken}, **network}
 
 
 def misfits(arch: Options) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with a network's type and arguments, and the key it stands at; nothing is built."""
+    """Yield each error in a network's type and arguments, after the path of the key; nothing is built."""
     name = arch.get('type')
     if not isinstance(name, str):
         yield (), "lacks the key type: {'type': 'EDSR', ...} is expected"
@@ -52,10 +52,12 @@ def misfits(arch: Options) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def base_class(name: str) -> type[nn.Module]:
-    """A network of BasicSR's ARCH_REGISTRY, or else of mmengine's MODELS ('mmagic.EDSRNet' is one of a child's).
+    """Find a network's class in BasicSR's ARCH_REGISTRY, or else in mmengine's MODELS.
+
+    A scope, as in 'mmagic.EDSRNet', selects a child registry of mmengine's.
 
     Raises:
-        ArgumentError: neither has it; the message has the nearest name.
+        ArgumentError: neither has such a network; the message suggests the nearest name.
     """
     if not isinstance(name, str):
         raise ArgumentError(f'type={name!r} is not allowed: the name of a network is expected')
@@ -79,20 +81,20 @@ def base_class(name: str) -> type[nn.Module]:
 
 
 def find_in_basicsr(name: str) -> tuple[type[nn.Module] | None, list[str]]:
-    """The class, if there is one, and the names that there are."""
+    """Return the class of this name, None if there is none, and all names in BasicSR's registry."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     return registered_in_basicsr(ARCH_REGISTRY, name), list(ARCH_REGISTRY.keys())
 
 
 def registered_in_basicsr(registry: Any, name: str) -> Any:
-    """The class of a name in a registry of BasicSR's, where some have an ending that may be left out; None if none."""
+    """Look up a name, with or without BASICSR_SUFFIX, in a registry of BasicSR's; None if it is absent."""
     found = [known for known in (name, name + BASICSR_SUFFIX) if known in registry]
     return registry.get(found[0]) if found else None
 
 
 def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
-    """The class, if there is one, and the names in mmengine's registry of the default scope and those above it."""
+    """Return the class of this name, None if there is none, and the names in the default scope and the root."""
     from mmengine.registry import MODELS
 
     with MODELS.switch_scope_and_registry(None) as registry:
@@ -100,9 +102,9 @@ def find_in_mmengine(name: str) -> tuple[type[nn.Module] | None, list[str]]:
 
 
 def registered_in_mmengine(registry: Any, name: str) -> Any:
-    """What mmengine's registry, one above it or one of another scope ('mmagic.EDSRNet') has by a name; None if none.
+    """Look up a name in an mmengine registry, its ancestors or another scope ('mmagic.EDSRNet'); None if absent.
 
-    Registry.get would go on to import whatever the name is of, `os.system` too; and files of strangers hold names.
+    Registry.get would also import whatever the name denotes, even `os.system`, and names may come from untrusted files.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
@@ -111,7 +113,7 @@ def registered_in_mmengine(registry: Any, name: str) -> Any:
         if scope in MODULE2PACKAGE and importlib.util.find_spec(scope):  # one of OpenMMLab's, and installed
             try:
                 importlib.import_module(f'{scope}.registry')
-            except FAILURES as error:  # some refuse packages that are newer than they are
+            except FAILURES as error:  # some refuse newer versions of other packages
                 raise MissingToolboxError(f'{scope} does not import: {first_line(error)}') from error
         root = registry
         while root.parent is not None:
@@ -129,17 +131,17 @@ def registered_in_mmengine(registry: Any, name: str) -> Any:
 
 
 def below(registry: Any) -> Iterator[Any]:
-    """A registry of mmengine's, and all that are its children."""
+    """Yield a registry of mmengine's and all its descendants."""
     yield registry
     for child in registry.children.values():
         yield from below(child)
 
 
 def build_base(arch: Options) -> nn.Module:
-    """The network of a type and its arguments.
+    """Build a network from its type and arguments.
 
     Raises:
-        ArgumentError: no such network, arguments that it does not take, or it refuses them.
+        ArgumentError: there is no such network, or it does not take or refuses its arguments.
     """
     arch = dict(checks.mapping('arch', arch))
     for keys, text in misfits(arch):

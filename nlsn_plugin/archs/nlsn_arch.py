@@ -25,9 +25,9 @@ from nlsn_plugin.ops.context import is_recorded, without_autocast
 BLOCKS_PER_ATTENTION = 8
 
 TAIL_NUMBERS = {'cpu': 2**23, 'cuda': 2**26}
-"""Numbers that the upsampler may make at once where nothing is trained: few stay in a CPU's cache, more fill a GPU."""
+"""Numbers that the upsampler may make at once in inference: few enough for a CPU's cache, enough to fill a GPU."""
 TAIL_CONTEXT = 2
-"""Rows beyond its own that the tail sees: its convolutions see 1 at the input's size, later 1/2, 1/4, ... or 1/3."""
+"""Rows of context that the tail needs on each side: its convolutions reach 1 row, then 1/2, 1/4, ... or 1/3 of one."""
 
 
 class NLSN(nn.Module):
@@ -38,25 +38,26 @@ class NLSN(nn.Module):
         num_feat: channels of the features, 256 in the paper.
         num_block: residual blocks, 32 in the paper.
         upscale: 2, 3, 4, or any power of 2; 1 keeps the size.
-        n_hashes, chunk_size, reduction, eval_seed, backend: of the attentions, see NonLocalSparseAttention; others take
-            of these what they know. The i-th attention takes eval_seed + i. With backend='reference' convolutions are
-            computed as published too, see Conv3x3.
-        res_scale: weight of each residual block and each attention beside the identity, 0.1 in the paper.
+        n_hashes, chunk_size, reduction, eval_seed, backend: arguments of the attentions, see NonLocalSparseAttention;
+            another kind of attention gets those of them that it takes. The i-th attention gets eval_seed + i. With
+            backend='reference' convolutions are computed as published too, see Conv3x3.
+        res_scale: factor of each residual block and each attention before its input is added, 0.1 in the paper.
         img_range: largest value inside the network; the image itself is always in [0, 1].
-        rgb_mean: mean of the training images in [0, 1], taken off the input and put back onto the output.
-        attention: 'nlsa'; or to compare with it 'nla' (NonLocalAttention), 'local' (LocalWindowAttention), 'random'
+        rgb_mean: mean of the training images in [0, 1], subtracted from the input and added to the output.
+        attention: 'nlsa'; or for comparison 'nla' (NonLocalAttention), 'local' (LocalWindowAttention), 'random'
             (NonLocalSparseAttention with partition='random') or 'none', the paper's baseline.
         attention_options: further arguments of the attentions, by name: {'window': 15, 'shared': False} for 'nla'.
-        checkpointing: keep only what lies between the modules of the body for the backward pass and compute the rest
-            again: training on large patches in a fraction of the memory, for about a third more time.
-        attention_at: the numbers of residual blocks before each attention; None is the released placing, before the
-            first and after every eighth. [8] with num_block=16 is the paper's ablation network (Section 4.4).
+        checkpointing: whether to keep only the features between the modules of the body for the backward pass and to
+            recompute the rest: training on large patches takes a fraction of the memory and about a third more time.
+        attention_at: for each attention, the number of residual blocks before it; None is the released placement,
+            before the first block and after every eighth. [8] with num_block=16 is the paper's ablation network
+            (Section 4.4).
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range, or an attention option that does not exist.
+        ArgumentError (a ValueError): an argument is out of range, or an attention option does not exist.
 
-    State dict: the released code's, `body` counting blocks and attentions through. With attention='none' there are no
-    attentions to count: the keys are those of attention_at=[] whatever attention_at says.
+    State dict: that of the released code, where `body` numbers blocks and attentions consecutively. With
+    attention='none' there are no attentions to number: the keys are those of attention_at=[], whatever attention_at is.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class NLSN(nn.Module):
         self.tail = nn.Sequential(tail, Conv3x3(num_feat, num_out_ch, backend))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Report foreign means as an error, whether strict or not."""
+        """Report means that contradict img_range as an error, whether strict or not."""
         own = {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
         if said := foreign_means(own, self.img_range, self.rgb_mean):
             arguments[-1].append(said)
@@ -139,7 +140,7 @@ class NLSN(nn.Module):
         """Enlarge: [N, num_in_ch, H, W] in [0, 1] -> [N, num_out_ch, upscale * H, upscale * W]; any H, W >= 1."""
         if x.dim() != 4 or x.shape[1] != self.num_in_ch:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.num_in_ch}, H, W] is expected')
-        # And so all features: as fast, and attention needs no copies.
+        # All features then have channels last too, which is as fast and saves the attentions a copy.
         x = channels_last(x)
         shifted = self.sub_mean(x * self.img_range)
         features = self.head(shifted.to(self.head[0].weight.dtype))  # [N, num_feat, H, W]
@@ -149,14 +150,14 @@ class NLSN(nn.Module):
         return in_strips(self._enlarge, features, self.upscale)
 
     def _enlarge(self, features: Tensor) -> Tensor:
-        """The image of its features, [N, num_feat, H, W] -> [N, num_out_ch, upscale * H, upscale * W]."""
+        """Make the image from its features, [N, num_feat, H, W] -> [N, num_out_ch, upscale * H, upscale * W]."""
         return (self.add_mean(self.tail(features)) / self.img_range).contiguous()
 
 
 def foreign_means(weights: Mapping[str, Tensor], img_range: float, rgb_mean: Sequence[float] = ()) -> str | None:
-    """How the means that weights add contradict img_range, for which they would be taken; None if they do not.
+    """Say how the means in the weights contradict the img_range to be used with them; None if they do not.
 
-    Zeros are in order, and so is `rgb_mean`, whatever it is.
+    Zeros are accepted, and so is `rgb_mean`, whatever its values.
     """
     means = weights.get('add_mean.bias')
     if means is None or means.is_meta or is_recorded():
@@ -169,18 +170,18 @@ def foreign_means(weights: Mapping[str, Tensor], img_range: float, rgb_mean: Seq
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what a module is given or makes, or changes it, as WithNLSA does.
+    """Whether a module's input or output may be observed or changed from outside, as WithNLSA does.
 
-    By a hook of the module or of all modules, or by another `forward` put into its place.
+    That is so if it has hooks, if there are hooks of all modules, or if its `forward` has been replaced.
     """
     hooks_of_all = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
     return bool(module._forward_hooks or module._forward_pre_hooks or hooks_of_all or 'forward' in vars(module))
 
 
 def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: int) -> Tensor:
-    """`enlarge(features)`, a few rows at a time: what an upsampler makes is upscale**2 times as large as the features.
+    """Compute `enlarge(features)` a few rows at a time, since its features grow by a factor of upscale**2.
 
-    Each strip is computed with all the rows that it sees beyond its own, so the result is that of the whole.
+    Each strip is computed with all the rows of context that it needs, so the result is that of the whole image.
     """
     images, channels, height, width = features.shape
     numbers = TAIL_NUMBERS['cuda' if features.is_cuda else 'cpu']
@@ -196,7 +197,7 @@ def in_strips(enlarge: Callable[[Tensor], Tensor], features: Tensor, upscale: in
 
 
 def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list[int]:
-    """The numbers of residual blocks that stand before each attention, ascending."""
+    """For each attention, the number of residual blocks before it, ascending."""
     if attention_at is None:
         return list(range(0, num_block + 1, BLOCKS_PER_ATTENTION))
     places = sorted(checks.whole('attention_at', place) for place in checks.sequence('attention_at', attention_at))
@@ -208,7 +209,7 @@ def attention_places(num_block: int, attention_at: Sequence[int] | None) -> list
 
 
 class Body(nn.Sequential):
-    """Blocks and attentions; with `checkpointing` what is between them is computed again on the way back."""
+    """Blocks and attentions; with `checkpointing` what they compute inside is recomputed in the backward pass."""
 
     checkpointing = False
 
@@ -223,8 +224,8 @@ class Body(nn.Sequential):
 class MeanShift(nn.Module):
     """Add a constant to each channel.
 
-    The released code does it by a frozen 1x1 convolution; these are buffers of the same names, since they never train.
-    Outside of autocast, so that the image is not rounded to half precision on its way in or out.
+    The released code uses a frozen 1x1 convolution; here its weight and bias are buffers, since they never train. The
+    sum is computed outside autocast, so that the image is not rounded to half precision on its way in or out.
     """
 
     weight: Tensor
@@ -241,7 +242,7 @@ class MeanShift(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """EDSR's block: convolution, ReLU, convolution, scaled, beside the identity; no normalisation."""
+    """EDSR's residual block without normalisation: x + res_scale * convolution(ReLU(convolution(x)))."""
 
     def __init__(self, num_feat: int, res_scale: float, backend: str) -> None:
         super().__init__()
@@ -254,7 +255,7 @@ class ResidualBlock(nn.Module):
 
 
 class Upsampler(nn.Sequential):
-    """Sub-pixel upsampling: one convolution and shuffle per factor of 2, or one by 3."""
+    """Sub-pixel upsampling: a convolution and a pixel shuffle for each factor of 2, or a single one for 3."""
 
     def __init__(self, upscale: int, num_feat: int, backend: str) -> None:
         if upscale == 3:

@@ -1,4 +1,4 @@
-"""Where in a network an attention may stand: after modules whose output is an image of features.
+"""Places in a network where an attention can stand: after modules whose output is an image of features.
 
 They are found by running a small input through a copy of the network.
 """
@@ -19,21 +19,21 @@ from nlsn_plugin import checks
 from nlsn_plugin.errors import FAILURES, ArgumentError, first_line
 
 SIZES = ((16, 24), (32, 48), (56, 84), (64, 96), (128, 192), (48, 48), (64, 64))
-"""Heights and widths to try: windows of 7 or 8 pixels and their multiples; not square, which tells height from width
-and both from channels; at last what networks for one size alone are often built for."""
+"""Heights and widths to try: multiples of windows of 7 or 8 pixels, first not square, which tells height from width and
+both from channels; the last two are common sizes of networks that take one size only."""
 IN_CHANNELS = ('num_in_ch', 'in_chans', 'in_channels', 'in_nc', 'inp_channels', 'n_colors')
-"""Names that networks have for the channels of their input."""
+"""Names of the argument or attribute that holds the channels of a network's input."""
 SELECTOR = re.compile(r'([^\[\]]+)(?:\[(-?\d+|-?\d*:-?\d*(?::-?\d*)?)\])?')
-"""A name, and an index or slice."""
+"""A selector: a name, then possibly an index or slice in brackets."""
 
 
 @dataclass(frozen=True)
 class SizeArgument:
-    """Where, among a module's arguments, the height and width of its sequence are.
+    """The argument of a module that holds the height and width of its sequence.
 
     Attributes:
-        where: number or name of the argument.
-        is_pair: it holds both; otherwise it is the height, and the width follows it.
+        where: position or name of the argument.
+        is_pair: whether it holds both; otherwise it is the height, and the next argument is the width.
     """
 
     where: int | str
@@ -54,11 +54,11 @@ class Place:
     """A module after which an attention may stand.
 
     Attributes:
-        name: its path in the network.
-        kind: its class.
-        shape: of its output in the trial, [N, C, H, W] or [N, L, C].
+        name: path of the module in the network.
+        kind: name of its class.
+        shape: shape of its output in the trial, [N, C, H, W] or [N, L, C].
         channels: C.
-        size_at: where the height and width of [N, L, C] are; None for an image.
+        size_at: the argument with the height and width of [N, L, C]; None for [N, C, H, W].
     """
 
     name: str
@@ -70,13 +70,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a small input showed.
+    """The outcome of running a small input through a network.
 
     Attributes:
-        shape: of the input, [N, C, H, W].
-        output: shape of what the network made of it; None if it made no image.
-        places: in order of execution, by name.
-        others: why an attention cannot stand after the other modules, by name.
+        shape: shape of the input, [N, C, H, W].
+        output: shape of the network's output; None if that is no image.
+        places: the places by module name, in order of execution.
+        others: for each other module, by name, why no attention can stand after it.
     """
 
     shape: tuple[int, ...]
@@ -86,7 +86,7 @@ class Trial:
 
     @property
     def upscale(self) -> int | None:
-        """By which the network enlarges, if it is a whole number."""
+        """Factor by which the network enlarges; None if it is not a whole number or there is no image."""
         if self.output is None or self.output[2] % self.shape[2] or self.output[3] % self.shape[3]:
             return None
         return self.output[2] // self.shape[2]
@@ -97,11 +97,11 @@ def explore(net: nn.Module, arguments: Mapping[str, Any], probe: Sequence[int] |
 
     Args:
         net: the network, which is left as it is.
-        arguments: those it was built with; its channels are looked for among them.
-        probe: channels, height and width of the input, if the usual ones do not do.
+        arguments: the arguments that it was built with, which may include its input channels.
+        probe: channels, height and width of the input; None tries the usual sizes.
 
     Raises:
-        ArgumentError: no input runs, or none shows a place; the message names the last, and the argument `probe`.
+        ArgumentError: no input runs, or none shows a place; the message names one of them, and the argument `probe`.
     """
     inputs: list[tuple[int, ...]]
     if probe is None:
@@ -112,8 +112,8 @@ def explore(net: nn.Module, arguments: Mapping[str, Any], probe: Sequence[int] |
         if len(inputs[0]) != 3:
             raise ArgumentError(f'probe={list(probe)} is not allowed: [channels, height, width] are expected')
     parts = (part for module in net.modules() for part in vars(module).values() if isinstance(part, Tensor))
-    computed = {id(part): part.detach() for part in parts if not part.is_leaf}  # as torch.nn.utils.weight_norm does
-    copied = copy.deepcopy(net, computed).eval()  # which refuses to copy these
+    computed = {id(part): part.detach() for part in parts if not part.is_leaf}  # as torch.nn.utils.weight_norm makes
+    copied = copy.deepcopy(net, computed).eval()  # deepcopy refuses tensors that are no leaves
     problem = ''
     for shape in inputs:
         try:
@@ -130,7 +130,7 @@ def explore(net: nn.Module, arguments: Mapping[str, Any], probe: Sequence[int] |
 
 
 def in_channels(net: nn.Module, arguments: Mapping[str, Any]) -> int:
-    """Channels of the images that a network takes: as its arguments or attributes say, or as its first convolution."""
+    """Channels of a network's input, by its arguments, its attributes or its first convolution; 3 if none tells."""
     for name in IN_CHANNELS:
         channels = arguments.get(name, getattr(net, name, None))
         if isinstance(channels, int):
@@ -140,7 +140,7 @@ def in_channels(net: nn.Module, arguments: Mapping[str, Any]) -> int:
 
 
 def run(net: nn.Module, shape: tuple[int, ...]) -> Trial:
-    """Run a random input of this shape through `net`, looking at every module's output."""
+    """Run a random input of this shape through `net` and examine the output of every module."""
     names = {module: name for name, module in net.named_modules() if name}
     seen: dict[str, list[Place | str]] = {}
 
@@ -173,7 +173,7 @@ def run(net: nn.Module, shape: tuple[int, ...]) -> Trial:
 def examined(
     name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, input_shape: Sequence[int]
 ) -> Place | str:
-    """The place after a module, or why there is none."""
+    """Return the place after a module, or the reason why there is none."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return f'gives a {type(output).__name__}: a tensor of features is expected'
     shape, kind = tuple(output.shape), type(module).__name__
@@ -189,14 +189,14 @@ def examined(
 
 
 def alike(size: Sequence[int], input_shape: Sequence[int]) -> bool:
-    """Whether height and width are to each other as those of the input."""
+    """Whether a height and width have the aspect ratio of the input."""
     return size[0] * input_shape[3] == size[1] * input_shape[2]
 
 
 def find_size(
     length: int, args: tuple[Any, ...], kwargs: dict[str, Any], input_shape: Sequence[int]
 ) -> SizeArgument | None:
-    """The argument that has the height and width of a sequence."""
+    """Find the argument that holds the height and width of a sequence; None if there is none."""
 
     def fits(pair: Any) -> bool:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(size, int) for size in pair):
@@ -214,13 +214,15 @@ def find_size(
 
 
 def chosen(after: str | Sequence[str], net: nn.Module, trial: Trial) -> list[Place]:
-    """The places that selectors name, in order of execution.
+    """The places that selectors select, in order of execution.
 
-    A selector is a path ('body.3'), a pattern whose * and ? stay within one level and whose ** does not ('body.*'), or
-    a class ('RCAB'); the latter two with an index or slice of the matches in the network's order ('body.*[7::8]').
+    A selector is a path ('body.3'), a pattern ('body.*') or a class ('RCAB'). In patterns, * and ? match within one
+    level and ** across levels. Patterns and classes may end with an index or slice of their matches, which are in the
+    network's order ('body.*[7::8]').
 
     Raises:
-        ArgumentError: one names nothing, with the nearest names; or a module after which no attention can stand.
+        ArgumentError: a selector matches nothing (the message suggests the nearest names), or it matches a module after
+            which no attention can stand.
     """
     selectors = [after] if isinstance(after, str) else checks.sequence('after', after)
     names = {name for selector in selectors for name in selected(selector, net)}
@@ -233,7 +235,7 @@ def chosen(after: str | Sequence[str], net: nn.Module, trial: Trial) -> list[Pla
 
 
 def selected(selector: Any, net: nn.Module) -> list[str]:
-    """The modules that a selector names, in the network's order."""
+    """The modules that a selector selects, in the network's order."""
     parts = SELECTOR.fullmatch(selector) if isinstance(selector, str) else None
     if not parts:
         expected = "a path, pattern or class such as 'body.3', 'body.*[7::8]', 'RCAB' is expected"
@@ -259,7 +261,7 @@ def selected(selector: Any, net: nn.Module) -> list[str]:
 
 
 def matching(name: str, modules: Mapping[str, str]) -> Iterator[str]:
-    """The paths that a selector without index stands for, among paths and their classes."""
+    """The paths that a selector without its index matches; `modules` maps paths to names of classes."""
     if name in modules:
         yield name
     elif '*' in name or '?' in name:
@@ -272,6 +274,6 @@ def matching(name: str, modules: Mapping[str, str]) -> Iterator[str]:
 
 
 def hint_at_modules(name: str, known: Sequence[str]) -> str:
-    """A hint at what may have been meant: three names at most, since networks have hundreds."""
+    """Suggest what may have been meant: three names at most, since networks have hundreds."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f': did you mean {" or ".join(close)}?' if close else ' (`nlsn modules` lists what there is)'

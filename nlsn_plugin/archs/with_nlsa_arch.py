@@ -1,4 +1,4 @@
-"""Any registered network with attentions after some of its modules, its own code untouched.
+"""WithNLSA: any registered network with attentions after some of its modules, without a change to its code.
 
 Paper of the attention: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention", CVPR 2021, Section
 3.3; Section 4.4 puts it into a plain residual network.
@@ -26,33 +26,34 @@ PREFIX = 'nlsa'
 
 
 class WithNLSA(nn.Module):
-    """A network of BasicSR's or mmengine's registry, with an attention after each of the modules named.
+    """A network of BasicSR's or mmengine's registry with an attention after each of the selected modules.
 
-    What is made *is* the base network: an instance of its class as well as of this one, with its attributes, its
-    methods and its names of weights, and one child more, `nlsa`, that holds the attentions. They run as forward hooks
-    of the modules they stand after, so that none is renamed or replaced.
+    The result *is* the base network: an instance of its class as well as of this one, with its attributes, methods and
+    weight names, and one more child, `nlsa`, which holds the attentions. They run as forward hooks of the modules that
+    they follow, so that no module is renamed or replaced.
 
     Args:
         arch: the base network as in an option file: {'type': 'RCAN', 'num_in_ch': 3, ...}.
         after: selectors of modules whose output is [N, C, H, W], or [N, L, C] with the height and width among the
-            module's arguments: paths ('body.3'), patterns ('body.*'; ** goes through all levels), classes ('RCAB'), the
-            latter two with an index or slice of the matches ('body.*[7::8]' is every eighth). `nlsn modules` lists
-            what a network has.
+            module's arguments. A selector is a path ('body.3'), a pattern ('body.*'; ** spans levels) or a class
+            ('RCAB'); patterns and classes may end with an index or slice of the matches ('body.*[7::8]' is every
+            eighth). `nlsn modules` lists the modules of a network.
         nlsa: arguments of the attentions besides their channels: n_hashes, chunk_size, reduction, res_scale, ... of
-            NonLocalSparseAttention. The i-th attention, in order of execution, takes eval_seed + i.
+            NonLocalSparseAttention. The i-th attention, in order of execution, gets eval_seed + i.
         attention: 'nlsa', 'nla', 'local' or 'random', as for NLSN.
-        zero_start: whether training starts from the base network's function: the last convolution of each attention,
-            conv_assembly, begins with zeros, so that each is the identity to the last bit. It gets gradients from the
-            first update on, and through it, from the second on, all others. (A fixed res_scale of 0 would never train.)
-            False begins with PyTorch's usual weights.
-        probe: channels, height and width of the input that finds the channels of the modules, where no usual one runs.
+        zero_start: whether training starts from the function of the base network. The last convolution of each
+            attention, conv_assembly, then starts with zeros, so that the attention is the identity to the last bit.
+            That convolution gets gradients from the first update on, the attention's other weights from the second on.
+            (A fixed res_scale of 0 would never train.) False starts with PyTorch's usual weights.
+        probe: channels, height and width of the input that is run to find the modules' channels, for networks that take
+            none of the usual sizes.
 
     Raises:
-        ArgumentError (a ValueError): any of these is wrong; the message names the nearest that is right.
+        ArgumentError (a ValueError): an argument is wrong; the message suggests the nearest valid name.
 
     State dict: the base network's own, and `nlsa.<path>.*` for the attention after <path>, its dots written as hyphens
     (`nlsa.body-3.conv_match.0.weight`). A state dict without any `nlsa.*`, such as the base network's own checkpoint,
-    loads as it is, strictly too: the attentions then stay as they are, which the log says.
+    loads too, even with strict=True: the attentions then keep their weights, and the log says so.
     """
 
     nlsa: nn.Module
@@ -74,7 +75,7 @@ class WithNLSA(nn.Module):
         if hasattr(base, PREFIX):
             raise ArgumentError(f'arch: {type(base).__name__} has a part named {PREFIX} already')
         trial = explore(base, arch, probe)
-        attentions = nn.Identity()  # which a base that runs through all its parts, as Sequential does, runs through
+        attentions = nn.Identity()  # callable, since a base such as Sequential calls all its children
         handles = []
         for number, place in enumerate(chosen(after, base, trial)):
             if arguments.get('eval_seed') is not None:
@@ -95,26 +96,29 @@ class WithNLSA(nn.Module):
         self.__dict__ = base.__dict__
         self.__class__ = combined(kind)
         self.zero_start = zero_start
-        self.insertions = handles  # kept, for they know their numbers: in another process none is given out twice
+        self.insertions = handles  # kept, since unpickling them in another process reserves the ids of their hooks
         if zero_start:
             self.start_as_base()
 
     @torch.no_grad()
     def start_as_base(self) -> None:
-        """Let the attentions be the identity, until they are trained: zeros in each conv_assembly."""
+        """Make the attentions the identity until they are trained, by setting each conv_assembly to zero."""
         for layer in self.nlsa.children():
             for parameter in layer.get_submodule('conv_assembly').parameters():
                 parameter.zero_()
 
     def completed(self, weights: Mapping[str, Tensor], prefix: str = '') -> dict[str, Tensor]:
-        """`weights`, and the attentions' own where there are none at all, as in a checkpoint of the base network."""
+        """Return `weights`, with the attentions' current ones added if it has none, as a base network's checkpoint."""
         own = f'{prefix}{PREFIX}.'
         if any(name.startswith(own) for name in weights):
             return dict(weights)
         return {**weights, **self.nlsa.state_dict(prefix=own)}
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
-        """mmengine's way to initialise: the base network's, if it has one, which may reach the attentions too."""
+        """Initialise as the base network does by mmengine's method of this name, if it has one.
+
+        That may reach the attentions too, so zero_start is applied again, unless the weights come from a file.
+        """
         inherited = getattr(super(), 'init_weights', None)
         if inherited is None:
             return
@@ -124,7 +128,7 @@ class WithNLSA(nn.Module):
             self.start_as_base()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Called by PyTorch's loader and by mmengine's, which both hand over a copy."""
+        """Complete `state_dict` in place before loading: PyTorch's loader and mmengine's both pass a copy."""
         complete = self.completed(state_dict, prefix)
         if len(complete) > len(state_dict):
             state_dict.update(complete)
@@ -140,7 +144,7 @@ class WithNLSA(nn.Module):
         )
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = super().__reduce_ex__(max(protocol, 2))[2]  # the class has no name to be found by: it is made anew
+        state = super().__reduce_ex__(max(protocol, 2))[2]  # pickle cannot find the class by name: `blank` makes it
         return blank, (base_of(self),), state
 
 
@@ -152,10 +156,10 @@ class Insertion:
         self.size_at = size_at
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """[N, C, H, W] or [N, L, C], of the module, to the same."""
+        """Apply the attention to the module's output, [N, C, H, W] or [N, L, C]; the shape stays."""
         if self.size_at is None:
             attended = self.attention(output)
-            # The base network goes on with the memory format that it had: it may rely on it, and so do its last bits.
+            # Keep the memory format: the base network may rely on it, and its results depend on it to the last bit.
             return attended.contiguous() if output.is_contiguous() else attended
         size = self.size_at.read(args, kwargs)
         image = torch.unflatten(output, 1, size).permute(0, 3, 1, 2)  # [N, C, H, W]
@@ -163,12 +167,12 @@ class Insertion:
 
 
 def key_of(path: str) -> str:
-    """A path as one part of a state dict's name."""
+    """Write the path of a module as a single component of a state dict's key."""
     return path.replace('.', '-')
 
 
 def checked_arguments(attention: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the attentions; eval_seed is always among those of attentions that know it."""
+    """Check and return the arguments of the attentions; they include eval_seed if the attention takes one."""
     checks.one_of('attention', attention, tuple(ATTENTIONS))
     arguments = attention_arguments(attention, {'eval_seed': 0}, {}, 'nlsa')
     arguments |= attention_arguments(attention, {}, options, 'nlsa')
@@ -184,7 +188,7 @@ def checked_arguments(attention: str, options: dict[str, Any]) -> dict[str, Any]
 
 @functools.cache
 def combined(base: Any) -> Any:
-    """The class of a base network with attentions: its forward and all else are the base network's."""
+    """Make the class of a base network with attentions, which inherits forward and all else from the base."""
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace['__module__'] = __name__
@@ -199,6 +203,6 @@ def base_of(net: WithNLSA) -> type:
 
 
 def blank(base: type) -> nn.Module:
-    """A network that copy or pickle is about to fill."""
+    """Create an empty network, which copy or pickle then fills."""
     cls = combined(base)
     return cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""The attentions that a network may take, and what they are given."""
+"""The attentions that a network can use, and their arguments."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ ATTENTIONS: dict[str, tuple[type[ResidualAttention], dict[str, Any]]] = {
     'local': (LocalWindowAttention, {}),
     'random': (NonLocalSparseAttention, {'partition': 'random'}),
 }
-"""By the name in a network's options: a layer, and arguments that the name stands for."""
+"""For each name in a network's options: the layer, and the arguments that the name fixes."""
 
 
 def attention_arguments(
     attention: str, shared: dict[str, Any], options: dict[str, Any], name_of_options: str = 'attention_options'
 ) -> dict[str, Any]:
-    """The arguments of the attentions besides their channels: what they know of `shared`, and the options."""
+    """Return the arguments of an attention besides its channels.
+
+    They are those of `shared` that it takes, those that its name fixes, and `options`.
+    """
     known: list[str] = []
     fixed: dict[str, Any] = {}
     if checks.one_of('attention', attention, (*ATTENTIONS, 'none')) != 'none':

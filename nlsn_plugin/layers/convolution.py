@@ -1,4 +1,4 @@
-"""Convolutions that take the fastest way a device has."""
+"""Convolutions that use the fastest method that a device offers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nlsn_plugin.ops.context import has_tangent, is_recorded, without_autocast
 from nlsn_plugin.ops.reference import HALF, wide
 
 CAST = (torch.float32, *HALF)
-"""What autocast casts: every floating type but float64."""
+"""The floating types that autocast casts; it leaves float64 as it is."""
 
 
 class Conv2d(nn.Conv2d):
     """PyTorch's convolution, except where that is slow in half precision.
 
-    On a GPU PyTorch adds the bias in a pass of its own; where every pixel is taken by itself and channels are last, the
-    product of rows of pixels with the weights adds it at once. On CPUs without arithmetic for half precision PyTorch
-    takes some ten times as long as in float32; there, if nothing is trained, this computes in float32 and rounds the
-    result.
+    On a GPU, PyTorch adds the bias in a separate pass. A 1x1 convolution of a channels-last input in half precision is
+    therefore computed as a product of matrices, which adds the bias in the same pass. On a CPU without arithmetic for
+    half precision, PyTorch takes some ten times as long as in float32; there, if no gradients are needed, this computes
+    in float32 and rounds the result.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Conv2d(nn.Conv2d):
             if dtype in HALF and self._is_pointwise() and x.is_contiguous(memory_format=torch.channels_last):
                 return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
             return super().forward(x)
-        # Types that differ are an error, which PyTorch raises.
+        # PyTorch raises the error about types that differ.
         if self._is_trained(x) or (x.dtype != self.weight.dtype and not is_cast):
             return super().forward(x)
         if dtype in HALF and not cpu_matmul.has_products_in(dtype):
@@ -45,7 +45,7 @@ class Conv2d(nn.Conv2d):
         return self._convolve(x, self.weight, self.bias)
 
     def _is_pointwise(self) -> bool:
-        """Whether the result at a pixel is a product of its channels with the weights."""
+        """Whether each output pixel is the product of the channels of one input pixel with the weights."""
         alone = self.kernel_size == self.stride == (1, 1) and self.padding in ((0, 0), 'valid', 'same')
         return alone and self.groups == 1
 
@@ -54,17 +54,17 @@ class Conv2d(nn.Conv2d):
         return (torch.is_grad_enabled() and any(t.requires_grad for t in taken)) or has_tangent(*taken)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution in the precision of the weights, which may be wider than that of `x`."""
+        """Convolve in the precision of the weights, which may be wider than that of `x`."""
         return self._conv_forward(x.to(weight.dtype), weight, bias)
 
 
 class Conv3x3(Conv2d):
-    """A convolution by 3x3 that keeps the size; with many channels on a CPU by Winograd's algorithm.
+    """A 3x3 convolution that keeps the size; with many channels on a CPU it uses Winograd's algorithm in inference.
 
     Args:
         in_channels, out_channels: C and K.
-        backend: of the network. 'reference' computes sum by sum, as published; so does 'auto' where the environment
-            variable NLSN_BACKEND says 'reference'.
+        backend: that of the network. 'reference' computes the plain convolution, as published; so does 'auto' where
+            the environment variable NLSN_BACKEND is 'reference'.
     """
 
     def __init__(self, in_channels: int, out_channels: int, backend: str = 'auto') -> None:

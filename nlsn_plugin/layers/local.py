@@ -1,4 +1,4 @@
-"""Attention inside of fixed windows of the image: the local window strategy that NLSA is compared with.
+"""Attention within fixed windows of the image: the local window strategy that NLSA is compared with.
 
 Paper: Mei, Fan, Zhou, "Image Super-Resolution with Non-Local Sparse Attention", CVPR 2021, Section 4.4, Table 2.
 """
@@ -13,28 +13,31 @@ from nlsn_plugin.ops.dense import attend_in_windows
 
 
 class LocalWindowAttention(ResidualAttention):
-    """Pixels attend to one another inside of windows that do not overlap.
+    """Attention among the pixels of each window; the windows do not overlap.
 
     x -> x + res_scale * attention(x), on images of any height and width.
 
-    Of this strategy the paper says that 'elements are gathered purely depending on locations' and that the windows
+    The paper says of this strategy that 'elements are gathered purely depending on locations' and that the windows
     have q x q = 12 x 12 pixels, 'which equals to the attention range (k = 144)'. The rest is chosen so that in Table 2,
-    which compares partitions, the partition alone differs from NLSA: windows part the image as buckets do, from its
-    upper left corner on and smaller at the other borders, where every key still counts once; inside, queries keep their
-    length and keys have unit length; a window attends to itself alone, since its neighbours would be beyond the range;
-    and there is one round, since all would be alike.
+    which compares partitions, only the partition differs from NLSA:
 
-    Derivatives are first ones, taken backward: PyTorch's fused attention has neither second ones nor forward mode.
-    torch.compile makes a graph for each size of the image.
+    * windows divide the image as buckets do, starting at its upper left corner; at the right and lower borders they are
+      smaller, and every key still counts once;
+    * queries keep their length and keys have unit length;
+    * a window attends to itself alone, since its neighbours would be beyond the range;
+    * there is one round, since all rounds would be alike.
+
+    Only first derivatives in reverse mode exist: PyTorch's fused attention has neither second ones nor forward mode.
+    torch.compile compiles a graph for each image size.
 
     Args:
         channels: C, of the input and the output.
         window: q, the edge of a window in pixels.
         reduction: queries and keys have C / reduction channels; must divide C.
-        res_scale: weight of the attention beside the identity.
+        res_scale: factor of the attention's output, which is added to the input.
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range.
+        ArgumentError (a ValueError): an argument is out of range.
 
     State dict: that of NonLocalSparseAttention.
     """

@@ -14,24 +14,25 @@ from nlsn_plugin.ops.dense import attend_nearby
 
 
 class NonLocalAttention(ResidualAttention):
-    """Every pixel attends to every other, or to those in a window around it: softmax(theta^T phi) g.
+    """Attention of every pixel to all pixels, or to those in a window around it: softmax(theta^T phi) g.
 
     x -> x + res_scale * NLA(x), on images of any height and width. Embedded Gaussian: keys keep their length and
-    scores are not scaled. The projections are those of NonLocalSparseAttention, so that the attention alone differs.
-    Memory is linear in the number of pixels, time quadratic, or linear with a window.
+    scores are not scaled. The projections are those of NonLocalSparseAttention, so that only the attention differs.
+    Memory is linear in the number of pixels; time is quadratic, or linear with a window.
 
-    Derivatives are first ones, taken backward: PyTorch's fused attention has neither second ones nor forward mode.
+    Only first derivatives in reverse mode exist: PyTorch's fused attention has neither second ones nor forward mode.
 
     Args:
         channels: C, of the input and the output.
-        window: w; a pixel (i, j) attends to those of rows i - w // 2 to i - w // 2 + w - 1, and of such columns, that
-            the image has: none are made up around it. None for the whole image.
-        shared: whether keys are the queries, theta = phi, as in NLSA; or have a projection of their own (Table 4).
+        window: w; pixel (i, j) attends to rows i - w // 2 to i - w // 2 + w - 1 and to the corresponding columns, as
+            far as they lie in the image: there is no padding. None for the whole image.
+        shared: whether keys and queries have one projection, theta = phi, as in NLSA. If not, keys have a projection of
+            their own (Table 4).
         reduction: queries and keys have C / reduction channels; must divide C.
-        res_scale: weight of the attention beside the identity.
+        res_scale: factor of the attention's output, which is added to the input.
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range.
+        ArgumentError (a ValueError): an argument is out of range.
 
     State dict: `conv_match.0.{weight,bias}` (3x3, C -> C / reduction; theta), `conv_assembly.0.{weight,bias}` (1x1,
     C -> C; g), and unless shared `conv_key.0.{weight,bias}` (3x3, C -> C / reduction; phi).

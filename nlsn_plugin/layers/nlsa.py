@@ -22,31 +22,32 @@ PARTITIONS = ('lsh', 'random')
 
 
 class NonLocalSparseAttention(ResidualAttention):
-    """Global attention at linear cost: pixels attend to those that hash alike, over several rounds.
+    """Global attention at linear cost: each pixel attends to pixels that hash alike, over several rounds.
 
     x -> x + res_scale * NLSA(x), on images of any height and width.
 
     Args:
         channels: C, of the input and the output.
-        n_hashes: r, independent rounds of hashing, or of random orders. May be set anew at any time: rounds may differ
-            between training and test (Table 3).
-        chunk_size: k, pixels per chunk of the sorted order; may be set anew too.
+        n_hashes: r, the number of independent rounds of hashing, or of random orders. It can be changed at any time,
+            since training and test may use different numbers (Table 3).
+        chunk_size: k, pixels per chunk of the sorted order; it can be changed at any time too.
         reduction: queries and keys have C / reduction channels; must divide C.
-        res_scale: weight of the attention beside the identity.
-        eval_seed: seed of the rotations or orders used in eval mode, so that an image's output depends on nothing but
-            the image and the weights. None draws them from the global generator in eval mode too, as the released code
+        res_scale: factor of the attention's output, which is added to the input.
+        eval_seed: seed of the rotations or orders used in eval mode, so that the output depends only on the image and
+            the weights. None draws them from the global generator in eval mode too, as the released code
             does. In training mode they always come from the global generator, drawn on the CPU for any device.
-        backend: 'auto', or one form of `nlsn_plugin.ops` by name.
+        backend: 'auto', or the name of one of the others in `nlsn_plugin.ops.BACKENDS`.
         partition: 'lsh', or 'random' for the comparison of Table 2: the pixels are cut into chunks in a random order,
             drawn anew for each round and shared by the images of a batch, rather than sorted by hash code.
         neighbours: the chunks, circularly, that a chunk attends to besides itself: 'both', as in the released code,
             'previous' or 'none'.
-        window: edge of square windows, in pixels, none of which sees another (the receptive fields of Figure 6);
-            smaller at the right and lower border; torch.compile then makes a graph for each size of the image. None for
-            the whole image.
+        window: edge in pixels of square windows, each of which attends as if it were an image (the receptive fields of
+            Figure 6); those at the right and lower borders are smaller. torch.compile then compiles a graph for each
+            image size. None for the whole image.
 
     Raises:
-        ArgumentError (a ValueError): an argument out of range, or `rotations` of a wrong shape or where none are taken.
+        ArgumentError (a ValueError): an argument is out of range, or `rotations` has a wrong shape or is given where
+            none are used.
 
     State dict: `conv_match.0.{weight,bias}` (3x3, C -> C / reduction; theta = phi), `conv_assembly.0.{weight,bias}`
     (1x1, C -> C; g): the released code's.
@@ -79,7 +80,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     @property
     def n_hashes(self) -> int:
-        """Rounds of hashing, r."""
+        """Number of hashing rounds, r."""
         return self._n_hashes
 
     @n_hashes.setter
@@ -98,7 +99,7 @@ class NonLocalSparseAttention(ResidualAttention):
 
     @property
     def eval_seed(self) -> int | None:
-        """Seed of the rotations of eval mode; None for the global generator."""
+        """Seed of the rotations or orders in eval mode; None draws them from the global generator."""
         return self._eval_seed
 
     @eval_seed.setter
@@ -107,12 +108,12 @@ class NonLocalSparseAttention(ResidualAttention):
         self._fill_rotation_bank()
 
     def forward(self, x: Tensor, rotations: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Add the attention to `x`.
 
         Args:
             x: [N, C, H, W], any H, W >= 1.
-            rotations: [C / reduction, n_hashes, m/2] with m = ops.count_buckets(H * W, chunk_size), in place of the
-                drawn ones.
+            rotations: the rotations to use in place of the layer's own, [C / reduction, n_hashes, m/2] with
+                m = ops.count_buckets(H * W, chunk_size).
 
         Returns:
             [N, C, H, W].
@@ -138,11 +139,11 @@ class NonLocalSparseAttention(ResidualAttention):
         return attended.permute(0, 3, 1, 2)
 
     def _attend_in_each(self, match: Tensor, value: Tensor) -> Tensor:
-        """Windows as images of their own, [N, windows, P, *]."""
+        """Attend within each window as if it were an image, [N, windows, P, *]."""
         return self._attend_pixels(match.flatten(0, 1), value.flatten(0, 1), None).view(value.shape)
 
     def _attend_pixels(self, match: Tensor, value: Tensor, rotations: Tensor | None) -> Tensor:
-        """[N, L, C / reduction], [N, L, C] -> [N, L, C]."""
+        """Attend over pixels: [N, L, C / reduction], [N, L, C] -> [N, L, C]."""
         if is_exporting():
             return traceable.attend(match, value, self._exported_rotations(rotations), self.chunk_size, self.neighbours)
         settings = self.chunk_size, self.backend, self.neighbours
@@ -159,10 +160,10 @@ class NonLocalSparseAttention(ResidualAttention):
         )
 
     def rotations_for(self, length: int, given: Tensor | None = None) -> Tensor:
-        """The rotations to hash `length` pixels with, [C / reduction, r, m/2]: given, those of eval mode, or drawn.
+        """The rotations that hash `length` pixels, [C / reduction, r, m/2]: `given`, those of eval mode, or new ones.
 
         Raises:
-            ArgumentError (a ValueError): given ones of another shape.
+            ArgumentError (a ValueError): `given` has another shape.
         """
         half = ops.count_buckets(length, self.chunk_size) // 2
         shape = (self.channels // self.reduction, self.n_hashes, half)
@@ -175,14 +176,14 @@ class NonLocalSparseAttention(ResidualAttention):
             return given
         if self.rotation_bank is not None and not self.training:
             if self.rotation_bank.is_meta and self._device().type != 'meta':
-                self._fill_rotation_bank()  # weights were assigned over those of the meta device
+                self._fill_rotation_bank()  # built on the meta device; weights were assigned later
             return self.rotation_bank[..., :half]
         if half == 0:
-            return torch.empty(shape, dtype=torch.float32, device='cpu')  # nothing is hashed, nothing is drawn
+            return torch.empty(shape, dtype=torch.float32, device='cpu')  # nothing is hashed, so nothing is drawn
         return ops.draw_rotations(*shape)
 
     def _exported_rotations(self, given: Tensor | None) -> Tensor:
-        """Given, or the whole bank: how much of it an image takes is for the exported graph to find out."""
+        """Return `given` or the whole bank, of which the exported graph itself selects what an image needs."""
         if self.partition != 'lsh':
             raise ArgumentError(f'partition={self.partition!r} cannot be exported: it draws an order for each size')
         if given is not None:
@@ -194,9 +195,9 @@ class NonLocalSparseAttention(ResidualAttention):
         return self.rotation_bank
 
     def _random_order(self, match: Tensor) -> Tensor | None:
-        """A random order of the pixels for each round, the same for all images, [N, r, L]; None if one chunk has all.
+        """Draw an order of the pixels for each round, the same for all images, [N, r, L]; None if L < chunk_size.
 
-        In eval mode round h depends on eval_seed and L alone.
+        In eval mode, unless eval_seed is None, round h depends on eval_seed and L alone.
         """
         images, length, _ = match.shape
         if length < self.chunk_size:
@@ -207,7 +208,7 @@ class NonLocalSparseAttention(ResidualAttention):
     def _fill_rotation_bank(self) -> None:
         """Draw the eval-mode rotations, [C / reduction, r, 64], round by round from a generator of this layer's own.
 
-        So round h is the same whatever n_hashes and the image's size.
+        Round h is therefore the same for any n_hashes and any image size.
         """
         if self.eval_seed is None:
             self.rotation_bank = None
@@ -221,23 +222,23 @@ class NonLocalSparseAttention(ResidualAttention):
             self.rotation_bank = torch.stack(rounds, dim=1).to(self._device())
 
     def _device(self) -> torch.device:
-        weight: Any = self.conv_assembly.get_submodule('0').weight  # copies for several GPUs have no parameters()
+        weight: Any = self.conv_assembly.get_submodule('0').weight  # replicas of nn.DataParallel have no parameters()
         return torch.device(weight.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Follow the module to its new device, but stay float32: rounded rotations would hash pixels elsewhere."""
+        """Move the rotations too, but keep them in float32: rounded ones would move pixels to other buckets."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fill_rotation_bank()
         return self
 
 
 def attentions_of(net: nn.Module) -> list[NonLocalSparseAttention]:
-    """The layers of a network that hash, in the order in which it has them."""
+    """The NonLocalSparseAttention layers of a network, in the order of its modules."""
     return [module for module in net.modules() if isinstance(module, NonLocalSparseAttention)]
 
 
 def set_rounds(net: nn.Module, n_hashes: int | None) -> None:
-    """Set the rounds of all layers of a network that hash; None leaves them."""
+    """Set n_hashes of all NonLocalSparseAttention layers of a network; None leaves them unchanged."""
     if n_hashes is not None:
         for layer in attentions_of(net):
             layer.n_hashes = n_hashes

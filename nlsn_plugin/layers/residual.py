@@ -1,4 +1,4 @@
-"""What the attention layers have in common."""
+"""The base class of the attention layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ResidualAttention(nn.Module):
     Args:
         channels: C.
         reduction: queries and keys have C / reduction channels; must divide C.
-        res_scale: weight of the attention beside the identity.
+        res_scale: factor of the attention's output, which is added to the input.
     """
 
     def __init__(self, channels: int, reduction: int, res_scale: float) -> None:
@@ -28,16 +28,16 @@ class ResidualAttention(nn.Module):
         self.conv_assembly = nn.Sequential(Conv2d(self.channels, self.channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend."""
+        """Add the attention to `x`."""
         attended = self._attend(self._checked(x))
         return torch.add(x, attended, alpha=self.res_scale)
 
     def _new_conv_match(self) -> nn.Sequential:
-        """theta or phi: C -> C / reduction."""
+        """Make the projection theta or phi, a 3x3 convolution C -> C / reduction."""
         return nn.Sequential(Conv2d(self.channels, self.channels // self.reduction, 3, padding=1))
 
     def _checked(self, x: Tensor) -> Tensor:
-        """`x`, if it has the right shape, with channels last, so that pixels are rows of memory all the way."""
+        """Check the shape of `x` and return it with channels last, so that each pixel is a row of memory."""
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ArgumentError(f'x has the shape {list(x.shape)}: [N, {self.channels}, H, W] is expected')
         return channels_last(x)
@@ -48,10 +48,10 @@ class ResidualAttention(nn.Module):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x`, [N, C, H, W], with channels last in memory; written so that torch.func.vmap takes it."""
+    """`x`, [N, C, H, W], with channels last in memory; written so that it works under torch.func.vmap."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def channels_behind(features: Tensor) -> Tensor:
-    """[N, D, H, W] -> [N, H, W, D], without a copy if channels are last."""
+    """Move channels last: [N, D, H, W] -> [N, H, W, D], without a copy if they are last in memory already."""
     return features.permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Weights on disk: reading them without running them, and saying which do not fit."""
+"""Reading files of weights without executing what is in them, and reporting weights that do not fit a network."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Weights = dict[str, Tensor]
 Metadata = dict[str, Any]
 
 METADATA_KEY = 'nlsn'
-"""Where files keep {'type': ..., 'arguments': {...}}, as JSON in safetensors."""
+"""The key under which files keep {'type': ..., 'arguments': {...}}, as JSON in safetensors."""
 EMBEDDED = 'nlsn_metadata'
-"""The same as a tensor among the others, for programs that read nothing but tensors."""
+"""Name of the tensor that holds the same metadata, for programs that read nothing but tensors."""
 DAMAGES = (
     ArithmeticError,
     AssertionError,
@@ -116,14 +116,14 @@ def read_stored(path: str | Path, param_key: str | None = 'params', otherwise: s
 
 
 def unwrapped(weights: Weights) -> Weights:
-    """By the network's own names: without what torch.compile, and DistributedDataParallel before all, put into them."""
+    """Remove what torch.compile and DistributedDataParallel add to the names of weights."""
     weights = {name.replace('_orig_mod.', ''): tensor for name, tensor in weights.items()}
     is_wrapped = all(name.startswith('module.') for name in weights)  # else a part is called so
     return {name.removeprefix('module.'): tensor for name, tensor in weights.items()} if is_wrapped else weights
 
 
 def refuse_key(path: str | Path, param_key: str | None) -> None:
-    """Refuse to look for other weights in a file of one set."""
+    """Refuse any other key for a file that holds a single set of weights."""
     if param_key not in ('params', 'params_ema', None):
         raise CheckpointError(f"{path} has no '{param_key}': it keeps one set of weights, without a key")
 
@@ -160,7 +160,7 @@ def from_json(path: object, text: str | bytes) -> Metadata | None:
 
 
 def checked_metadata(path: object, metadata: Any) -> Metadata | None:
-    """Metadata as they have to be, or None."""
+    """Check metadata and return them; None stays None."""
     if metadata is None:
         return None
     if (
@@ -292,7 +292,7 @@ def nearest_file(path: Path) -> str:
 
 
 def mismatches(net: nn.Module, weights: Weights) -> list[str]:
-    """What does not fit, a line each: names missing in either, and shapes that differ."""
+    """List what does not fit, a line each: names missing in either, and shapes that differ."""
     own = net.state_dict()
     lines = [f'{name}: the file has none' for name in own if name not in weights]
     lines += [f'{name}: the network has none' for name in weights if name not in own]
@@ -313,8 +313,8 @@ def load_weights(
 ) -> list[str]:
     """Load `weights` into `net`; return what did not fit (a line each).
 
-    When strict that is nothing; but of WithNLSA the attentions, where the weights are its base network's alone.
-    `advice` ends the error, where they do not.
+    With strict=True that is nothing, except the attentions of a WithNLSA given its base network's weights.
+    `advice` is the end of the error message.
 
     Raises:
         CheckpointError: see `fitting`. The network is then as before.

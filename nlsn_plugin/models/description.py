@@ -25,15 +25,15 @@ OF_THE_RUN = ('backend', 'checkpointing')
 
 @dataclass(frozen=True)
 class Description:
-    """A network's class and arguments, by where they are known from; where several say an argument, the one
+    """A network's class and arguments, kept by source; if several sources give an argument, the one
     further down this list counts.
 
     Attributes:
         type: the name of its class.
-        assumed: nothing said them: those of the released networks.
-        inferred: names and shapes of the weights.
-        stored: the file's metadata.
-        given: by the caller.
+        assumed: arguments that nothing tells, taken from the released networks.
+        inferred: arguments that names and shapes of the weights tell.
+        stored: arguments in the file's metadata.
+        given: arguments given by the caller.
     """
 
     type: str

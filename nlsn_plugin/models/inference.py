@@ -1,4 +1,4 @@
-"""Upscaling an image in whole windows, in tiles, and as the mean over its eight orientations."""
+"""Upscaling an image padded to whole windows, in tiles, and as the mean over its eight orientations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Upscale = Callable[[Tensor], Tensor]
 def enlarged(
     upscale: Upscale, x: Tensor, scale: int, tile: int | None, tile_overlap: int, self_ensemble: bool
 ) -> Tensor:
-    """Upscale `x` as a whole, or in tiles of `tile` pixels, and as the mean over its orientations if asked to."""
+    """Upscale `x` as a whole or in tiles of `tile` pixels, with `self_ensemble` as the mean over its orientations."""
 
     def tiled(x: Tensor) -> Tensor:
         return in_tiles(upscale, x, scale, tile, tile_overlap) if tile else upscale(x)
@@ -28,15 +28,15 @@ def enlarged(
 
 
 def window_of(network: dict[str, Any]) -> int:
-    """Pixels that a network's input has to have a multiple of in height and width: the edge of its windows, or 1.
+    """The number of pixels of which a network's input height and width must be multiples: its window's edge, or 1.
 
     Args:
-        network: its type and arguments.
+        network: the type and arguments of the network.
     """
     network = innermost(network)
     if network['type'] == 'NLSN':
         return 1
-    if network['type'] == 'RRDBNet':  # takes pixels apart before it enlarges by 4
+    if network['type'] == 'RRDBNet':  # shrinks images by pixel unshuffle before it enlarges by 4
         return {2: 2, 1: 4}.get(network.get('scale', 4), 1)
     parameter = inspect.signature(base_class(network['type'])).parameters.get('window_size')
     window = network.get('window_size', parameter.default if parameter else 1)
@@ -44,7 +44,7 @@ def window_of(network: dict[str, Any]) -> int:
 
 
 def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:
-    """`upscale` on images of any size: mirrored up to a multiple of `window`, as by BasicSR's SwinIRModel."""
+    """Make `upscale` take any size, by mirroring up to a multiple of `window` as BasicSR's SwinIRModel does."""
     if window == 1:
         return upscale
 
@@ -57,7 +57,7 @@ def in_whole_windows(upscale: Upscale, window: int, scale: int) -> Upscale:
 
 
 def mirrored(x: Tensor, dim: int, window: int) -> Tensor:
-    """`x` up to a multiple of `window` along `dim`: as by F.pad, and to and fro where that has too few pixels."""
+    """Mirror `x` up to a multiple of `window` along `dim`: as F.pad, but repeatedly where `x` has too few pixels."""
     length = x.shape[dim]
     last = length - 1
     places = torch.arange(length + -length % window, device=x.device) % max(2 * last, 1)
@@ -65,7 +65,7 @@ def mirrored(x: Tensor, dim: int, window: int) -> Tensor:
 
 
 class Cut(NamedTuple):
-    """A tile along one edge: where it begins, and from where to where it takes over from the tile before, in pixels."""
+    """A tile along one edge, in pixels: where it begins, starts to fade in, and has fully taken over."""
 
     begin: int
     fade: int
@@ -75,14 +75,14 @@ class Cut(NamedTuple):
 def in_tiles(upscale: Upscale, x: Tensor, scale: int, tile: int, overlap: int) -> Tensor:
     """Upscale tile by tile; where two overlap, one fades into the other.
 
-    Attention then sees a tile alone, so the result is not that of the whole image. The outer quarters of an overlap
-    only lend context: near its edge a tile knows too little.
+    Attention then sees a single tile, so the result is not that of the whole image. The outer quarters of an overlap
+    only serve as context, since a tile lacks context near its edges.
 
     Args:
         upscale: [N, C, h, w] -> [N, C', h * scale, w * scale].
         x: [N, C, H, W].
         tile: height and width of a tile in pixels of `x`.
-        overlap: pixels that neighbours share at least, less than `tile`.
+        overlap: least number of pixels that neighbouring tiles share, less than `tile`.
     """
     height, width = x.shape[-2:]
 
@@ -97,7 +97,7 @@ def in_tiles(upscale: Upscale, x: Tensor, scale: int, tile: int, overlap: int) -
 
 
 def cuts(length: int, tile: int, overlap: int) -> list[Cut]:
-    """Tiles along an edge of `length`, evenly spread; the last one ends with it."""
+    """Spread tiles evenly along an edge of `length`; the last one ends where the edge does."""
     if length <= tile:
         return [Cut(0, 0, 0)]
     steps = -(-(length - tile) // (tile - overlap))
@@ -110,7 +110,7 @@ def cuts(length: int, tile: int, overlap: int) -> list[Cut]:
 
 
 def blended(parts: Iterator[Tensor], cuts: Sequence[Cut], length: int, scale: int, dim: int) -> Tensor:
-    """Join tiles along `dim`, each as it is made: besides what is joined, one of them is in memory at a time."""
+    """Join tiles along `dim` as they are made; apart from the result, only one of them is in memory at a time."""
     part = next(parts)
     if len(cuts) == 1:
         return part
@@ -131,7 +131,7 @@ def blended(parts: Iterator[Tensor], cuts: Sequence[Cut], length: int, scale: in
 
 
 def over_orientations(upscale: Upscale, x: Tensor) -> Tensor:
-    """The mean over the image's four rotations and their mirror images, each turned back (self-ensemble x8)."""
+    """Upscale the four rotations of `x` and of its mirror image, and average them turned back (self-ensemble x8)."""
 
     def turned(turns: int, mirrored: bool) -> Tensor:
         y = torch.rot90(upscale(torch.rot90(x.flip(-1) if mirrored else x, turns, (-2, -1))), -turns, (-2, -1))

@@ -24,15 +24,15 @@ from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, fitting, load_wei
 from nlsn_plugin.models.description import complete, differing
 
 OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
-"""BasicSR's, the first of them also PyTorch's name for such."""
+"""The schedulers that BasicSR makes itself; PyTorch has a MultiStepLR of its own too."""
 
 AS_IT_BEGAN = (
     'A run goes on with the network that it began with; its weights may begin another run (pretrain_network_g)'
 )
-"""What to do where a network is otherwise than when its run began."""
+"""Advice for a run that is resumed with another network than it began with."""
 
 NO_GPU = re.compile('CUDA|NVIDIA')
-"""What PyTorch says of what wants a GPU and finds none."""
+"""Matches PyTorch's errors about a missing GPU."""
 
 
 def build_model(opt: dict[str, Any]) -> BaseModel:
@@ -97,7 +97,7 @@ class MendedModel(BaseModel):
         return super().model_to_device(net)
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        """Any of PyTorch's; BasicSR knows Adam alone."""
+        """Make any of PyTorch's optimisers; BasicSR knows Adam alone."""
         optimizer: torch.optim.Optimizer = getattr(torch.optim, optim_type)(params, lr, **kwargs)
         return optimizer
 
@@ -147,7 +147,7 @@ class MendedModel(BaseModel):
             logger.warning(f'{len(dropped)} entries did not match and were left as they were:\n{listed}')
 
     def compare_with_metadata(self, metadata: Metadata | None, path: str) -> None:
-        """Say what network_g has otherwise than the network whose weights were loaded: fine-tuning may want that."""
+        """Warn where network_g differs from the network whose weights were loaded; fine-tuning may intend that."""
         network = {key: value for key, value in self.opt['network_g'].items() if key != 'type'}
         kind = self.opt['network_g']['type']
         if metadata is not None and metadata['type'] == kind:

@@ -1,4 +1,4 @@
-"""BasicSR's super-resolution model with what training for weeks needs; for any network."""
+"""BasicSR's super-resolution model, for any network, with the features that training for weeks needs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class NLSNModel(SRModel, MendedModel):
     Registered by `nlsn_plugin.registry`. Besides SRModel's options it reads
 
     * `train`: amp ('off', 'bf16' or 'fp16'), compile, channels_last, clip_grad_norm (largest norm of the gradients),
-      accumulate (parts in which a batch is computed, for want of memory), nonfinite_limit (updates that may be
-      skipped);
-    * `val`: tile, tile_overlap (upscale in tiles of so many low-resolution pixels), self_ensemble (x8).
+      accumulate (parts in which a batch is computed, to save memory), nonfinite_limit (updates that may be skipped);
+    * `val`: tile (edge of the tiles to upscale in, in low-resolution pixels), tile_overlap, self_ensemble (x8).
 
-    Networks with windows see images mirrored up to a multiple of them, as by BasicSR's SwinIRModel.
+    For networks with windows, images are mirrored up to a multiple of the window, as in BasicSR's SwinIRModel.
 
-    An update whose loss or gradients are not finite is skipped on the device, and with optimisers that have fused
-    kernels without waiting for it; how many, and from which images, is read with the log. In fp16 the scaler skips
-    those of gradients that overflow, which is usual, and only losses are counted.
+    An update whose loss or gradients are not finite is skipped. With an optimiser that has fused kernels this is
+    decided on the device, without waiting for it. How many updates were skipped, and on which images, is read when
+    losses are logged. In fp16 the scaler skips updates whose gradients overflow, which is normal; then only losses that
+    are not finite are counted.
     """
 
     def __init__(self, opt: Options) -> None:
@@ -53,7 +53,7 @@ class NLSNModel(SRModel, MendedModel):
         if self.channels_last:
             net = net.to(memory_format=torch.channels_last)
         if self.is_train and self.opt['train'].get('compile', False):
-            net.compile()  # in place: names of weights stay
+            net.compile()  # in place, so that the names of the weights stay
         return super().model_to_device(net)
 
     def init_training_settings(self) -> None:
@@ -67,14 +67,14 @@ class NLSNModel(SRModel, MendedModel):
         super().init_training_settings()
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        """With the optimiser's fused kernels where it has them."""
+        """Make an optimiser, with fused kernels where it has them."""
         if not {'fused', 'foreach', 'capturable', 'differentiable'} & kwargs.keys():
-            with contextlib.suppress(TypeError, RuntimeError):  # has no such form, or not for this device
+            with contextlib.suppress(TypeError, RuntimeError):  # no fused kernels, or none for this device
                 return super().get_optimizer(optim_type, params, lr, fused=True, **kwargs)
         return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the average towards the weights, all in one kernel; buffers, which SRModel forgets, are copied."""
+        """Update the moving average, all weights in one kernel; buffers, which SRModel leaves out, are copied."""
         averages, weights, kept, buffers = self.averaged
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -83,7 +83,7 @@ class NLSNModel(SRModel, MendedModel):
 
     @cached_property
     def averaged(self) -> tuple[list[Tensor], ...]:
-        """The average's weights and the network's, and the buffers of both: tensors that stay what they are."""
+        """The average's parameters and the network's, then the buffers of both; the tensors stay the same objects."""
         networks = self.net_g_ema, self.get_bare_model(self.net_g)
         return (*(list(net.parameters()) for net in networks), *(list(net.buffers()) for net in networks))
 
@@ -93,7 +93,7 @@ class NLSNModel(SRModel, MendedModel):
         if 'gt' in data:
             self.gt = data['gt'].to(self.device, non_blocking=True)
         elif hasattr(self, 'gt'):
-            del self.gt  # of another image
+            del self.gt  # it belongs to another image
         self.names = list(data.get('gt_path', data.get('lq_path', [])))
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -107,7 +107,8 @@ class NLSNModel(SRModel, MendedModel):
                     self.output = self.net_g(lq)
                 found = self.losses(self.output.float(), gt)
                 loss = torch.stack(list(found.values())).sum() * share
-                # What is not finite makes all gradients so, in all processes: then one look at their norm will do.
+                # A loss that is not finite becomes NaN, which spreads to the gradients of all processes: checking their
+                # norm is then enough.
                 marked = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
                 torch.autograd.backward(self.scaler.scale(marked))
             for name, term in found.items():
@@ -121,7 +122,7 @@ class NLSNModel(SRModel, MendedModel):
             self.model_ema(decay=self.ema_decay)
 
     def losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss by SRModel's names."""
+        """The terms of the loss, under the names that SRModel gives them."""
         terms = {}
         if self.cri_pix:
             terms['l_pix'] = self.cri_pix(output, gt)
@@ -132,13 +133,13 @@ class NLSNModel(SRModel, MendedModel):
 
     @contextlib.contextmanager
     def processes_meet(self, last: bool) -> Iterator[None]:
-        """Exchange gradients between processes after the last part of a batch alone."""
+        """Let processes exchange gradients only after the last part of a batch."""
         apart = isinstance(self.net_g, DistributedDataParallel) and not last
         with self.net_g.no_sync() if apart else contextlib.nullcontext():
             yield
 
     def clip_gradients(self) -> Tensor:
-        """The norm of all gradients, which are at most `clip_grad_norm` long afterwards."""
+        """Clip the gradients to a norm of `clip_grad_norm`, if that is set, and return their norm before that."""
         self.scaler.unscale_(self.optimizer_g)
         if self.largest_norm is not None:
             return nn.utils.clip_grad_norm_(self.net_g.parameters(), self.largest_norm)
@@ -146,19 +147,19 @@ class NLSNModel(SRModel, MendedModel):
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def update(self, finite: Tensor) -> None:
-        """Let the optimiser step, if `finite`."""
+        """Step the optimiser if `finite`; in fp16 the scaler decides."""
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
         elif self.device.type == 'cpu' or not getattr(self.optimizer_g, '_step_supports_amp_scaling', False):
             if finite:
                 self.optimizer_g.step()
-        else:  # its kernel looks, as for a GradScaler
+        else:  # the fused kernel checks found_inf, as for a GradScaler
             self.optimizer_g.grad_scale, self.optimizer_g.found_inf = None, (~finite).float()
             self.optimizer_g.step()
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """Mean losses since the last call, over all processes, which have to call this together.
+        """The mean losses since the last call, over all processes; all have to call this together.
 
         Raises:
             NonFiniteLossError: see `check_skipped`.
@@ -177,11 +178,13 @@ class NLSNModel(SRModel, MendedModel):
             self.nonfinite += skipped
             get_root_logger().warning(self.refuse_too_many(self.nonfinite, bad))
         total, count = sums.cpu()
-        return OrderedDict(zip(names, (total / count).tolist()))  # not a number, if none was finite
+        return OrderedDict(zip(names, (total / count).tolist()))  # NaN if none was finite
 
     def skipped_since_log(self) -> tuple[int, list[str]]:
-        """How many updates were skipped since the last log, and their images, of all processes, which have to call this
-        together: in fp16 each knows of its own losses alone."""
+        """The number of updates skipped since the last log, and their images, over all processes.
+
+        All processes have to call this together, since in fp16 each knows only its own losses.
+        """
         if not self.since_log:
             return 0, []
         finite = torch.stack([step[1] for step in self.since_log]).int()
@@ -197,19 +200,19 @@ class NLSNModel(SRModel, MendedModel):
         return len(skipped), bad
 
     def check_skipped(self) -> None:
-        """Look, also between two logs, how many updates were skipped. All processes have to call this.
+        """Check the number of skipped updates between two logs. All processes have to call this together.
 
         Raises:
-            NonFiniteLossError: more than `nonfinite_limit` since the start of the run.
+            NonFiniteLossError: more than `nonfinite_limit` updates were skipped since the start of the run.
         """
         skipped, bad = self.skipped_since_log()
         self.refuse_too_many(self.nonfinite + skipped, bad)
 
     def refuse_too_many(self, number: int, names: list[str]) -> str:
-        """The warning about so many skipped updates, and the images of the last ones.
+        """Return the warning about `number` skipped updates; `names` are the images of the last ones.
 
         Raises:
-            NonFiniteLossError: they are more than `nonfinite_limit`.
+            NonFiniteLossError: `number` is more than `nonfinite_limit`.
         """
         said = f'{number} updates were skipped so far, their losses or gradients not finite'
         if names:
@@ -219,10 +222,10 @@ class NLSNModel(SRModel, MendedModel):
         return said
 
     def test(self) -> None:
-        """Run the network (its moving average, if there is one) on `self.lq`, in tiles or as an ensemble if asked to.
+        """Run the network (its moving average, if there is one) on `self.lq`, in tiles or as an ensemble if set.
 
-        Unwrapped: SRModel's own form calls the DistributedDataParallel wrapper on rank 0 alone, which synchronises the
-        network's buffers with processes that are not there.
+        The network is called without its DistributedDataParallel wrapper. SRModel calls the wrapper on rank 0 alone,
+        which then waits to synchronise buffers with processes that do not take part.
         """
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         was_training = net.training
@@ -241,7 +244,7 @@ class NLSNModel(SRModel, MendedModel):
         return enlarged(whole, x, scale, val.get('tile'), overlap, self_ensemble)
 
     def state(self) -> dict[str, Any]:
-        """What has to be kept besides what BasicSR keeps: for `resume_training`. After `check_skipped`."""
+        """The state to save for `resume_training` besides BasicSR's own; to be called after `check_skipped`."""
         skipped = sum(not good for _, good, _ in self.since_log)
         return {'scaler': self.scaler.state_dict(), 'nonfinite': self.nonfinite + skipped}
 
@@ -249,17 +252,17 @@ class NLSNModel(SRModel, MendedModel):
         states = resume_state['optimizers']
         loaded = [for_this_device(*both) for both in zip(states, self.optimizers)]
         super().resume_training({**resume_state, 'optimizers': [*loaded, *states[len(loaded) :]]})  # refuses more
-        own = resume_state.get('model') or {}  # nothing, of BasicSR's own states and of its other models
-        if own.get('scaler'):  # empty, if the precision was another
+        own = resume_state.get('model') or {}  # absent from states of BasicSR itself and of its other models
+        if own.get('scaler'):  # empty unless the run was in fp16
             self.scaler.load_state_dict(own['scaler'])
         self.nonfinite = own.get('nonfinite', 0)
 
 
 def for_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state, with the choice of kernels that was made here, of which it may know nothing.
+    """An optimiser's state with the choice of fused kernels made here, which the saved one may lack.
 
-    On loading, PyTorch puts numbers of steps where those kernels want them, on the parameters' device or the CPU.
+    On loading, PyTorch puts step counts where these kernels need them, on the parameters' device or the CPU.
     """
     chosen = [{'fused': group['fused']} if 'fused' in group else {} for group in optimizer.param_groups]
     groups = [{**group, **own} for group, own in zip(state['param_groups'], chosen)]
-    return {**state, 'param_groups': [*groups, *state['param_groups'][len(groups) :]]}  # PyTorch refuses more
+    return {**state, 'param_groups': [*groups, *state['param_groups'][len(groups) :]]}  # PyTorch refuses surplus groups

@@ -16,7 +16,7 @@ from nlsn_plugin.errors import CheckpointError
 Arguments = dict[str, Any]
 
 RELEASED = {'n_hashes': 4, 'chunk_size': 144, 'res_scale': 0.1}
-"""Of the released networks, where weights do not tell and nothing else does."""
+"""Arguments of the released networks, assumed where neither the weights nor anything else tells them."""
 SAME_KEYS = ('nlsa', 'local', 'random', 'nla')
 """Attentions whose weights have the same names; 'nla' has further ones unless its keys are its queries."""
 

@@ -128,7 +128,7 @@ def attend_in_order(
 
 
 def check_rotations(match: Tensor, rotations: Tensor, chunk_size: int) -> None:
-    """Refuse what cannot hash `match`."""
+    """Refuse rotations that cannot hash `match`."""
     if rotations.dim() != 3 or rotations.shape[0] != match.shape[-1]:
         raise ArgumentError(
             f'rotations has the shape {list(rotations.shape)}, match {list(match.shape)}: [c, r, m/2] and [N, L, c] '
@@ -175,7 +175,7 @@ def check_sizes(match: Tensor, value: Tensor, chunk_size: int) -> None:
 
 
 def named(backend: str) -> str:
-    """`backend`; of 'auto' what the environment variable NLSN_BACKEND says."""
+    """Return `backend`, or for 'auto' the backend that the environment variable NLSN_BACKEND names, if any."""
     if checks.one_of('backend', backend, BACKENDS) == 'auto':
         return checks.one_of(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, 'auto'), BACKENDS)
     return backend

@@ -36,12 +36,12 @@ def is_recorded() -> bool:
 
 
 def has_tangent(*tensors: Tensor) -> bool:
-    """Whether derivatives are carried forward along with some of these."""
+    """Whether any of these tensors carries a forward-mode derivative."""
     return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
 
 
 def is_differentiated_otherwise(*tensors: Tensor) -> bool:
-    """Whether some of these are followed by another than autograd on its way back: forward, or by torch.func."""
+    """Whether any of these is differentiated other than by autograd in reverse: in forward mode or by torch.func."""
     if torch.compiler.is_compiling():  # Dynamo has no tensors to ask, and takes operators' gradients for torch.func's
         return forward_ad._current_level >= 0
     return any(map(is_tracked_by_transform, tensors)) or has_tangent(*tensors)  # in vmap tangents cannot be asked for

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 BY_OLD_NAME: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
-"""The settings of products, and of convolutions."""
+"""The settings of matrix products and of convolutions, by their old names."""
 
 RENAMED = hasattr(torch.backends.cuda.matmul, 'fp32_precision')
 BY_NEW_NAME: tuple[Any, Any] = (BY_OLD_NAME[0], BY_OLD_NAME[1].conv) if RENAMED else BY_OLD_NAME
