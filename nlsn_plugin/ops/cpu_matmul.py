@@ -1,4 +1,4 @@
-"""Matrix products that some CPUs are faster at than others, and whether they are exact."""
+"""oneDNN's matrix products, which are faster on some CPUs, and a check that they are exact."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from nlsn_plugin.errors import BackendError
 from nlsn_plugin.ops.reference import HALF
 
 LARGEST_ERROR = 1e-4
-"""Of a product of normal random numbers, relative to its largest entry. True bfloat16 errs by some 3e-3."""
+"""Largest error allowed in a product of normal random numbers, relative to its largest entry. That of bfloat16 is some
+3e-3."""
 
 FULL_PRECISION = ('none', 'ieee', 'highest')
-"""PyTorch's names for products that are not to round, the first two from 2.9 on."""
+"""PyTorch's names for products in full precision, the first two from 2.9 on."""
 
 
 def use_onednn_matmul() -> float:
@@ -49,7 +50,7 @@ def use_onednn_matmul() -> float:
 
 @contextlib.contextmanager
 def onednn_matmul() -> Iterator[None]:
-    """`use_onednn_matmul` for a block."""
+    """Apply `use_onednn_matmul` while the block runs."""
     settings = matmul_settings()
     before = settings.fp32_precision if settings else None
     use_onednn_matmul()
@@ -60,7 +61,7 @@ def onednn_matmul() -> Iterator[None]:
 
 
 def onednn_multiplies(x: Tensor) -> bool:
-    """Whether products of matrices like `x` are oneDNN's."""
+    """Whether oneDNN computes products of matrices of the type and device of `x`."""
     if x.device.type != 'cpu':
         return False
     settings = matmul_settings()
@@ -82,25 +83,25 @@ def multiplies_exactly() -> bool:
 
 @functools.cache
 def error_at(precision: str) -> float:
-    """`product_error`, measured once for each setting; `precision` is the one that is set."""
+    """`product_error`, measured once for each setting; `precision` is the current setting, and only a key."""
     with torch.autocast('cpu', enabled=False):
         return product_error()
 
 
 @functools.cache
 def has_products_in(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies half precision no slower than float32. PyTorch takes ten times as long elsewhere."""
+    """Whether this CPU multiplies in half precision as fast as in float32. Others take ten times as long."""
     query = {torch.bfloat16: '_is_mkldnn_bf16_supported', torch.float16: '_is_mkldnn_fp16_supported'}.get(dtype)
     return query is None or bool(getattr(torch.ops.mkldnn, query, lambda: False)())
 
 
 def matmul_settings() -> Any:
-    """PyTorch's settings of oneDNN's matrix products; None where it has none."""
+    """PyTorch's settings of oneDNN's matrix products; None in versions without them."""
     return getattr(torch.backends.mkldnn, 'matmul', None) if torch.backends.mkldnn.enabled else None
 
 
 def product_error() -> float:
-    """The error of float32 batched matrix products as they are set now, relative to the largest entry."""
+    """The error of float32 batched matrix products under the current settings, relative to the largest entry."""
     generator = torch.Generator('cpu').manual_seed(0)
     left, right = (
         torch.randn(shape, generator=generator, dtype=torch.float32, device='cpu')

@@ -1,4 +1,4 @@
-"""The attentions that the paper compares with, over pixels that lie where they lie: no hashing, no order.
+"""The attentions that the paper compares with, over pixels in the image's own order: no hashing, no sorting.
 
 Softmax by PyTorch's own kernels, which store no scores. Letters as in `lsh.py`; besides, an image of H x W pixels and
 C value channels.
@@ -17,13 +17,13 @@ from nlsn_plugin.ops.context import is_exporting, without_autocast
 from nlsn_plugin.ops.reference import normalise
 
 LEAST_EDGE = 8
-"""Edge of the squares of queries that share their keys, unless half a window is more."""
+"""Least edge of the squares of queries that share their keys; half a window, if that is more."""
 
 NUMBERS_AT_ONCE = 2**22
-"""Queries times keys in a band: the size of its mask."""
+"""Most entries of the mask of a band: its queries times its keys."""
 
 MULTIPLE = 8
-"""What PyTorch's kernels on a GPU want a number of channels to be a multiple of."""
+"""PyTorch's kernels on a GPU want the number of channels to be a multiple of this."""
 
 
 def attend_nearby(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
@@ -83,7 +83,7 @@ class Cuts:
         self.kept = [after - start for start, after in zip(self.starts, self.starts[1:] + [length])]
 
     def near(self, shift: int) -> Tensor:
-        """Which keys, the first `shift` pixels from the first pixel, are in reach of which pixel, [size, keys]."""
+        """Whether each pixel reaches each key, [size, keys]; the first key lies `shift` pixels from the first pixel."""
         key, query = (torch.arange(length, device='cpu') for length in (self.keys, self.size))
         distance = shift + key - query[:, None]
         first = -(self.window // 2)
@@ -91,7 +91,7 @@ class Cuts:
 
 
 def rows_at_once(height: int, most: int, window: int, numbers: int) -> int:
-    """How many rows a band may have for its rows times those of its keys to be at most `numbers`; 1 at least."""
+    """Most rows of a band such that its rows times the rows of its keys are at most `numbers`; at least 1."""
     rows = 1
     while rows < most and (rows + 1) * min(rows + window, height) <= numbers:
         rows += 1
@@ -99,7 +99,7 @@ def rows_at_once(height: int, most: int, window: int, numbers: int) -> int:
 
 
 def mask_of(rows: Tensor, columns: list[Tensor], query: Tensor) -> Tensor:
-    """What to add to the scores of a band, like `query`: [p, q], strips of [s, t] -> [1, strips, p s, q t]."""
+    """Mask to add to the scores of a band, typed as `query`: [p, q], strips of [s, t] -> [1, strips, p s, q t]."""
     rows, of_strips = rows.to(query.device), torch.stack(columns).to(query.device)
     near = rows[None, :, None, :, None] & of_strips[:, None, :, None, :]
     mask = query.new_zeros(near.shape).masked_fill_(~near, out_of_reach(query.dtype))
@@ -152,7 +152,7 @@ def in_windows(attend: Callable[..., Tensor], window: int, *tensors: Tensor) -> 
 
 
 def whole_and_rest(length: int, window: int) -> list[slice]:
-    """The part of [0, length) that whole windows cover, and what is left, if there are such."""
+    """The part of [0, length) that whole windows cover, and the rest; either is left out if it is empty."""
     if torch.compiler.is_compiling() and not is_exporting():  # a graph for each size: of symbols it finds no end
         length = operator.index(length)
     covered = length // window * window
@@ -160,21 +160,21 @@ def whole_and_rest(length: int, window: int) -> list[slice]:
 
 
 def into_windows(x: Tensor, height: int, width: int) -> Tensor:
-    """[N, H, W, D] -> [N, windows, height width, D], where height divides H and width W."""
+    """Cut into windows: [N, H, W, D] -> [N, windows, height width, D], where height divides H and width W."""
     images, rows, columns, channels = x.shape
     windows = x.reshape(images, rows // height, height, columns // width, width, channels).transpose(2, 3)
     return windows.reshape(images, rows * columns // (height * width), height * width, channels)
 
 
 def from_windows(x: Tensor, shape: torch.Size, height: int, width: int) -> Tensor:
-    """Undo `into_windows`: to [N, H, W, D], which is `shape`."""
+    """Undo `into_windows`; `shape` is that of the result, [N, H, W, D]."""
     images, rows, columns, channels = shape
     windows = x.reshape(images, rows // height, columns // width, height, width, channels)
     return windows.transpose(2, 3).reshape(shape)
 
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(query key^T + mask) value: [*, P, c], [*, K, c], [*, K, C], [*, P, K] -> [*, P, C]."""
+    """Return softmax(query key^T + mask) value: [*, P, c], [*, K, c], [*, K, C], [*, P, K] -> [*, P, C]."""
     channels = value.shape[-1]
     with without_autocast(query.device):
         query, key, value = same_width(query, key, value)
@@ -182,6 +182,6 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def same_width(*tensors: Tensor) -> list[Tensor]:
-    """Zeros behind the last channels until all have as many, or PyTorch takes a kernel that stores all scores."""
+    """Pad channels with zeros until all have as many; otherwise PyTorch takes a kernel that stores all scores."""
     width = -(-max(x.shape[-1] for x in tensors) // MULTIPLE) * MULTIPLE
     return [F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in tensors]

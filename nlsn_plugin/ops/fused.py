@@ -1,4 +1,4 @@
-"""Non-local sparse attention in Triton: one kernel attends, two find the gradients, and no score is ever in memory.
+"""Non-local sparse attention in Triton: one kernel attends, two compute the gradients, and no scores are stored.
 
 As in `streamed.py` all rounds are one softmax, whose largest logarithm is known beforehand:
 
@@ -56,7 +56,7 @@ def forward(
     neighbours: str = 'both',
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`streamed.forward` on a GPU; tiles: how to cut the work, if not as this device likes it."""
+    """Like `streamed.forward`, on a GPU. `tiles` cuts the work in place of the tiles chosen for this device."""
     C = value.shape[-1]
     match, value = widened(match), widened(value)
     images, rounds, pixels = order.shape
@@ -143,7 +143,7 @@ def hash_codes(match: Tensor, rotations: Tensor) -> Tensor:
 
 
 def unsupported(match: Tensor, value: Tensor) -> str | None:
-    """Why these kernels cannot run on these tensors; None if they can."""
+    """The reason why these kernels cannot run on these tensors; None if they can."""
     c, C = match.shape[-1], value.shape[-1]
     widest = max(c, C)
     if match.dtype not in DTYPES:
@@ -157,7 +157,7 @@ def unsupported(match: Tensor, value: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result
 def cannot_run(device: torch.device) -> str | None:
-    """Why no kernel here can run on a device; None if they can."""
+    """The reason why no kernel of this module can run on a device; None if they can."""
     if INTERPRETED:
         return None
     if device.type != 'cuda' or torch.version.hip:
@@ -169,7 +169,7 @@ def cannot_run(device: torch.device) -> str | None:
 
 @functools.cache
 def failure(device: torch.device) -> str | None:
-    """What goes wrong when Triton compiles and launches a kernel; it may be there and find no C compiler, for one."""
+    """The error when Triton compiles and launches a kernel, such as that there is no C compiler; None if it works."""
     try:
         with _disable_current_modes():  # what is found holds for the process: it must not be FakeTensorMode's
             match, rotations = (
@@ -185,23 +185,23 @@ def failure(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result
 def cannot_hold(device: torch.device, dtype: torch.dtype, c: int, C: int) -> str | None:
-    """`tiles.too_large`, of a device on which kernels can run."""
+    """`tiles.too_large` for a device on which kernels can run."""
     return too_large(c, C, dtype, machine_of(device))
 
 
 def widened(x: Tensor) -> Tensor:
-    """With zeros up to as many channels as kernels take."""
+    """Pad the channels with zeros up to a number that the kernels take."""
     missing = padded(x.shape[-1]) - x.shape[-1]
     return F.pad(x, (0, missing)) if missing else x.contiguous()
 
 
 def narrowed(x: Tensor, channels: int) -> Tensor:
-    """The first channels, without the zeros of `widened`."""
+    """Keep the first channels: undo `widened`."""
     return x[..., :channels].contiguous()
 
 
 def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each pixel, in powers of two, float32, [N, L]: the bound |x| of its scores, and 1 / max(|x|, eps)."""
+    """For each pixel, float32, [N, L]: the bound |x| of its scores, in powers of two, and 1 / max(|x|, eps)."""
     bound, scale = (torch.empty(match.shape[:2], dtype=torch.float32, device=match.device) for _ in range(2))
     if bound.numel():
         with torch.cuda.device_of(match):
@@ -212,7 +212,7 @@ def lengths(match: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """dy_i . y_i, and the logarithm of exp(|x_i|) mass_i in powers of two, float32, [N, L]."""
+    """For each pixel, float32, [N, L]: dy_i . y_i, and the logarithm to base 2 of exp(|x_i|) mass_i."""
     mean, total_bound = torch.empty_like(mass), torch.empty_like(mass)
     if mass.numel():
         with torch.cuda.device_of(grad):
@@ -224,12 +224,12 @@ def means(grad: Tensor, value: Tensor, kept: Tensor, bound: Tensor, mass: Tensor
 
 
 def blocks_of(count: int, size: int) -> int:
-    """Rounded up. (Called from Python triton.cdiv takes 18 us.)"""
+    """The quotient, rounded up. (Called from Python, triton.cdiv takes 18 us.)"""
     return -(-count // size)
 
 
 def most_tiles(pixels: int, chunk_size: int, tiles: Tiles) -> int:
-    """How many programs `tile` may need: for each chunk the tiles that it fills, and one more for a seam."""
+    """Most programs that `tile` can need: for each chunk the tiles that it fills, and one more for a seam."""
     return blocks_of(pixels, chunk_size) * (blocks_of(chunk_size, tiles.block_m) + 1)
 
 

@@ -1,4 +1,4 @@
-"""What the kernels of `kernels.py` are made of: rows of tensors, sums of rounds, and the circle of chunks.
+"""Building blocks of the kernels of `kernels.py`: rows of tensors, sums over rounds, and the circle of chunks.
 
 Letters as in `lsh.py` and `reference.py`; c and C are powers of two. Pixels are counted through the batch, so that
 tensors are [N L, *]. A place is one in the sorted order, [0, L). A slot is one in the filled order as walked round the
@@ -20,7 +20,7 @@ SPARE = tl.constexpr(128)  # slots that a step may reach beyond the last: as man
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """a @ b, summed in float32."""
+    """Return a @ b, summed in float32."""
     if INTERPRETED:  # the interpreter takes bfloat16 for integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
@@ -31,13 +31,13 @@ INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
 
 @triton.jit
 def row_offsets(pixel, first, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Where BLOCK channels of pixels lie, from `first` on: [pixels, BLOCK]."""
+    """Offsets of BLOCK channels of pixels, from channel `first` on: [pixels, BLOCK]."""
     return pixel.to(tl.int64)[:, None] * CHANNELS + (first + tl.arange(0, BLOCK))[None, :]
 
 
 @triton.jit
 def load_rows(x, pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, first=0):
-    """BLOCK channels of x from `first` on, [pixels, BLOCK]."""
+    """Load BLOCK channels of x from channel `first` on, [pixels, BLOCK]."""
     return tl.load(x + row_offsets(pixel, first, CHANNELS, BLOCK))
 
 
@@ -73,7 +73,7 @@ def store_sums(upper, lower, rows, pixel, exists, CHANNELS: tl.constexpr, BLOCK:
 
 @triton.jit
 def multiply_rows(a, a_pixel, b, b_pixel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Products of rows of a and b, [a's pixels, b's pixels], BLOCK channels at a time."""
+    """Dot products of the rows of a and of b, [a's pixels, b's pixels], summed over BLOCK channels at a time."""
     total = tl.zeros([a_pixel.shape[0], b_pixel.shape[0]], tl.float32)
     for first in tl.static_range(0, CHANNELS, BLOCK):
         left = load_rows(a, a_pixel, CHANNELS, BLOCK, first)
@@ -130,13 +130,13 @@ def tile(program, checksum, L, k, seam, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def circle(x, image, L, k):
-    """Where x, with a number for each slot of an image, has that of slot 0."""
+    """Offset of slot 0 of an image in x, which has a number for each slot."""
     return x + image.to(tl.int64) * slots(L, k) + k
 
 
 @triton.jit
 def slots(L, k):
-    """Slots of an image, with some behind them that a tile may read and nobody looks at."""
+    """Number of slots of an image, including some at the end that a tile may read and that are never used."""
     return fill(L, k) + 2 * k + SPARE
 
 
@@ -155,6 +155,6 @@ def load_pixels(order, start, end, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def load_along(x, start, BLOCK_N: tl.constexpr):
-    """The numbers in the slots of a step."""
+    """Load the numbers in the slots of a step."""
     tl.static_assert(BLOCK_N <= SPARE)
     return tl.load(x + start + tl.arange(0, BLOCK_N))

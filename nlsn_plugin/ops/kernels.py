@@ -46,7 +46,7 @@ FOR_ANY = {
 
 
 def kernel(function):
-    """A kernel that PyTorch launches."""
+    """Mark a kernel that PyTorch launches."""
     known = inspect.signature(triton.jit).parameters  # alignment is not among them in Triton 3.0
     return triton.jit(**{option: names for option, names in FOR_ANY.items() if option in known})(function)
 
@@ -91,7 +91,7 @@ def store_found(
     result, lower, shift, value, total, mass, query, exists,
     LAST: tl.constexpr, SHIFT: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, channel,
 ):  # fmt: skip
-    """Stores what queries have found by now: numerators; with the LAST round y, and if SHIFT y_i - g(x_i)."""
+    """Store the numerators of queries so far; in the LAST round y instead and, if SHIFT, y_i - g(x_i)."""
     if LAST:
         total /= mass[:, None]
         store_rows(result, total, query, exists, C, BLOCK_C, channel)

@@ -1,4 +1,4 @@
-"""The fast forms as PyTorch operators, torch.ops.nlsn_plugin.*.
+"""The fast backends as PyTorch operators, torch.ops.nlsn_plugin.*.
 
 As operators they are opaque to torch.compile, which then takes the whole network in one graph, they have gradients,
 and FlopCounterMode counts them. What they need for it is said here once for all forms.
@@ -32,7 +32,7 @@ def pixel_order(match: Tensor, rotations: Tensor) -> Tensor:
 
 
 def onto(device: torch.device, drawn: Tensor) -> Tensor:
-    """What was drawn on the CPU, on a device: on a GPU without waiting for what it still has to do.
+    """Copy what was drawn on the CPU to a device; on a GPU without waiting for the work that it still has to do.
 
     Raises:
         BackendError: a CUDA graph is being recorded, which would not draw again.
@@ -48,7 +48,7 @@ def onto(device: torch.device, drawn: Tensor) -> Tensor:
 
 
 def hash_by(match: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """`lsh.hash_codes`, or its kernel if that can run."""
+    """Return `lsh.hash_codes`, or its kernel if that can run on `match`."""
     if match.device.type == 'cuda':
         with contextlib.suppress(ImportError):  # of Triton
             from nlsn_plugin.ops import fused
@@ -190,7 +190,7 @@ def operator(
 def fake_forward(
     match: Tensor, value: Tensor, order: Tensor, chunk_size: int, differentiable: bool, neighbours: str = 'both'
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Results of the right shapes and types, for tensors without content."""
+    """Fake implementation of the forward pass: empty results of the right shapes and types."""
     mass = match.new_empty(match.shape[:2], dtype=torch.promote_types(match.dtype, torch.float32))
     shift = value.shape if differentiable and value.dtype in reference.HALF else (0,)
     return value.new_empty(value.shape), mass, value.new_empty(shift)
@@ -206,14 +206,14 @@ def fake_backward(
     chunk_size: int,
     neighbours: str = 'both',
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the right shapes and types, for tensors without content."""
+    """Fake implementation of the backward pass: empty gradients of the right shapes and types."""
     return match.new_empty(match.shape), value.new_empty(value.shape)
 
 
 def flops_forward(
     match: torch.Size, value: torch.Size, order: torch.Size, k: int, _: bool, neighbours: str = 'both', **__: Any
 ) -> int:
-    """Scores, and the sums that they weigh."""
+    """FLOPs of the forward pass: the scores, and the weighted sums of values."""
     return 2 * count_scores(order, k, neighbours) * (match[-1] + value[-1])
 
 
@@ -228,12 +228,12 @@ def flops_backward(
     neighbours: str = 'both',
     **_: Any,
 ) -> int:
-    """The scores anew, then both products' two."""
+    """FLOPs of the backward pass: the scores again, then two products for each of those of the forward pass."""
     return 2 * count_scores(order, k, neighbours) * (3 * match[-1] + 2 * value[-1])
 
 
 def count_scores(order: torch.Size, chunk_size: int, neighbours: str) -> int:
-    """Pairs of a query and a key, in all rounds."""
+    """Number of pairs of a query and a key, in all rounds."""
     images, rounds, length = order
     span = 1 + sum(reference.NEIGHBOURS[neighbours])
     return images * rounds * -(-length // chunk_size) * span * chunk_size**2

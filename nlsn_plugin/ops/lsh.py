@@ -18,10 +18,10 @@ from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
 MAX_BUCKETS = 128
 
 PROJECTIONS_AT_ONCE = 2**20
-"""Numbers that hashing holds at once on a CPU: they stay in the cache."""
+"""Most numbers that hashing holds at once on a CPU, so that they stay in the cache."""
 
 PROJECTIONS_AT_ONCE_ON_A_DEVICE = 2**25
-"""The same elsewhere: a quarter of a gigabyte in float64."""
+"""The same on other devices: a quarter of a gigabyte in float64."""
 
 
 def count_buckets(length: int, chunk_size: int) -> int:

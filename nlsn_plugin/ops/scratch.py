@@ -1,4 +1,4 @@
-"""Memory that the steps of a computation share, and on a CPU the calls of a thread."""
+"""Memory that is reused by the steps of a computation and, on a CPU, by all calls of a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALIGNMENT = 64
 
 
 class Kept(threading.local):
-    """The arena of a thread, while no call has it."""
+    """Holds the arena of a thread while no call is using it."""
 
     arena: Tensor | None = None
 
@@ -38,7 +38,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def scratch(device: torch.device) -> Iterator[Scratch]:
-    """Memory for one call."""
+    """Provide the memory for one call."""
     if device.type != 'cpu' or is_recorded():  # where a tensor may be none, or be kept with what is recorded
         yield Scratch(torch.empty(0, dtype=torch.uint8, device=device))
         return
@@ -65,7 +65,7 @@ class Scratch:
         self.taken: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor. Those of the same name and type share memory, so ask for the largest first."""
+        """Return an uninitialised tensor. Those of one name and type share memory, so ask for the largest first."""
         tensor = self.taken.get((name, shape, dtype))
         if tensor is None:
             size = math.prod(shape)
@@ -76,7 +76,7 @@ class Scratch:
         return tensor
 
     def allocate(self, size: int, dtype: torch.dtype) -> Tensor:
-        """From the arena, or of its own if there is no room left."""
+        """Allocate from the arena, or separately if it has no room left."""
         first, end = self.used, self.used + size * dtype.itemsize
         if end > len(self.arena):
             return torch.empty(size, dtype=dtype, device=self.arena.device)

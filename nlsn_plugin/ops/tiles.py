@@ -1,4 +1,4 @@
-"""How the kernels of `fused.py` cut their work on a device, and how they multiply there."""
+"""Block sizes of the kernels of `fused.py` for each kind of device, and the precision of their products."""
 
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-call"
 # ruff: noqa: N803, N806
@@ -42,7 +42,7 @@ class Tiles(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What of a GPU decides: its compute capability, and the bytes of shared memory that a program may have."""
+    """The properties of a GPU that decide: compute capability, and bytes of shared memory for a program."""
 
     capability: tuple[int, int]
     shared_memory: int
@@ -53,10 +53,10 @@ HOPPER = Machine((9, 0), 227 * 1024)
 KERNELS = ('forward', 'query', 'key')
 
 OPTIONS = {'enable_fp_fusion': True}
-"""Of every kernel: multiply and add in one, rounded once. Triton 3.9 says that its next will not unless told to."""
+"""Options of every kernel: multiply-adds are rounded once, which Triton 3.9 announces will not stay the default."""
 
 ANY = 1024
-"""Feature and value channels together: as many as these kernels take."""
+"""Most feature and value channels together that the kernels take."""
 
 FLOAT32_FORWARD = [
     (320, Tiles(64, 64, 256, 8, 2, 'ieee')),
@@ -101,7 +101,7 @@ enough registers (but for features of 16 channels beside values of 128 and more 
 
 
 def family(dtype: torch.dtype, capability: tuple[int, int]) -> str:
-    """Whose tiles suit: on Hopper warps multiply in groups, and need fewer registers for it."""
+    """The family of GPUs whose tiles to take. On Hopper warps multiply in groups, and need fewer registers for it."""
     return ('float32' if dtype == torch.float32 else 'half') + (', Hopper' if capability[0] == 9 else '')
 
 
@@ -125,7 +125,7 @@ def needed(kernel: str, tiles: Tiles, c: int, C: int, dtype: torch.dtype) -> int
 
 
 def choose(kernel: str, c: int, C: int, dtype: torch.dtype, machine: Machine) -> Tiles | None:
-    """The tiles of a kernel for features of c channels, values of C, both padded; None if none fit."""
+    """The first tiles of a kernel that fit, for c feature and C value channels, both padded; None if none fit."""
     for channels, tiles in TILES[family(dtype, machine.capability)][kernel]:
         if c + C <= channels and needed(kernel, tiles, c, C, dtype) <= machine.shared_memory:
             return tiles
@@ -133,7 +133,7 @@ def choose(kernel: str, c: int, C: int, dtype: torch.dtype, machine: Machine) ->
 
 
 def too_large(c: int, C: int, dtype: torch.dtype, machine: Machine) -> str | None:
-    """Why a GPU does not hold the smallest tiles of all kernels; None if it does."""
+    """The reason why the smallest tiles of some kernel do not fit on a GPU; None if they do."""
     for kernel in KERNELS:
         if choose(kernel, c, C, dtype, machine) is None:
             smallest = TILES[family(dtype, machine.capability)][kernel][-1][1]
@@ -145,7 +145,7 @@ def too_large(c: int, C: int, dtype: torch.dtype, machine: Machine) -> str | Non
 
 
 def default_tiles(match: Tensor, value: Tensor) -> tuple[Tiles, Tiles, Tiles]:
-    """For the forward, the query and the key kernel.
+    """The tiles of the forward, the query and the key kernel.
 
     Raises:
         BackendError (a RuntimeError): some do not fit, see `too_large`.
@@ -159,7 +159,7 @@ def default_tiles(match: Tensor, value: Tensor) -> tuple[Tiles, Tiles, Tiles]:
 
 @functools.cache
 def machine_of(device: torch.device) -> Machine:
-    """What this GPU is; of the interpreter a Hopper GPU's."""
+    """The properties of this GPU; those of a Hopper GPU in the interpreter."""
     if INTERPRETED:
         return HOPPER
     shared = triton.runtime.driver.active.utils.get_device_properties(device.index)['max_shared_mem']
@@ -167,14 +167,14 @@ def machine_of(device: torch.device) -> Machine:
 
 
 def precision(match: Tensor, tiles: Tiles) -> str:
-    """How the kernels multiply, in Triton's words."""
+    """The precision in which the kernels multiply, as Triton's `input_precision`."""
     if match.dtype != torch.float32:
         return 'ieee'
     return 'tf32' if tf32.of_products() else tiles.float32
 
 
 def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: str, tiles: Tiles) -> dict[str, Any]:
-    """What the attention kernels are told besides tensors."""
+    """Arguments of the attention kernels besides tensors."""
     c, C = match.shape[-1], value.shape[-1]
     return {
         'L': match.shape[1],
@@ -194,7 +194,7 @@ def kernel_settings(match: Tensor, value: Tensor, chunk_size: int, neighbours: s
 
 
 def padded(channels: int) -> int:
-    """A power of two that tensor cores take; a number also where torch.compile traces any."""
+    """The next power of two that tensor cores take; a plain number even where torch.compile traces symbols."""
     width = 16
     while width < channels:
         width *= 2

@@ -79,7 +79,7 @@ def bucket_order(match: Tensor, rotations: Tensor, length: int, chunk_size: int)
 
 
 def neighbouring(images: int, chunks: int, neighbours: str, device: torch.device) -> list[Tensor]:
-    """For each of the N n chunks those that it attends to, circularly in its image: their numbers, [N n] each."""
+    """The numbers of the chunks that each of the N n chunks attends to, circularly within its image, [N n] each."""
     image, own = divide(torch.arange(images * chunks, device=device), chunks)
     before, behind = NEIGHBOURS[neighbours]
     previous, following = torch.where(own > 0, own - 1, chunks - 1), torch.where(own < chunks - 1, own + 1, 0)
@@ -87,6 +87,6 @@ def neighbouring(images: int, chunks: int, neighbours: str, device: torch.device
 
 
 def divide(numbers: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Quotients and remainders; written out, as PyTorch's exporter to ONNX knows no remainder of a symbol."""
+    """Quotients and remainders, written out since PyTorch's exporter to ONNX has no remainder of symbols."""
     quotients = numbers // by
     return quotients, numbers - quotients * by

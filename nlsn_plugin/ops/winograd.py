@@ -33,19 +33,19 @@ from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
 from nlsn_plugin.ops.scratch import scratch
 
 EDGE, TAPS = 4, 3
-"""Outputs of a tile and the filter's, along each side."""
+"""Edges of the outputs of a tile and of the filter."""
 SEEN = EDGE + TAPS - 1
-"""Inputs under a tile, along each side."""
+"""Edge of the inputs under a tile."""
 POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 TILES_AT_ONCE = 64
-"""For each thread: with 256 channels what a step makes is 2.4 MB."""
+"""Tiles of a step for each thread: with 256 channels a step makes 2.4 MB."""
 MOST_THREADS = 16
 
 FEWEST_CHANNELS = 192
-"""Of the input and of the output: sums over fewer are too short to pay for the transforms."""
+"""Fewest input and output channels: sums over fewer are too short to pay for the transforms."""
 FEWEST_PIXELS, SHORTEST_EDGE = 48 * 48, 16
-"""Of an image: with fewer the transform of the filters decides, or tiles that stick out."""
+"""Fewest pixels of an image: with fewer the transform of the filters, or tiles beyond the edge, cost too much."""
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
@@ -59,7 +59,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution that keeps the size, `F.conv2d(x, weight, bias, padding=1)`; without gradients.
+    """Compute `F.conv2d(x, weight, bias, padding=1)`, without gradients.
 
     NaN or infinity reaches all outputs of its tiles rather than its nine neighbours.
 
@@ -120,7 +120,7 @@ def transforms() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def blocks(height: int, width: int) -> tuple[list[range], list[range]]:
-    """The rows and columns of pixels to compute at once: whole tiles, but for the last; alike in number."""
+    """Cut an image into blocks of rows and columns to compute at once, of whole tiles and of similar size."""
     tiles = TILES_AT_ONCE * min(torch.get_num_threads(), MOST_THREADS)
     columns = list(parts(width, tiles))
     return list(parts(height, max(1, tiles * EDGE // len(columns[0])))), columns
