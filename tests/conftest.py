@@ -1,4 +1,4 @@
-"""Shared by all tests: golden vectors of the released code, small photographs, and the real command line."""
+"""Fixtures and helpers of all tests: golden vectors of the released code, small photographs, the real command line."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from nlsn_plugin import NLSN, custom_imports  # makes basicsr importable
 from nlsn_plugin.engine.options.misfits import has_compiler
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
-if workers > 1:  # each with its share of the cores, in the processes that it starts too
+if workers > 1:  # each worker, with the processes that it starts, has its share of the cores
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))
     torch.set_num_threads(threads)
 
-settings.register_profile('any machine', deadline=None)  # a busy core is not a failure
+settings.register_profile('any machine', deadline=None)  # a slow run on a busy core is not a failure
 settings.load_profile('any machine')
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-torch.backends.cudnn.allow_tf32 = False  # convolutions in it miss what float32 is held to
+torch.backends.cudnn.allow_tf32 = False  # convolutions in TF32 exceed the tolerances for float32
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / 'tools' / 'train.py'
@@ -47,23 +47,24 @@ GOLDEN_LAYERS = sorted(path.stem for path in GOLDEN.glob('nlsa_*.npz'))
 GOLDEN_NETWORKS = sorted(path.stem for path in GOLDEN.glob('nlsn_*.npz'))
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason='torch.compile needs a compiler of C++')
 NO_WORKERS = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-"""For mmengine: loaders without workers, whose end a process that goes on has to wait for: seconds for each."""
+"""Options for mmengine that load data without workers. A process that goes on after training has to wait for them to
+end, which takes seconds each."""
 
 
 def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The configuration and the arrays of one golden file."""
+    """Load the configuration and the arrays of one golden file."""
     with np.load(GOLDEN / f'{name}.npz') as archive:
         arrays = {key: archive[key] for key in archive.files}
     return json.loads(str(arrays.pop('config'))), arrays
 
 
 def official(name: str) -> dict[str, torch.Tensor]:
-    """The state dict of a golden network, as the released code saved it."""
+    """Load the state dict of a golden network, as the released code saved it."""
     return torch.load(GOLDEN / f'{name}_official_state_dict.pt', weights_only=True)
 
 
 def like_the_released(config: dict[str, Any], **arguments: Any) -> NLSN:
-    """A network of a golden file's configuration, in eval mode, its weights fresh."""
+    """Build the network of a golden file's configuration, with fresh weights and in eval mode."""
     return NLSN(
         num_feat=config['n_feats'],
         num_block=config['n_resblocks'],
@@ -77,12 +78,12 @@ def like_the_released(config: dict[str, Any], **arguments: Any) -> NLSN:
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference, relative to the largest entry."""
+    """The largest absolute difference, relative to the largest absolute entry of `theirs`."""
     return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
 
 
 def run(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter on `words`, as a user would type them."""
+    """Run this interpreter with `words` as its command line; if `check`, fail unless its exit status is 0."""
     result = run_warm(words, cwd, timeout=600)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
@@ -93,7 +94,7 @@ def last_line(text: str) -> str:
 
 
 def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line a failing command prints."""
+    """Run a command that fails with status 1, and return the one line that it prints to stderr."""
     from nlsn_plugin.cli import main
 
     with pytest.raises(SystemExit) as stop:
@@ -104,14 +105,17 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `code` where neither this package nor a toolbox is imported, with `folder` before other packages."""
+    """Run `code` in a process that has imported neither this package nor a toolbox.
+
+    If `folder` is given, packages in it are found before others of the same name.
+    """
     if folder:
         code = f'import sys; sys.path.insert(1, {str(folder)!r}); {code}'
     return run_warm(['-c', code], timeout=120, imported=OTHERS)
 
 
 def limited(largest: int) -> str:
-    """What makes a command of the words after it one that may write no file of more than so many bytes."""
+    """Code for `python -c` that runs the script named by its first argument, with files limited to `largest` bytes."""
     return f"""
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest}))
@@ -121,7 +125,10 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    """Images of noise, HR/0.png and so on, LR/0.png of half the size, and their names in this order in order.txt."""
+    """Write `count` images of noise as HR/0.png, ..., others of half the size as LR/0.png, ..., and order.txt.
+
+    order.txt lists the names in the order of their numbers.
+    """
     for name, size in (('HR', 64), ('LR', 32)):
         (folder / name).mkdir()
         for number in range(count):
@@ -131,7 +138,10 @@ def write_pairs(folder: Path, count: int) -> None:
 
 
 def of_pairs(phase: str) -> list[str]:
-    """What --force_yml takes for a data set of these, each of them once in an epoch of training."""
+    """Words for --force_yml that set the data set of a phase to the images of `write_pairs`.
+
+    Training goes through each image once in an epoch.
+    """
     keys = [
         'meta_info_file=order.txt',
         "filename_tmpl='{}'",
@@ -155,12 +165,12 @@ def asks(img):
         os.kill(os.getpid(), signal.SIGTERM)
     return img.mean()
 """
-"""A module with a metric that sends a signal to its own process, alone or the second one."""
+"""Code of a module with a metric that sends SIGTERM to its own process; of several processes only that of rank 1."""
 
 
 @pytest.fixture
 def as_before() -> Iterator[None]:
-    """Registers and imports nothing for good."""
+    """Undo what a test registers as architectures, data sets and models, and imports by `custom_imports`."""
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 
     registries = (ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY)
@@ -176,7 +186,7 @@ def as_before() -> Iterator[None]:
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large tiles for the fused kernels in Triton's interpreter, to which one costs as much as a small one."""
+    """Make the fused kernels take large tiles in Triton's interpreter, where a large one costs as much as a small."""
     fused = pytest.importorskip('nlsn_plugin.ops.fused', reason='needs Triton')
     if DEVICE == 'cpu':
         tiles = fused.Tiles(128, 128, block_c=512)
@@ -213,7 +223,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Pa
 
 @pytest.fixture
 def place(workplace: Path, tmp_path: Path) -> Path:
-    """A fresh working directory with the prepared data in it."""
+    """A fresh working directory with a link to the prepared data."""
     folder = tmp_path / 'place'
     folder.mkdir()
     (folder / 'datasets').symlink_to(workplace / 'datasets')
@@ -221,7 +231,7 @@ def place(workplace: Path, tmp_path: Path) -> Path:
 
 
 def write_options(path: Path, name: str, change: Callable[[dict[str, Any]], object] = lambda options: None) -> Path:
-    """Write a copy of a shipped option file, its network small and its run short, changed further by the caller."""
+    """Write a copy of a shipped option file with a small network and a short run, after `change` has modified it."""
     options = yaml.safe_load((ROOT / 'options' / f'{name}.yml').read_text())
     options['network_g'].update(num_feat=8, num_block=8, n_hashes=2, chunk_size=64)
     for phase, dataset in options['datasets'].items():
@@ -238,12 +248,12 @@ def write_options(path: Path, name: str, change: Callable[[dict[str, Any]], obje
 
 @pytest.fixture
 def small_options(tmp_path: Path) -> Callable[..., Path]:
-    """Writes such a copy into the test's own folder."""
+    """A function (name, *change) that calls `write_options` with a path in the test's own folder."""
     return lambda name, *change: write_options(tmp_path / f'{name}.yml', name, *change)
 
 
 def make_short(options: dict[str, Any]) -> None:
-    """A run of 12 updates that saves every 4."""
+    """Change options to a run of 12 updates that saves every 4 and validates every 6."""
     options['train'].update(total_iter=12, ema_decay=0.9)
     options['datasets']['train']['num_worker_per_gpu'] = 2
     options['val']['val_freq'] = 6
@@ -257,7 +267,7 @@ def short(small_options: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope='session')
 def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which NLSN_x2 ran its 12 updates; tests copy it."""
+    """A working directory in which NLSN_x2 was trained for 12 updates; tests use copies of it."""
     folder = tmp_path_factory.mktemp('finished')
     (folder / 'datasets').symlink_to(workplace / 'datasets')
     run(TRAIN, '-opt', write_options(folder / 'short.yml', 'train_NLSN_x2', make_short), cwd=folder)
@@ -266,7 +276,7 @@ def finished(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ran(finished: Path, place: Path) -> Path:
-    """A fresh working directory with that run in it."""
+    """A fresh working directory with a copy of the run of `finished`."""
     shutil.copytree(finished / 'experiments', place / 'experiments')
     return place
 
@@ -276,7 +286,7 @@ def experiment(place: Path, name: str = 'NLSN_x2') -> Path:
 
 
 def save_repeating(folder: Path, scale: int) -> Path:
-    """Weights of an NLSN that repeats each pixel: what else happens to a picture then shows exactly."""
+    """Save weights of an NLSN that repeats each pixel, so that anything else done to a picture shows exactly."""
     from nlsn_plugin import NLSN
     from nlsn_plugin.models.formats import save_network
 
@@ -324,7 +334,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def upscale(repeating: dict[int, Path], capsys: pytest.CaptureFixture[str]) -> Upscale:
-    """Runs the command, with weights that repeat pixels; returns its status."""
+    """A function that runs `nlsn upscale` with weights that repeat pixels, and returns its exit status."""
 
     from nlsn_plugin.cli import main
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, which runs kernels where there is no GPU, made quicker."""
+"""Speed-up of Triton's interpreter, which runs kernels where there is no GPU."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def quicken() -> None:
-    """Let a function that a kernel calls find Triton's language as it is.
+    """Make functions that a kernel calls skip patching Triton's language again.
 
-    The interpreter exchanges its parts for its own as a kernel begins, and again in each of these calls: where that is
-    done already it changes nothing, and takes most of the time.
+    The interpreter replaces parts of the language by its own as a kernel begins, and again in each call of a function
+    from the kernel. There it changes nothing, since they are replaced already, but takes most of the time.
     """
     with contextlib.suppress(ImportError):
         from triton import language
@@ -18,7 +18,7 @@ def quicken() -> None:
 
         exchange_and_call = InterpretedFunction.__call__
         if not hasattr(InterpretedFunction, 'rewrite') or not hasattr(language.core, 'is_builtin'):
-            return  # of another version
+            return  # a version of Triton with another interpreter
 
         def call(function: Any, *arguments: Any, **options: Any) -> Any:
             seen = [part for part in function.fn.__globals__.values() if part is language or part is language.core]

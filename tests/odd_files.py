@@ -1,4 +1,4 @@
-"""Files that no program should trip over: broken, cut short, mislabelled, tiny, huge in their headers."""
+"""Odd files that a program should cope with: broken, cut short, mislabelled, tiny, or huge by their headers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_PICTURES = {
 
 
 def odd_files() -> Iterator[tuple[str, bytes]]:
-    """Names and contents, some 210."""
+    """Yield the names and contents of 212 files."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (12, 17, 3), np.uint8)
     good = {ending: encoded(Image.fromarray(pixels), kind) for ending, kind in FORMATS.items()}
@@ -56,7 +56,7 @@ def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
 
 
 def with_flipped_bits(content: bytes, generator: np.random.Generator) -> bytes:
-    """Up to 8 bits flipped, anywhere."""
+    """Flip 1 to 8 bits at random places."""
     found = bytearray(content)
     for place in generator.integers(0, len(found), generator.integers(1, 9)):
         found[place] ^= 1 << int(generator.integers(0, 8))
@@ -64,7 +64,7 @@ def with_flipped_bits(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def of_other_kinds(pixels: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """Pictures that are whole, of kinds that are often forgotten."""
+    """Yield intact pictures of kinds that programs often forget; some have a broken profile or EXIF."""
     image = Image.fromarray(pixels)
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     yield 'gray_of_16_bits.png', encoded(deep, 'PNG')
@@ -95,7 +95,7 @@ def of_other_kinds(pixels: np.ndarray) -> Iterator[tuple[str, bytes]]:
 
 
 def of_huge_headers(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Files of some bytes that say they have billions of pixels, or none."""
+    """Yield small files whose headers claim an edge of 20000 to 2**31 - 1 pixels, or of 0."""
     for edge in (0, 20_000, 65_000, 2**31 - 1):
         header = struct.pack('>II', edge, edge) + good['png'][24:29]
         chunk = b'IHDR' + header

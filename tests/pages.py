@@ -12,12 +12,12 @@ from conftest import ROOT
 
 @dataclass(frozen=True)
 class Example:
-    """A block of a page that is to be run or read.
+    """A code block of a page, or one command of it.
 
     Attributes:
-        page: its path in the repository.
-        number: among the page's blocks of its language, from 1.
-        text: what stands between the fences.
+        page: path of the page in the repository.
+        number: number of the block among the page's blocks of its language, from 1.
+        text: the text between the fences, or the command.
     """
 
     page: str
@@ -29,12 +29,12 @@ class Example:
 
 
 def paths() -> list[Path]:
-    """All pages: the README first."""
+    """Paths of all pages, the README first."""
     return [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
 def examples(language: str, page: str | None = None) -> list[Example]:
-    """The blocks of a language, of one page or of all."""
+    """Code blocks of a language, of one page or of all pages."""
     found = []
     for path in paths():
         name = str(path.relative_to(ROOT))
@@ -45,7 +45,10 @@ def examples(language: str, page: str | None = None) -> list[Example]:
 
 
 def commands(page: str | None = None) -> list[Example]:
-    """Every command of every bash block; a line that ends with a backslash goes on, and `#` begins a comment."""
+    """Commands of all bash blocks, of one page or of all pages.
+
+    A backslash at the end of a line continues it, `#` begins a comment, and commands joined by `&&` are separate.
+    """
     found = []
     for block in examples('bash', page):
         for line in block.text.replace('\\\n', ' ').splitlines():
@@ -55,8 +58,10 @@ def commands(page: str | None = None) -> list[Example]:
 
 
 def option_files(page: str, folder: Path) -> list[Path]:
-    """Write the option files that a page shows, and the modules that they name: YAML and Python whose first line is
-    `# NAME.yml` or `# NAME.py`. Returns the former."""
+    """Write the option files that a page shows, and the modules that they name; return the paths of the option files.
+
+    These are the YAML and Python blocks whose first line is `# NAME.yml` or `# NAME.py`.
+    """
     written = []
     for block in [*examples('python', page), *examples('yaml', page)]:
         if name := re.match(r'# (\S+\.(yml|py))$', block.text.splitlines()[0]):

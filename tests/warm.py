@@ -1,6 +1,6 @@
-"""Commands in processes of their own that need not import what takes most of a short command's time.
+"""Commands in processes of their own, without the imports that take most of a short command's time.
 
-A process that has imported it and done nothing else forks for each of them.
+A server process does these imports and nothing else, and forks for each command.
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ from typing import IO, Any
 import torch
 
 COMMANDS = ('nlsn_plugin.cli', 'nlsn_plugin.engine.training.run')
-"""What commands import."""
+"""Modules that the package's commands import."""
 OTHERS = ('torch._dynamo', 'scipy.stats')
-"""What is not this project's, nor a toolbox's, of what takes long."""
+"""Modules that take long to import and belong neither to this project nor to a toolbox."""
 READ_LATE = ('GLOO_', 'LOCAL_RANK', 'MASTER_', 'NLSN_', 'PATH', 'PYTEST_CURRENT_TEST', 'PYTHONIOENCODING', 'RANK')
 READ_LATE += ('SLURM_', 'WORLD_SIZE', '_')
-"""How the variables begin that nobody reads on import, or that libraries note there for themselves, with an underscore,
-as PyTorch's compiler does."""
+"""Prefixes of the environment variables that are not read on import, and so may differ from the server's. Those with an
+underscore are set by libraries for their own use, as by PyTorch's compiler."""
 
 
 class Process:
-    """A process that was forked for a command; to be used as a `subprocess.Popen`.
+    """A process that was forked for a command, with the interface of `subprocess.Popen`.
 
-    It leads a session, and so a group of processes, of its own.
+    It leads a session, and so a process group, of its own.
 
     Attributes:
-        stdout, stderr: pipes from it, where there are such.
+        args: the command line after the interpreter.
+        stdout, stderr: pipes from the process; None where it writes elsewhere.
+        returncode: exit status, negative for a signal; None until `poll` or `wait` has found that it ended.
+        pid: number of the process.
     """
 
     def __init__(self, words: list[str], answers: int, pipes: dict[str, int]) -> None:
@@ -58,7 +61,7 @@ class Process:
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
             self.kill()
-        for pipe in filter(None, (self.stdout, self.stderr)):  # or it may wait for somebody who reads them
+        for pipe in filter(None, (self.stdout, self.stderr)):  # otherwise it may block on a full pipe for ever
             pipe.close()
         self.wait()
         self.answers.close()
@@ -84,17 +87,17 @@ class Process:
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Also what it has started, if that has not left its group."""
+        """Kill the process, and those that it has started unless they have left its group."""
         with contextlib.suppress(ProcessLookupError):
             if self.poll() is None:
                 os.killpg(self.pid, signal.SIGKILL)
 
 
 def answer(answers: IO[str]) -> int:
-    """The next number from a process that forks, or from one that it forked."""
+    """Read the next number, a pid or an exit status, that the server's forks have written."""
     line = answers.readline()
     if not line:
-        start_server.cache_clear()  # for the tests that follow
+        start_server.cache_clear()  # so that the tests that follow start another
         raise AssertionError('the process that forks for commands has itself ended')
     return int(line)
 
@@ -103,18 +106,21 @@ def start(
     words: Iterable[object],
     cwd: Path | None = None,
     *,
-    stdin: Any = subprocess.DEVNULL,  # a file; the others may be pipes, subprocess.PIPE
+    stdin: Any = subprocess.DEVNULL,  # or a file; stdout and stderr may also be subprocess.PIPE
     stdout: Any = None,
     stderr: Any = None,
     env: dict[str, str] | None = None,
     imported: tuple[str, ...] = COMMANDS,
 ) -> Process | subprocess.Popen[str]:
-    """Run an interpreter on `words`, as `subprocess.Popen` does: forked, unless something is another there that is read
-    on import."""
+    """Start an interpreter with `words` as its command line, like `subprocess.Popen`.
+
+    It is forked from the server, unless there is a GPU or `env` differs from the server's environment in a variable
+    that may be read on import.
+    """
     words = [str(word) for word in words]
     env = {**os.environ} if env is None else env
     streams = {'stdin': stdin, 'stdout': stdout, 'stderr': stderr}
-    server, given = (None, {}) if torch.cuda.is_available() else start_server(imported)  # CUDA bears no fork
+    server, given = (None, {}) if torch.cuda.is_available() else start_server(imported)  # CUDA does not survive a fork
     if server is None or decisive(env) != given:
         return subprocess.Popen([sys.executable, *words], cwd=cwd, env=env, text=True, **streams)
     with contextlib.ExitStack() as open_here:
@@ -131,7 +137,7 @@ def start(
         answers, answering = os.pipe()
         open_here.callback(os.close, answering)
         request = json.dumps([words, str(cwd or Path.cwd()), env]).encode()
-        with contextlib.suppress(BrokenPipeError):  # there will be no answer
+        with contextlib.suppress(BrokenPipeError):  # the server has ended, which `answer` reports
             server.sendall(len(request).to_bytes(4, 'big'))
             socket.send_fds(server, [request[:1]], [*descriptors, answering])
             server.sendall(request[1:])
@@ -141,7 +147,7 @@ def start(
 def run_warm(
     words: Iterable[object], cwd: Path | None = None, *, timeout: float, imported: tuple[str, ...] = COMMANDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run an interpreter on `words`, as `subprocess.run` does, its output captured."""
+    """Run an interpreter with `words` as its command line, like `subprocess.run`, and capture its output."""
     with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as error:
         with start(words, cwd, stdout=out, stderr=error, imported=imported) as process:
             status = process.wait(timeout)
@@ -152,7 +158,7 @@ def run_warm(
 
 @functools.cache
 def start_server(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, str]]:
-    """The process that forks, by the socket that it listens to, and what it was started with."""
+    """Start the server; return the socket for requests to it, and the `decisive` part of its environment."""
     ours, its = socket.socketpair()
     command = [sys.executable, __file__, str(its.fileno()), *imported]
     null = subprocess.DEVNULL
@@ -163,7 +169,7 @@ def start_server(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, st
         ours.close()
         try:
             process.wait(10)
-        except subprocess.TimeoutExpired:  # somebody has inherited the socket
+        except subprocess.TimeoutExpired:  # another process has inherited our end of the socket
             process.kill()
 
     atexit.register(stop)
@@ -171,13 +177,13 @@ def start_server(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, st
 
 
 def decisive(environment: Any) -> dict[str, str]:
-    """What may be read on import."""
+    """Select the environment variables that may be read on import."""
     return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
 
 
 def serve(asked: socket.socket) -> None:
-    """Fork for each request, until nobody can ask any more."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for the others
+    """Fork for each request, until the other end of the socket is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the direct forks, so the system reaps them
     while size := b''.join(received(asked, 4)):
         first, descriptors, _, _ = socket.recv_fds(asked, 1, 4)
         rest = b''.join(received(asked, int.from_bytes(size, 'big') - 1))
@@ -191,14 +197,14 @@ def serve(asked: socket.socket) -> None:
 
 
 def received(asked: socket.socket, size: int) -> Iterator[bytes]:
-    """So many bytes, or none if there are no more."""
+    """Yield `size` bytes from the socket in parts, or fewer if it is closed before."""
     while size and (part := asked.recv(size)):
         size -= len(part)
         yield part
 
 
 def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict[str, str]) -> None:
-    """Fork once more, for what is asked, and tell that process's number and, later, status."""
+    """Fork once more and run the command in that process; report its pid and, when it ends, its exit status."""
     *streams, answering = descriptors
     child = os.fork()
     if child:
@@ -211,7 +217,7 @@ def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict
     os.setsid()
     os.write(answering, f'{os.getpid()}\n'.encode())
     os.close(answering)
-    if 'numpy' in sys.modules:  # whose numbers would be alike in all of them
+    if 'numpy' in sys.modules:  # otherwise its random numbers would be the same in all forks
         sys.modules['numpy'].random.seed()
     for number, (name, stream) in enumerate(zip(('stdin', 'stdout', 'stderr'), streams)):
         os.dup2(stream, number)
@@ -226,14 +232,14 @@ def follow(descriptors: list[int], words: list[str], cwd: str, environment: dict
     except SystemExit as end:
         status = end.code
     finally:
-        gc.unfreeze()  # or Triton's bindings take for leaks what the interpreter does not give back in the end
-    if status is None or isinstance(status, int):  # all else it has to print
+        gc.unfreeze()  # otherwise Triton's bindings report frozen objects as leaks at exit
+    if status is None or isinstance(status, int):  # any other value is for sys.exit to print
         finish(status or 0)
     sys.exit(status)
 
 
 def reopen(name: str, number: int, encoding: str, errors: str = '') -> None:
-    """Make one of sys's streams anew: what it was made for may have been of another kind."""
+    """Replace one of sys's streams, since the descriptor may now be of another kind than at its creation."""
     old, mode = getattr(sys, name), 'r' if name == 'stdin' else 'w'
     encoding = encoding or old.encoding
     if name == 'stderr':
@@ -245,7 +251,7 @@ def reopen(name: str, number: int, encoding: str, errors: str = '') -> None:
 
 
 def become(words: list[str]) -> None:
-    """Do what the interpreter does with `words`."""
+    """Run `words` as the interpreter would: -c CODE, -m MODULE, or a script, with arguments."""
     if words[0] == '-c':
         sys.path[0] = ''
         sys.argv = ['-c', *words[2:]]
@@ -261,8 +267,11 @@ def become(words: list[str]) -> None:
 
 
 def finish(status: int) -> None:
-    """End as the interpreter does, but for its last step, which gives back every object: in a fork, whose pages are
-    copied for that, it takes longer than most commands. Return if an output does not take what is left for it."""
+    """End the process as the interpreter does, but without freeing every object.
+
+    In a fork, freeing them copies their pages and takes longer than most commands. Returns only if stdout or stderr
+    cannot be flushed.
+    """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
@@ -277,5 +286,5 @@ def finish(status: int) -> None:
 if __name__ == '__main__':
     for module in sys.argv[2:]:
         importlib.import_module(module)
-    gc.freeze()  # or each fork copies the pages of all that is there, in search of what nobody needs any more
+    gc.freeze()  # otherwise garbage collection in each fork touches, and so copies, the pages of all objects
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,1 +1,1 @@
-"""Times and memory: of the layer, the network, training updates, reading samples."""
+"""Benchmarks of time and memory: the layer, the network, training updates, reading of samples."""

@@ -1,8 +1,8 @@
-"""Time and memory of non-local attention: every form of NLSA beside the others, and standard attention beside them.
+"""Time and memory of non-local attention: all forms of NLSA, and standard attention for comparison.
 
-Forms are checked against each other first; one that gives other numbers is not timed. Times are medians of
-interleaved runs in one process, on a GPU once as called and once without the host, which there takes longer than small
-cases do; memory is measured outside of it, see `peak_memories`.
+The forms are checked against each other first; if one gives other numbers, nothing is timed. Times are medians of
+interleaved runs in one process. On a GPU they are taken twice: as called, and without the host, whose launches take
+longer than the kernels of small cases. Memory is measured in another process, see `peak_memories`.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ from nlsn_plugin.layers import NonLocalSparseAttention
 from nlsn_plugin.ops import reference, tf32
 
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 0.03, 'float16': 0.005}
-"""Of what the attention adds to outputs and gradients: the norm of the difference, relative to that of what is added.
-Right forms differ by up to 0.014 in bfloat16; one round of four makes a difference of 0.06 and more."""
+"""Largest error allowed, by dtype. The error is the norm of the difference in what the attention adds to outputs and
+gradients, relative to the norm of what it adds. Correct forms differ by up to 0.014 in bfloat16; one round of four
+makes a difference of 0.06 and more."""
 
 
 FORWARD_ALONE = 100_000
-"""Pixels of a batch from which only the forward pass is measured: such inputs are for testing."""
+"""Pixels of a batch above which only the forward pass is measured: inputs of that size are for inference."""
 
 MOST_PIXELS_OF_NLA = {('cpu', True): 70_000, ('cpu', False): 70_000, ('cuda', True): 100_000, ('cuda', False): 300_000}
-"""Pixels of a batch up to which standard attention is measured, by the device and whether in float32: its runs and its
-check take minutes beyond."""
+"""Pixels of a batch up to which standard attention is measured, by device and whether the dtype is float32. Beyond
+that, the runs and the check take minutes."""
 
 FORMS = ('reference', 'streamed', 'streamed-onednn', 'fused', 'nla', 'nla-sdpa')
-"""The backends, one also with oneDNN's matrix products, and standard attention over all pixels (Eq. 4): its scores in
-memory, and by PyTorch's own kernel."""
+"""Everything that can be measured: the backends, 'streamed' also with oneDNN's matrix products, and standard attention
+over all pixels (Eq. 4), with all scores in memory ('nla') or by PyTorch's own kernel ('nla-sdpa')."""
 
 
 def make(form: str, case: Case, device: str, dtype: str) -> Callable[[Tensor], Tensor]:
-    """The layer in one form, [N, C, H, W] -> [N, C, H, W], with the same weights and rotations for all."""
+    """Build the layer in one form, [N, C, H, W] -> [N, C, H, W]; all forms have the same weights and rotations."""
     torch.manual_seed(0)
     backend = form.removesuffix('-onednn')
     is_sparse = backend in ops.BACKENDS
@@ -68,7 +69,8 @@ def make(form: str, case: Case, device: str, dtype: str) -> Callable[[Tensor], T
         if form == 'nla':
             attended = reference.attend_densely(match, value)
         else:
-            # With zeros up to the width of the values, or PyTorch takes a form that holds all scores.
+            # Queries and keys are padded to the width of the values; otherwise PyTorch falls back to a kernel that
+            # holds all scores in memory.
             padding = (0, value.shape[-1] - match.shape[-1])
             query, key = (F.pad(part, padding)[:, None] for part in (match, reference.normalise(match)))
             attended = F.scaled_dot_product_attention(query, key, value[:, None], scale=1.0)[:, 0]
@@ -78,21 +80,21 @@ def make(form: str, case: Case, device: str, dtype: str) -> Callable[[Tensor], T
 
 
 def features(case: Case, device: str, dtype: str) -> Tensor:
-    """Random features, channels last, as a network has them."""
+    """Random features in the channels-last format, as inside a network."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(case.images, case.channels, case.height, case.width, generator=generator)
     return x.to(device, DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
 
 
 def bytes_needed(form: str, case: Case) -> int:
-    """What a form will take at least: its scores in float32, three times over; 0 if it holds none."""
+    """Lower bound of the bytes that a form takes: three copies of its scores in float32; 0 if it does not hold them."""
     pixels = case.height * case.width
     scores = {'reference': case.n_hashes * pixels * 3 * case.chunk_size, 'nla': pixels**2}.get(form, 0)
     return 3 * 4 * case.images * scores
 
 
 def why_not(form: str, case: Case, device: str, dtype: str) -> str | None:
-    """Why a form is not measured; None if it is."""
+    """The reason why a form is not measured on a case; None if it is measured."""
     pixels = case.height * case.width
     if form == 'fused':
         rows = torch.empty(1, 1, case.channels, device=device, dtype=DTYPES[dtype])
@@ -114,7 +116,7 @@ def forward(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def forward_and_backward(layer: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
-    """The output, and the gradient of its sum; those of the weights are computed too."""
+    """Return the output and the gradient of its sum by `x`; the gradients of the weights are computed too."""
     x = x.detach().requires_grad_()
     y = layer(x)
     torch.autograd.backward(y.sum())
@@ -125,7 +127,7 @@ PASSES: dict[str, Callable[..., Any]] = {'forward': forward, 'forward + backward
 
 
 def step_of(form: str, which: str, layer: Callable[[Tensor], Tensor], x: Tensor) -> Step:
-    """One pass of a layer, ready to be timed."""
+    """One pass of a layer as a step without arguments, ready to be timed."""
     step = partial(PASSES[which], layer, x)
     return onednn.with_onednn(step) if form.endswith('-onednn') else step
 
@@ -134,7 +136,7 @@ NO_MEMORY = 'ran out of memory'
 
 
 def tried(step: Step, device: str) -> Any:
-    """What a step gives; None if the device's memory runs out."""
+    """Run a step and return its result; None if the GPU's memory runs out."""
     try:
         return step()
     except torch.cuda.OutOfMemoryError:
@@ -144,10 +146,13 @@ def tried(step: Step, device: str) -> Any:
 
 
 def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, device: str, dtype: str) -> dict[str, str]:
-    """Refuse to time forms that give other numbers than the first of their kind.
+    """Check that all forms compute the same, separately for NLSA and for standard attention.
 
     Returns:
-        The forms that run out of memory, and that as the reason.
+        The forms that run out of memory, each with NO_MEMORY as the reason.
+
+    Raises:
+        UserError: a form differs from the first of its kind by more than TOLERANCES allow.
     """
     x = features(case, device, dtype)
     large = x.shape[0] * x.shape[2] * x.shape[3] > FORWARD_ALONE
@@ -155,7 +160,7 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
     for is_dense in (False, True):
         first, expected = '', list[Tensor]()
         for name in (name for name in layers if name.startswith('nla') == is_dense):
-            with tf32.switched(False):  # the convolutions' rounding moves pixels to other chunks
+            with tf32.switched(False):  # TF32 rounding in the convolutions would move pixels to other chunks
                 found = tried(step_of(name, 'forward' if large else 'forward + backward', layers[name], x), device)
             if found is None:
                 reasons[name] = NO_MEMORY
@@ -163,7 +168,7 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
             found = [found] if large else found
             if not first:
                 first, expected = name, found
-            identity = x, torch.ones_like(x)  # the residual's part in y, and in the gradient of its sum
+            identity = x, torch.ones_like(x)  # what the residual connection adds to y and to the gradient of its sum
             for what, ours, theirs, own in zip(('output', 'gradient'), found, expected, identity):
                 error = ((ours - theirs).float().norm() / (theirs.float() - own.float()).norm()).item()
                 if not error <= TOLERANCES[dtype]:
@@ -173,7 +178,7 @@ def check_equal(layers: dict[str, Callable[[Tensor], Tensor]], case: Case, devic
 
 
 def one_pass(device: str, form: str, case: dict[str, Any], dtype: str, which: str) -> tuple[Step, Step]:
-    """A pass on a small input, and the pass, for `peak_memories`."""
+    """One pass on a small input and the same pass on the whole case, as `peak_memories` expects them."""
     layer = make(form, Case(**case), device, dtype)
     small = features(replace(Case(**case), images=1, height=20, width=20), device, dtype)
     x = features(Case(**case), device, dtype)
@@ -181,7 +186,7 @@ def one_pass(device: str, form: str, case: dict[str, Any], dtype: str, which: st
 
 
 def measure(case: Case, forms: list[str], device: str, dtype: str, budget: float) -> list[dict[str, Any]]:
-    """Times of all forms on one case, one record for each form and pass."""
+    """Measure the times of all forms on one case; return one record for each form and pass."""
     skipped = {form: reason for form in forms if (reason := why_not(form, case, device, dtype))}
     layers = {form: make(form, case, device, dtype) for form in forms if form not in skipped}
     skipped |= check_equal(layers, case, device, dtype)
@@ -220,7 +225,7 @@ def medians_of(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def add_memory(records: list[dict[str, Any]], device: str, keep: Callable[[], None]) -> None:
-    """The peaks of what was timed; keep: is called after each."""
+    """Add the peak memory to each record that has a time, and call `keep` after each."""
     timed = [record for record in records if 'milliseconds' in record]
     jobs = []
     for record in timed:
@@ -240,9 +245,18 @@ def run(
     budget: float,
     keep: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Measure suites of cases; the machine, the command's settings and the records, ready for JSON.
+    """Measure suites of cases.
 
-    keep: is given what there is so far after each case and each peak, for a run that is stopped.
+    Args:
+        suites: names in SUITES.
+        forms: names in FORMS.
+        device: 'cpu' or 'cuda'.
+        dtype: a key of DTYPES.
+        budget: seconds for each comparison of the forms.
+        keep: is called with the results so far after each case and each peak, so that a stopped run loses little.
+
+    Returns:
+        The machine, its ceilings, the suites and the records, ready for JSON.
     """
     device_of(device)
     cases = dict.fromkeys(case for suite in suites for case in SUITES[suite])
@@ -261,7 +275,7 @@ def run(
 
 
 def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Rows of a table, under HEADERS."""
+    """Yield the rows of a table under HEADERS."""
     for record in records:
         if 'skipped' in record:
             continue
@@ -276,7 +290,7 @@ def rows(records: list[dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def gpu_cells(record: dict[str, Any]) -> list[str]:
-    """Time and times faster without the host, if that was measured."""
+    """Cells with the time and the speedup without the host; none if these were not measured."""
     if 'gpu_milliseconds' not in record:
         return []
     speedup = record['gpu_speedup']
@@ -284,7 +298,7 @@ def gpu_cells(record: dict[str, Any]) -> list[str]:
 
 
 def left_out(records: list[dict[str, Any]]) -> list[str]:
-    """What was not measured, and why: a line for each form and reason, with the cases unless those are all."""
+    """Lines that say what was not measured and why: one for each form and reason, with the cases unless it is all."""
     every = {record['case'] for record in records}
     cases: dict[str, dict[str, None]] = {}
     for record in records:
@@ -297,11 +311,11 @@ def left_out(records: list[dict[str, Any]]) -> list[str]:
 
 
 HEADERS = ['case', 'pass', 'form', 'time', 'speed', 'peak memory', 'GPU alone', 'speed of it']
-"""The last two of a GPU alone."""
+"""Columns of the table; the last two are filled on a GPU only."""
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory of the forward pass over the number of pixels, both axes logarithmic."""
+    """Plot time and memory of the forward pass against the number of pixels, on logarithmic axes."""
     from matplotlib.figure import Figure
 
     sweep = [asdict(case) for case in SUITES['n']]

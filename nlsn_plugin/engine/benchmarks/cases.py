@@ -1,4 +1,4 @@
-"""What the layer is measured on."""
+"""The inputs and settings with which the layer is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Case:
-    """What is attended to: features [images, channels, height, width]; the layer's arguments."""
+    """Features [images, channels, height, width] to attend over, and the arguments of the layer."""
 
     channels: int
     height: int

@@ -1,4 +1,4 @@
-"""What a device reaches at most, and what part of it the core of a fused forward pass does."""
+"""Throughput that a device reaches at most, and the share of it that the core of a fused forward pass reaches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from nlsn_plugin.ops import tf32
 
 
 def ceilings(device: str, dtype: str) -> dict[str, float]:
-    """Bytes a second of a large copy, operations a second of a large product.
+    """Measure the bytes per second of a large copy and the operations per second of a large matrix product.
 
-    The product is as the fused kernels multiply: in float32 on a GPU three in TF32, unless that is what one asks for.
+    The product is computed as the fused kernels multiply. In float32 on a GPU these take three products in TF32, so a
+    third of the TF32 rate is the ceiling, unless PyTorch is set to multiply float32 in plain TF32.
     """
     size = 8192 if device == 'cuda' else 1024
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
@@ -34,7 +35,7 @@ def ceilings(device: str, dtype: str) -> dict[str, float]:
 
 
 def core_time(case: Case, dtype: str, budget: float) -> float:
-    """Seconds that a GPU takes for a fused forward pass over sorted pixels: without convolutions, hashing, sorting."""
+    """Seconds that a GPU takes for the fused attention alone, without convolutions, hashing and sorting."""
     match, value = (
         torch.randn(case.images, case.height * case.width, channels, device='cuda', dtype=DTYPES[dtype])
         for channels in (case.channels // 4, case.channels)
@@ -46,7 +47,14 @@ def core_time(case: Case, dtype: str, budget: float) -> float:
 
 
 def fractions(case: Case, dtype: str, seconds: float, ceiling: dict[str, float]) -> dict[str, float]:
-    """What part of its ceilings a core of so many seconds reaches: what it must compute, what it must move."""
+    """Shares of the ceilings that the core reaches, by the operations it must compute and the bytes it must move.
+
+    Args:
+        case: what was measured.
+        dtype: of the features.
+        seconds: the time of the core, see `core_time`.
+        ceiling: see `ceilings`.
+    """
     pixels, channels, rounds = case.images * case.height * case.width, case.channels, case.n_hashes
     operations = 2 * pixels * rounds * 3 * case.chunk_size * (channels + channels // 4)
     size = DTYPES[dtype].itemsize

@@ -1,4 +1,4 @@
-"""Table 5: operations and time of single layers, 64 channels on 100x100 pixels."""
+"""Table 5 of the paper: operations and time of single layers with 64 channels on 100x100 pixels."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ NLSA do not follow from the released layer; windows of two chunks fit their slop
 
 
 def layer_costs(device: str, paper: dict[str, float], budget: float = 5.0) -> list[dict[str, Any]]:
-    """What each layer of Table 5 costs.
+    """Measure the cost of each layer of Table 5.
 
     Args:
         device: 'cpu' or 'cuda'.
-        paper: GFLOPs as printed, by label.
-        budget: seconds for the times of all.
+        paper: GFLOPs as printed in the paper, by label.
+        budget: seconds for timing all layers together.
 
     Returns:
-        Records: label, gflops, paper, milliseconds (median of turns).
+        Records with label, gflops, paper (None where the paper has no figure) and milliseconds (median).
     """
     layers: dict[str, nn.Module] = {
         'NLA': NonLocalAttention(CHANNELS),
@@ -54,7 +54,10 @@ def layer_costs(device: str, paper: dict[str, float], budget: float = 5.0) -> li
 
 
 def gflops(layer: nn.Module) -> float:
-    """By FORMULA: of NLA by hand, since PyTorch counts the zeros that its kernel wants behind the channels."""
+    """GFLOPs of a layer by FORMULA.
+
+    NLA is counted by hand: PyTorch would also count the zeros with which the channels are padded for its kernel.
+    """
     if isinstance(layer, NonLocalAttention):
         return 2 * EDGE**4 * (CHANNELS // layer.reduction + CHANNELS) / 1e9
     device = next(layer.parameters()).device

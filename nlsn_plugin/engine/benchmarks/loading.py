@@ -1,4 +1,4 @@
-"""What reading a training sample costs, by the way the images are stored."""
+"""Time of reading a training sample, for each way of storing the images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.errors import UserError
 
 SAMPLES = 20
-"""In one turn."""
+"""Samples that are read in one turn."""
 WHOLE = 2**14 * 12
-"""Pixels: a sub-image that no photograph is larger than."""
+"""Edge in pixels of a sub-image that holds any photograph as a whole."""
 
 
 def run(source: Path, scale: int, gt_size: int, crop_sizes: Sequence[int], budget: float) -> dict[str, Any]:
-    """Store the photographs of a folder in every way, and read random patches of each, in one process.
+    """Store the photographs of a folder in every way, and time the reading of random patches from each in one process.
 
     Args:
         source: folder of HR images.
-        scale: of the LR images, made by bicubic.
-        gt_size: edge of an HR patch, pixels.
-        crop_sizes: edges of the sub-images in LMDBs, pixels; half of it is their step.
-        budget: seconds for all of them together.
+        scale: factor by which LR images are reduced, by bicubic.
+        gt_size: edge of an HR patch, in pixels.
+        crop_sizes: edges of the sub-images in the LMDBs, in pixels; their step is half the edge.
+        budget: seconds for timing all ways together.
 
     Returns:
-        The machine, and records: what, milliseconds of a sample (median), spread, megabytes on disk.
+        The machine, and records with what, milliseconds of a sample (median), spread, runs and megabytes on disk.
 
     Raises:
         UserError: there are no images, or one is smaller than a patch.

@@ -1,4 +1,4 @@
-"""Time and memory of the whole network of the paper, its attentions in several forms."""
+"""Time and memory of the paper's whole network, with its attentions in several forms."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from nlsn_plugin.ops import tf32
 from nlsn_plugin.ops.cpu_matmul import has_products_in
 
 LARGEST_DIFFERENCE = 1e-5
-"""Between the forms in float32, relative to the largest entry of what a module makes."""
+"""Difference allowed between the forms in float32, relative to the largest entry of a module's output."""
 
 FORMS: dict[str, dict[str, Any]] = {
     'reference': {'backend': 'reference'},
     'auto': {'backend': 'auto'},
     'no attention': {'attention_at': []},
 }
-"""Arguments of the network: two backends, and the same network without attention."""
+"""Arguments of the network for each form: two backends, and the same network without attention."""
 
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}
 
@@ -44,10 +44,20 @@ def run(
     compiled: bool,
     keep: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Measure NLSN x2 on one image of height and width `size`; records as those of `attention.run`.
+    """Measure NLSN x2, with random weights, on one random image: the time hardly depends on either.
 
-    Random weights: the time depends on them as little as on the image. keep: is given the times, and again after each
-    peak.
+    Args:
+        size: height and width of the image.
+        device: 'cpu' or 'cuda'.
+        budget: seconds for timing all forms together.
+        compiled: whether the network is also measured under torch.compile.
+        keep: is called with the results so far once the times are known, and after each peak.
+
+    Returns:
+        The machine, and records like those of `attention.run`.
+
+    Raises:
+        UserError: the backends differ by more than LARGEST_DIFFERENCE.
     """
     device_of(device)
     times = measure(size, device, budget, compiled)
@@ -68,7 +78,7 @@ def run(
         records.append({'case': case, 'pass': 'forward', 'form': name, 'skipped': SLOW})
     results = {'machine': describe_machine(device), 'records': records}
     keep(results)
-    plain = times.keys() & every_form()  # not compiled, in PyTorch's usual products
+    plain = times.keys() & every_form()  # neither compiled nor with oneDNN's products
     eager = [record for record in records if record['form'] in plain]
     names = [record['form'].rsplit(', ', 1) for record in eager]
     jobs = [Job(f'{case}, {form}, {dtype}', one_image, (form, list(size), dtype)) for form, dtype in names]
@@ -79,7 +89,11 @@ def run(
 
 
 def measure(size: tuple[int, int], device: str, budget: float, compiled: bool) -> dict[str, list[float]]:
-    """Seconds of every form, once they were found to compute the same."""
+    """Check that the backends compute the same, then return the seconds of every form.
+
+    Raises:
+        UserError: they differ by more than LARGEST_DIFFERENCE.
+    """
     networks = {form: make(form, device) for form in FORMS}
     x = torch.rand(1, 3, *size, device=device)
     compare: Step = partial(largest_difference, networks['reference'], networks['auto'], x)
@@ -103,14 +117,15 @@ def measure(size: tuple[int, int], device: str, budget: float, compiled: bool) -
 
 
 def every_form() -> set[str]:
-    """Each of FORMS in each of DTYPES."""
+    """Names of all combinations of FORMS and DTYPES."""
     return {f'{form}, {dtype}' for form in FORMS for dtype in DTYPES}
 
 
 def largest_difference(reference: NLSN, other: NLSN, x: Tensor) -> float:
-    """Between what each module of `reference` makes of its input and what that of `other` does, relative to the former.
+    """The largest difference between modules of two networks, relative to the largest entry of `reference`'s output.
 
-    Module by module: rounding of one moves a few pixels to other chunks of the next attention, and then all differ.
+    Each module of `other` is given the input of its counterpart in `reference`. Were the networks compared as a whole,
+    rounding in one module would move a few pixels to other chunks of the next attention, and all outputs would differ.
     """
     differences: list[Tensor] = []
 
@@ -129,7 +144,7 @@ def largest_difference(reference: NLSN, other: NLSN, x: Tensor) -> float:
 
 
 def make(form: str, device: str) -> NLSN:
-    """The network in one of FORMS, with the same weights for all backends."""
+    """Build the network in one of FORMS; all backends have the same weights."""
     torch.manual_seed(0)
     return NLSN(**FORMS[form]).to(device).eval()
 
@@ -140,7 +155,7 @@ def upscale(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype |
 
 
 def one_image(device: str, form: str, size: list[int], dtype: str) -> tuple[Step, Step]:
-    """Upscaling of a small image, and of one of the size, for `peak_memories`."""
+    """Upscaling of a small image and of one of the given size, as `peak_memories` expects them."""
     network = make(form, device)
     small, x = torch.rand(1, 3, 16, 16, device=device), torch.rand(1, 3, *size, device=device)
     return partial(upscale, network, small, DTYPES[dtype]), partial(upscale, network, x, DTYPES[dtype])

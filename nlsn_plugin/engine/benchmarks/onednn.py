@@ -1,4 +1,4 @@
-"""Steps measured with oneDNN's products of float32 matrices; see `ops.cpu_matmul`."""
+"""Steps that run with oneDNN's products of float32 matrices; see `ops.cpu_matmul`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nlsn_plugin.ops.cpu_matmul import onednn_matmul
 
 
 def why_not(device: str, dtype: str) -> str | None:
-    """Why that cannot be, or would change nothing; None if it can."""
+    """The reason why oneDNN's products cannot be used here or would change nothing; None if they can be used."""
     if (device, dtype) != ('cpu', 'float32'):
         return 'is for float32 on a CPU'
     try:
@@ -21,7 +21,7 @@ def why_not(device: str, dtype: str) -> str | None:
 
 
 def with_onednn(step: Step) -> Step:
-    """A step with those products, if `why_not` has nothing against it."""
+    """Wrap a step so that it runs with oneDNN's products; `why_not` must have returned None."""
 
     def run() -> Any:
         with onednn_matmul():

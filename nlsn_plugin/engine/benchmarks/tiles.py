@@ -1,4 +1,4 @@
-"""The tiles of the fused kernels that suit a GPU best, by trying."""
+"""Search for the tiles of the fused kernels that are fastest on a GPU."""
 
 from __future__ import annotations
 
@@ -42,13 +42,21 @@ CANDIDATES: dict[str, list[dict[str, int]]] = {
         ]
     ],
 }  # fmt: skip
-"""Of each kernel what is tried besides its default, which gives what is not said here."""
+"""Tiles to try for each kernel besides its default ones, from which they take the fields that are not named here."""
 
 
 def run(case: Case, dtype: str, budget: float, device: str = 'cuda') -> dict[str, Any]:
-    """Time each kernel of `case` with its default tiles and its candidates; those that do not fit are left out.
+    """Time each kernel of `case` with its default tiles and with its candidates.
 
-    The forward kernel is timed alone, the query and the key kernel in a backward pass, the other with its default.
+    The forward kernel is timed alone. The query and the key kernel are timed in a whole backward pass, in which the
+    other one has its default tiles.
+
+    Returns:
+        The machine, the case, the dtype, and records sorted by kernel and time. Tiles that do not fit the GPU have
+        'skipped', the name of the error, in place of 'milliseconds'.
+
+    Raises:
+        BackendError: the fused kernels cannot run on the device.
     """
     device_of(device)
     match, value = (
@@ -90,7 +98,7 @@ def run(case: Case, dtype: str, budget: float, device: str = 'cuda') -> dict[str
         try:
             trial: Step = partial(step, cut)
             times = interleaved({'': recorded(trial) if device == 'cuda' else trial}, device, budget)['']
-        except Exception as error:  # noqa: BLE001  (Triton has many for tiles that do not fit, CUDA one more)
+        except Exception as error:  # noqa: BLE001  (Triton and CUDA raise many kinds for tiles that do not fit)
             records.append({**record, 'skipped': type(error).__name__})
             continue
         records.append({**record, 'milliseconds': 1e3 * statistics.median(times)})

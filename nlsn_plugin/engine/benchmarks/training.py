@@ -1,4 +1,4 @@
-"""What training costs beside BasicSR's own loop: whole updates, and the moving average of the weights alone."""
+"""Time of training compared with BasicSR's own loop: whole updates, and the moving average of the weights alone."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from nlsn_plugin.models.nlsn_model import NLSNModel
 
 
 def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
-    """Measure, for `budget` seconds each.
+    """Time updates and moving averages, of BasicSR and of this package in turns.
 
     Args:
-        opt: BasicSR's options of a training run with a moving average, whose network, data and losses are taken.
-        budget: seconds.
+        opt: BasicSR's options of a training run with a moving average; its network, data and losses are used.
+        budget: seconds for each of the three comparisons.
 
     Returns:
-        The machine, and records: what, form, milliseconds (median), spread, runs, speedup over BasicSR.
+        The machine, and records with what, form, milliseconds (median), spread, runs and speedup over BasicSR.
 
     Raises:
         UserError: BasicSR cannot train by these options.
@@ -60,7 +60,11 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
 
 
 def model_of_basicsr(opt: dict[str, Any]) -> SRModel:
-    """BasicSR's own, which knows fewer optimisers and schedulers."""
+    """Build BasicSR's own model.
+
+    Raises:
+        UserError: the options name an optimiser or a scheduler that it does not know.
+    """
     try:
         return SRModel(opt)
     except NotImplementedError as error:
@@ -84,7 +88,7 @@ def rows(what: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def update(model: SRModel, batch: dict[str, Any], iteration: int, opt: dict[str, Any]) -> None:
-    """What both loops do with a batch."""
+    """Train on one batch, in the way that both loops share."""
     model.update_learning_rate(iteration, opt['train']['warmup_iter'])
     model.feed_data(batch)
     model.optimize_parameters(iteration)
@@ -93,10 +97,10 @@ def update(model: SRModel, batch: dict[str, Any], iteration: int, opt: dict[str,
 
 
 def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
-    """BasicSR's train.py, less its log lines, validations and saves."""
+    """Run BasicSR's train.py without its log lines, validations and saves; yield after each update."""
     options = opt['datasets']['train']
     dataset = build_dataset_of_basicsr(options)
-    order_of(opt, dataset, 0)  # refuses an epoch without a batch, which BasicSR would look for one for ever
+    order_of(opt, dataset, 0)  # refuses epochs without a batch, over which BasicSR would loop for ever
     sampler = EnlargedSampler(dataset, 1, 0, options['dataset_enlarge_ratio'])
     loader = build_dataloader(dataset, options, opt['num_gpu'], False, sampler, opt['manual_seed'])
     uploads = options.get('prefetch_mode') == 'cuda'
@@ -114,7 +118,7 @@ def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
 
 
 def our_updates(opt: dict[str, Any]) -> Generator[None, None, None]:
-    """`training.loop.run`, less the same."""
+    """Run `training.loop.run` without log lines, validations and saves; yield after each update."""
     dataset = build_dataset(opt['datasets']['train'])
     batches, model = endless(dataset, order_of(opt, dataset, 0), opt), NLSNModel(opt)
     for iteration, batch in enumerate(batches, start=1):

@@ -1,1 +1,1 @@
-"""Networks on benchmark sets: scores, costs, tables, pages, the experiments of the paper."""
+"""Evaluation of networks on benchmark sets: scores, costs, tables, pages, and the paper's experiments."""

@@ -1,4 +1,4 @@
-"""What one pixel attends to: its buckets, the weights of sparse and of standard attention, the sizes of buckets."""
+"""View of what one pixel attends to: its buckets, their sizes, and the weights of sparse and of standard attention."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from nlsn_plugin.layers.nlsa import NonLocalSparseAttention, attentions_of
 from nlsn_plugin.ops.reference import into_chunks, normalise, with_neighbours
 
 MOST_COLUMNS, MOST_ROUNDS = 8, 24
-"""Panels beside each other, and buckets in all: a picture of more takes minutes and is too large to look at."""
+"""Most panels in a row, and most rounds whose buckets are drawn: more take minutes and are too large to look at."""
 TALLEST = 2.0
-"""Height of a panel over its width: a narrower image leaves room at its sides."""
+"""Largest ratio of a panel's height to its width; narrower images leave its sides empty."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Of one pixel in one layer, of an image of H x W pixels.
+    """What one pixel of an image of H x W pixels attends to in one layer.
 
     Attributes:
-        same_bucket: whether a pixel is in its bucket, by round, [r, H, W].
-        bucket_sizes: pixels in each pixel's bucket, by round, [r, H, W].
-        sparse: weight of each pixel in NLSA, all rounds together, [H, W]; their sum is 1.
+        same_bucket: for each round, which pixels share the bucket of the pixel, [r, H, W].
+        bucket_sizes: for each round and pixel, the number of pixels in its bucket, [r, H, W].
+        sparse: weight of each pixel in NLSA, over all rounds together, [H, W]; the sum is 1.
         dense: weight of each pixel in standard attention over the whole image with the same features, [H, W].
     """
 
@@ -40,10 +40,10 @@ class View:
 
 
 def view(layer: NonLocalSparseAttention, x: Tensor, row: int, column: int) -> View:
-    """Look at pixel (row, column) of the features x, [1, C, H, W], that the layer attends over.
+    """Compute what pixel (row, column) attends to when `layer` is given the features `x`, [1, C, H, W].
 
     Raises:
-        UserError: there are fewer pixels than a chunk holds, so that nothing is hashed.
+        UserError: there are fewer pixels than a chunk holds, so nothing is hashed.
     """
     height, width = x.shape[-2:]
     pixel, length = row * width + column, height * width
@@ -61,10 +61,10 @@ def view(layer: NonLocalSparseAttention, x: Tensor, row: int, column: int) -> Vi
 
 
 def sparse_weights(match: Tensor, order: Tensor, chunk_size: int, neighbours: str, pixel: int) -> Tensor:
-    """Weight of each key for one query (Eqs. 10 and 11): [L, c], [1, r, L] -> [L]."""
+    """Weight of each pixel as a key for the query `pixel` (Eqs. 10 and 11): [L, c], [1, r, L] -> [L]."""
     pixels = into_chunks(order[..., None], chunk_size)  # [1, r, n, k, 1]
     windows = with_neighbours(pixels, neighbours)[0, ..., 0]  # [r, n, s k]
-    places = (order[0] == pixel).nonzero()[:, 1]  # of its query in each round
+    places = (order[0] == pixel).nonzero()[:, 1]  # where the query stands in each round
     keys = torch.cat([windows[number, place // chunk_size] for number, place in enumerate(places)])
     score = normalise(match)[keys] @ match[pixel]
     weights = (score - match[pixel].norm()).exp()
@@ -73,10 +73,15 @@ def sparse_weights(match: Tensor, order: Tensor, chunk_size: int, neighbours: st
 
 
 def features_of(net: nn.Module, x: Tensor, number: int | None) -> tuple[NonLocalSparseAttention, Tensor]:
-    """An attention of a network, counted from 0, the last by default, and what it attends over when the image is `x`.
+    """Return an attention layer of a network, and the features it attends over when the network is given `x`.
+
+    Args:
+        net: the network.
+        x: the image, [1, C, H, W].
+        number: of the layer, from 0, among those that hash the whole image; None for the last.
 
     Raises:
-        UserError: the network has no such attention.
+        UserError: the network has no such layer.
     """
     layers = [layer for layer in attentions_of(net) if layer.partition == 'lsh' and layer.window is None]
     if not layers:
@@ -95,14 +100,14 @@ def features_of(net: nn.Module, x: Tensor, number: int | None) -> tuple[NonLocal
 
 
 def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path: Path) -> None:
-    """Draw a view; of more than MOST_ROUNDS rounds the buckets of the first ones.
+    """Draw a view; the buckets are those of the first MOST_ROUNDS rounds.
 
     Args:
         image: BGR, uint8, [H, W, 3].
-        seen: of a pixel of it.
+        seen: the view of one of its pixels.
         row, column: that pixel.
-        title: of the picture.
-        path: where it goes, PNG.
+        title: heading of the picture.
+        path: file to write, whose ending names the format, such as .png.
     """
     from matplotlib.figure import Figure
 
@@ -142,6 +147,6 @@ def draw(image: np.ndarray, seen: View, row: int, column: int, title: str, path:
 
 
 def heat(weights: Tensor) -> np.ndarray:
-    """Weights relative to the largest, as powers of ten down to a thousandth, so that the small ones show."""
+    """log10 of the weights relative to the largest, no less than -3, so that small weights are visible."""
     relative = (weights / weights.max()).clamp_min(1e-3).log10()
     return np.asarray(relative.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Networks that are compared: named by option files or on the command line, built, loaded, set to hash as asked."""
+"""Networks to compare, named by option files or on the command line: how they are built, loaded and set to hash."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from nlsn_plugin.models.inference import enlarged, in_whole_windows, window_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a network is made of.
+    """All that is needed to build a network and load its weights.
 
     Attributes:
-        label: what it is called in tables.
-        type: its name in BasicSR's registry.
-        arguments: of that class.
-        scale: by which it enlarges.
-        weights: the file.
-        param_key: what to take from the file, as `read_weights` has it.
+        label: name of the network in tables.
+        type: name of its class in BasicSR's registry.
+        arguments: arguments of that class.
+        scale: factor by which it enlarges.
+        weights: path of the file of weights.
+        param_key: key of the weights in that file, see `read_weights`.
     """
 
     label: str
@@ -57,7 +57,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are enlarged: in tiles of so many LR pixels that share `tile_overlap`, over eight orientations."""
+    """How images are enlarged.
+
+    Attributes:
+        tile: edge of a tile in LR pixels; None enlarges the image as a whole.
+        tile_overlap: LR pixels that neighbouring tiles share.
+        self_ensemble: whether the result is the mean over eight orientations.
+    """
 
     tile: int | None = None
     tile_overlap: int = 16
@@ -65,14 +71,14 @@ class Inference:
 
 
 def from_words(words: Sequence[str], scale: int) -> Recipe:
-    """The recipe of `--net TYPE WEIGHTS [KEY=VALUE ...]`: arguments of the network, and label or param_key.
+    """Make the recipe that `--net TYPE WEIGHTS [KEY=VALUE ...]` asks for.
 
     Args:
-        words: as typed.
-        scale: where they name no upscale.
+        words: the words after --net; keys are arguments of the network, label and param_key.
+        scale: used where the words name no upscale.
 
     Raises:
-        UserError: a word is missing or too many, no such network, arguments that it does not take.
+        UserError: a word is missing or too many, there is no such network, or it does not take the arguments.
     """
     shown = f'--net {" ".join(words)}'
     plain = [word for word in words if not re.match(r'\w+=', word) or names_a_file(word)]
@@ -96,21 +102,23 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
 def names_a_file(word: str) -> bool:
     try:
         return is_file(Path(word))
-    except OSError:  # too long for a name, as lists may be
+    except OSError:  # too long for a file name, as an argument that is a list may be
         return False
 
 
 def refuse_first(mistakes: Misfits, shown: str) -> None:
-    """Refuse words, as `shown`, for the first of their mistakes, if there are any."""
+    """Raise UserError with the first of the mistakes, if there is one; `shown` is what the user has typed."""
     for keys, text in mistakes:
         raise UserError(': '.join([shown, *keys, text]))
 
 
 def from_option_file(name: str) -> Recipe:
-    """The recipe of an option file: its network_g, and pretrain_network_g or, of one for training, what came of it.
+    """Make the recipe of the network_g of an option file.
+
+    The weights are those that pretrain_network_g names or, if the file is for training, those that its run saved last.
 
     Raises:
-        UserError: there is no such file, or it names no weights.
+        UserError: there is no such file, it has mistakes, or it names no weights.
     """
     path = find_option_file(name)
     document = Document(path)
@@ -132,17 +140,20 @@ def from_option_file(name: str) -> Recipe:
 
 
 def last_saved(models: Path) -> Path:
-    """The network that a training saved last: a run that has not ended has none called the latest, or one of before."""
+    """The file of the network that a training run saved last.
+
+    A run that has not ended has no net_g_latest.pth, or one from an earlier run; so the newest file is taken.
+    """
     latest = models / 'net_g_latest.pth'
     saved = [path for path in models.glob('net_g_*.pth') if path.stem.removeprefix('net_g_').isdigit()]
     return max([latest, *saved], key=lambda path: (path.stat().st_mtime if path.exists() else -1, path == latest))
 
 
 def by_metadata(kind: str, arguments: dict[str, Any], weights: str, param_key: str | None) -> dict[str, Any]:
-    """The arguments, and those that the file's metadata say besides; as they are while it is not there.
+    """Complete a network's arguments by the metadata of its file of weights; unchanged if there is no such file.
 
     Raises:
-        UserError: the file does not load, or says others.
+        UserError: the file does not load, or its metadata contradict the arguments.
     """
     if not is_file(Path(weights)):
         return arguments
@@ -153,13 +164,15 @@ class Contestant:
     """A network with its weights.
 
     Attributes:
-        digest: of the file of weights.
-        code: a digest of the user's own classes in it, None without any.
-        attentions: those in it that hash, in order.
-        first_seed: of the first of them, None without any.
+        recipe: what it was made from.
+        net: the network, in eval mode, on its device.
+        digest: SHA-256 of the file of weights.
+        code: digest of the user's own classes in the network; None if it has none.
+        attentions: the layers that hash, in order.
+        first_seed: eval_seed of the first of them; None if there are none.
 
     Raises:
-        UserError: weights that are not there or do not fit, or seeds left to chance.
+        UserError: the weights are missing or do not fit, or eval_seed is null, so that results would vary.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
@@ -177,14 +190,14 @@ class Contestant:
             raise UserError(f'{recipe.label}: {text}')
 
     def hash_by(self, n_hashes: int | None, seed: int | None) -> None:
-        """Set the rounds of all attentions, and their seeds: `seed` and those that follow it; None leaves them."""
+        """Set the rounds of all attentions, and their seeds to `seed`, `seed + 1`, ...; None leaves either as it is."""
         set_rounds(self.net, n_hashes)
         if seed is not None:
             for number, attention in enumerate(self.attentions):
                 attention.eval_seed = seed + number
 
     def enlarge(self, lr: np.ndarray, inference: Inference) -> np.ndarray:
-        """8-bit BGR [h * scale, w * scale, 3] from 8-bit BGR [h, w, 3] or gray [h, w].
+        """Enlarge an 8-bit image, BGR [h, w, 3] or gray [h, w], to 8-bit BGR [h * scale, w * scale, 3].
 
         Raises:
             UserError: see `upscale`.
@@ -195,10 +208,10 @@ class Contestant:
 
 
 def upscale(net: nn.Module, x: Tensor, recipe: Recipe, inference: Inference) -> Tensor:
-    """Enlarge [1, 3, h, w].
+    """Enlarge an image, [1, 3, h, w] -> [1, 3, h * scale, w * scale].
 
     Raises:
-        UserError: the network fails on it, or enlarges by another factor.
+        UserError: the network fails on it, lacks memory, or enlarges by another factor than the recipe says.
     """
 
     def fitting(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, time and memory, for one LR image of a named size."""
+"""Cost of a network: parameters, and multiply-adds, time and memory for one LR image of a given size."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from nlsn_plugin.layers.nlsa import set_rounds
 from nlsn_plugin.models.building import build
 
 BUDGET = 5.0
-"""Seconds for the times of each network."""
+"""Seconds for which each network is timed."""
 
 
 def measure(
     contestant: Contestant, n_hashes: int | None, size: Sequence[int], device: str, inference: Inference
 ) -> dict[str, Any]:
-    """The record of one network.
+    """Measure the cost of one network.
 
     Args:
         contestant: the network.
-        n_hashes: rounds of its attentions; None leaves them.
+        n_hashes: rounds of its attentions; None leaves them as they are.
         size: height and width of the LR image.
         device: 'cpu' or 'cuda'.
-        inference: how it is enlarged.
+        inference: how the image is enlarged.
+
+    Returns:
+        A record with lr_size, parameters, multiply_adds, milliseconds, spread, runs and peak_bytes.
     """
     recipe = contestant.recipe
     contestant.hash_by(n_hashes, None)
@@ -50,14 +53,15 @@ def measure(
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Those that training changes."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
 def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inference: Inference) -> int:
-    """Of convolutions, matrix products and attention (hashing, scores and sums over windows), as PyTorch counts them.
+    """Multiply-adds of convolutions, matrix products and attention (hashing, scores, sums), as PyTorch counts them.
 
-    On the meta device, where nothing is computed; or on its own, if it looks at numbers, which are not there.
+    They are counted on the meta device, where nothing is computed. A network that fails there, since it looks at
+    values, is run on its own device.
     """
 
     def counted(net: nn.Module, device: torch.device | str) -> int:
@@ -74,7 +78,10 @@ def count_multiply_adds(net: nn.Module, recipe: Recipe, size: Sequence[int], inf
 def one_image(
     device: str, recipe: dict[str, Any], n_hashes: int | None, size: list[int], inference: dict[str, Any]
 ) -> tuple[Step, Step]:
-    """Upscaling of a small image, and of one of the size, for `peak_memory`; fresh weights take as much as others."""
+    """Upscaling of a small image and of one of the given size, as `peak_memory` expects them.
+
+    The weights are fresh: they take as much memory as trained ones.
+    """
     made, settings = Recipe(**recipe), Inference(**inference)
     net = build(made.type, made.arguments, made.label).eval().to(device)
     set_rounds(net, n_hashes)

@@ -1,4 +1,4 @@
-"""The paper's tables and figures: what they need is trained, measured, and shown beside what the paper prints."""
+"""The paper's tables and figures: train and measure what they need, and show it beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of the paper's schedule is trained.
+    """Share of the paper's training schedule to run.
 
     Attributes:
-        name: for folders.
-        share: of the updates, and of the milestones of the learning rate.
-        batch_size: patches of an update; None for the paper's 16.
+        name: 'paper', 'smoke', or the share as the user wrote it.
+        share: factor in (0, 1] for the number of updates and the milestones of the learning rate.
+        batch_size: patches in an update; None for the paper's 16.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Budget:
 
 
 SMOKE = Budget('smoke', 150 / 1_000_000, 4)
-"""Shows that all of it runs, not who is better."""
+"""150 updates: enough to show that everything runs, too few to compare networks."""
 ELSEWHERE = ('dataroot_gt', 'dataroot_lq', 'num_worker_per_gpu')
-"""What an experiment's data set may have otherwise when it is looked at again: another folder, another machine."""
+"""Data set options that may differ when an experiment is resumed, in another folder or on another machine."""
 
 
 def find_budget(text: str) -> Budget:
-    """'paper', 'smoke', or a share of the paper's updates such as 0.01.
+    """Parse a budget: 'paper', 'smoke', or a share of the paper's updates such as 0.01.
 
     Raises:
         UserError: it is none of these.
@@ -72,15 +72,15 @@ def find_budget(text: str) -> Budget:
 
 @dataclass
 class Laboratory:
-    """Where experiments are made.
+    """Folders, data, budget and device of a series of experiments.
 
     Attributes:
-        output: takes option files, experiments, and results.
+        output: folder for option files, experiments and results.
         data: folders of HR images to train on; None for the LMDBs that the option files name.
-        sets: folders of sets to measure on, by name.
-        budget: how long is trained.
-        device: 'cpu' or 'cuda', of the measurement.
-        made: LMDBs of `data`, by scale.
+        sets: folders of the benchmark sets to measure on, by name.
+        budget: length of the training.
+        device: 'cpu' or 'cuda', for the measurements.
+        made: LMDBs made of `data` so far, by scale.
     """
 
     output: Path
@@ -91,7 +91,7 @@ class Laboratory:
     made: dict[int, list[Path]] = field(default_factory=dict)
 
     def lmdbs(self, scale: int) -> list[Path]:
-        """What is trained on, HR and LR, made on first use."""
+        """The LMDBs to train on, HR and LR, made on first use."""
         if scale not in self.made:
             parts = self.data or []
             self.made[scale] = prepare_training_data(
@@ -101,14 +101,14 @@ class Laboratory:
 
 
 def train(network: str, laboratory: Laboratory) -> Path:
-    """Train a network of options/paper, unless that is done; go on where it was stopped.
+    """Train a network of options/paper unless that is done; a stopped run is resumed.
 
     Returns:
         Its option file, with the budget's schedule and the laboratory's data.
 
     Raises:
-        UserError: it was begun by other options; or the training failed, and has said why.
-        InterruptedRunError: a signal ended it, or came too late for it, but not for what comes after.
+        UserError: it was begun with other options, or the training failed (it has printed why).
+        InterruptedRunError: a signal ended the training, or came too late for that but asks this process to end.
     """
     path = laboratory.output.resolve() / 'options' / f'{network}.yml'
     options = scheduled(Document(find_option_file(f'paper/{network}.yml')).options, laboratory)
@@ -131,12 +131,15 @@ def train(network: str, laboratory: Laboratory) -> Path:
 
 
 def refuse_others(experiment: Path, copy: Path, options: Options) -> None:
-    """Refuse an experiment that was begun by other options than those of now: its figures would not be theirs.
+    """Refuse to resume an experiment that was begun with other options: its figures would belong to neither.
 
     Args:
-        experiment: its folder.
-        copy: of its option file, which training has put there.
-        options: of now.
+        experiment: the folder of the experiment.
+        copy: the copy of its option file that training has put there; nothing is refused if there is none.
+        options: the current options.
+
+    Raises:
+        UserError: options that the weights depend on differ.
     """
     if not copy.exists():
         return
@@ -150,14 +153,14 @@ def refuse_others(experiment: Path, copy: Path, options: Options) -> None:
 
 
 def deciding(options: Options) -> Options:
-    """Of an experiment's options those that its weights depend on."""
+    """Select the options of an experiment on which its weights depend."""
     dataset = {key: value for key, value in options['datasets']['train'].items() if key not in ELSEWHERE}
     others = {key: value for key, value in options.items() if key not in ('path', 'logger')}
     return {**others, 'datasets': dataset}
 
 
 def scheduled(options: Options, laboratory: Laboratory) -> Options:
-    """An experiment's options with the schedule of the budget, its data, and no validation on the way."""
+    """Change `options` in place to the budget's schedule and the laboratory's data, without validation."""
     budget, scale = laboratory.budget, options['scale']
     training = options['datasets']['train']
     if laboratory.data:
@@ -181,14 +184,15 @@ def run(name: str, laboratory: Laboratory) -> Results:
     """Train and measure all that a table or figure needs.
 
     Args:
-        name: of STUDIES.
-        laboratory: where, on what, and for how long.
+        name: a key of STUDIES.
+        laboratory: folders, data, budget and device.
 
     Returns:
-        title, conditions, rows (label, psnr by set, paper, remark), costs of layers where the paper has them.
+        A dict with title, conditions, axis, rows (among others label, psnr by set, paper, remark) and, where the paper
+        has them, costs of layers.
     """
     study = STUDIES[name]
-    sets = [open_set(label, folder, 2) for label, folder in laboratory.sets.items()]  # before days of training
+    sets = [open_set(label, folder, 2) for label, folder in laboratory.sets.items()]  # fails before days of training
     note_data(laboratory)
     files = {network: train(network, laboratory) for network in study.networks}
     found: dict[tuple[str, int | None], dict[str, float]] = {}
@@ -203,7 +207,7 @@ def run(name: str, laboratory: Laboratory) -> Results:
 
 
 def table1(laboratory: Laboratory) -> str:
-    """NLSN at x2, x3 and x4, trained if they are not there, beside all methods of Table 1, as Markdown."""
+    """Show NLSN at x2, x3 and x4 beside all methods of Table 1, as Markdown; what is not trained yet is trained."""
     scales = (2, 3, 4)
     sets = {scale: [open_set(label, folder, scale) for label, folder in laboratory.sets.items()] for scale in scales}
     note_data(laboratory)
@@ -217,7 +221,7 @@ def table1(laboratory: Laboratory) -> str:
 def measure(
     network: str, path: Path, rounds: Sequence[int | None], sets: Sequence[BenchmarkSet], laboratory: Laboratory
 ) -> dict[tuple[str, int | None], dict[str, float]]:
-    """PSNR on Y by set, for each number of rounds."""
+    """Measure the PSNR on Y of a network; return it by set for each (network, rounds)."""
     settings = scoring.Settings(n_hashes=rounds, device=laboratory.device, cost_size=None)
     contestant = Contestant(from_option_file(str(path)), laboratory.device)
     results = scoring.run([contestant], {contestant.recipe.scale: sets}, settings, laboratory.output / 'images')
@@ -231,10 +235,10 @@ def measure(
 
 
 def note_data(laboratory: Laboratory) -> None:
-    """Keep what experiments were trained on; refuse to mix them with others.
+    """Record the data and the budget in plan.json, and refuse to mix experiments that differ in these.
 
     Raises:
-        UserError: the output holds experiments on other data, or what was kept of them is damaged.
+        UserError: the output holds experiments on other data or of another budget, or plan.json is damaged.
     """
     kept = laboratory.output / 'plan.json'
     plan: Options = {'budget': asdict(laboratory.budget)}
@@ -258,7 +262,7 @@ def note_data(laboratory: Laboratory) -> None:
 
 
 def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]:
-    """The schedule, the data and the machine behind the figures."""
+    """Conditions under which the figures were obtained: schedule, data and machine."""
     options = yaml.safe_load(next(iter(files.values())).read_text(encoding='utf-8'))
     return {
         'updates': options['train']['total_iter'],
@@ -271,7 +275,7 @@ def conditions(files: dict[str, Path], laboratory: Laboratory) -> dict[str, Any]
 
 
 def markdown(results: Results) -> str:
-    """A table for people: ours beside the paper's."""
+    """Format results as Markdown, with the paper's figures beside the measured ones."""
     held = results['conditions']
     sets = held['measured on']
     rows = [
@@ -300,7 +304,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """PSNR on the first set over what a figure varies."""
+    """Plot the PSNR on the first set against the quantity that the figure varies, as PNG."""
     from matplotlib.figure import Figure
 
     name = results['conditions']['measured on'][0]
@@ -317,7 +321,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def write(name: str, results: Results, output: Path) -> list[Path]:
-    """Keep results as JSON and Markdown, and a figure as a picture."""
+    """Write results as JSON and Markdown, and those of a figure also as PNG; return the paths."""
     paths = [output / f'{name}.json', output / f'{name}.md']
     write_text(paths[0], json.dumps(results, indent=1) + '\n')
     write_text(paths[1], markdown(results))

@@ -1,4 +1,4 @@
-"""A page of visual comparisons in the style of the paper's Figure 4, with error maps; it opens without a server."""
+"""HTML page of visual comparisons in the style of the paper's Figure 4, with error maps; it needs no server."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from nlsn_plugin.engine.pages import render
 from nlsn_plugin.files import write_text
 
 BRIGHTEST = 48
-"""The error in levels of Y from which on a map is brightest."""
+"""Error in levels of Y at which an error map reaches its brightest colour."""
 EDGE = 8
-"""Pixels along the edges that do not count in the choice of a detail."""
+"""Pixels along the edges that are ignored when a detail is chosen."""
 
 
 def write(results: Results, tables: Sequence[Table], folder: Path, per_set: int) -> Path:
-    """Write index.html and the images it shows, under visuals/.
+    """Write index.html, and the images it shows under visuals/; return the path of the page.
 
     Args:
-        results: of `scoring.run`.
-        tables: for the top of the page.
-        folder: the output of `scoring.run`.
-        per_set: images of each set and scale; those in which the networks differ most.
+        results: what `scoring.run` returned.
+        tables: shown at the top of the page.
+        folder: the output folder of `scoring.run`.
+        per_set: number of images to show of each set and scale, namely those in which the networks differ most.
 
     Raises:
         SaveError: the folder cannot be written to.
@@ -59,13 +59,13 @@ def of_set(image: Record) -> tuple[int, str]:
 
 
 def pixels(images: Sequence[Record], folder: Path) -> dict[str, np.ndarray]:
-    """The ground truth, under '', and what was made of it; BGR."""
+    """Read the ground truth, under the key '', and the enlarged images, by network; all BGR."""
     truth = crop_to_multiple(read_image(Path(images[0]['hr'])), images[0]['scale'])
     return {'': truth, **{image['network']: read_image(folder / image['file']) for image in images}}
 
 
 def where_they_differ(images: Sequence[Record], folder: Path) -> tuple[int, int, float]:
-    """Top-left corner of the detail in which the networks differ most, and by how much.
+    """Top and left of the detail in which the networks differ most, and the difference summed over it.
 
     A single network is compared with bicubic, and bicubic alone with the truth.
     """
@@ -73,16 +73,20 @@ def where_they_differ(images: Sequence[Record], folder: Path) -> tuple[int, int,
     networks = [image for name, image in found.items() if name not in ('', BICUBIC)]
     compared = networks if len(networks) > 1 else [*networks, found[BICUBIC], found['']][:2]
     amount = np.stack([to_y_channel(image)[..., 0] for image in compared]).astype(np.float64).var(axis=0)
-    inner = np.zeros_like(amount)  # along the edges networks differ without meaning
+    inner = np.zeros_like(amount)  # differences along the edges mean little
     inner[EDGE:-EDGE, EDGE:-EDGE] = amount[EDGE:-EDGE, EDGE:-EDGE]
     return densest(inner, DETAIL, DETAIL)
 
 
 def draw(images: Sequence[Record], top: int, left: int, folder: Path, number: int) -> Mapping[str, Any]:
-    """Write the whole truth, the details and their error maps; return what the page says of them.
+    """Write the whole truth, the details and their error maps; return the values that the page's template needs.
 
-    number: of the comparison. Files have numbers since labels, and names of images, may differ in letters that names of
-    files lack, or be those of the truth.
+    Args:
+        images: records of one image, one for each network.
+        top, left: corner of the detail.
+        folder: the output folder of `scoring.run`.
+        number: of the comparison; it begins the names of its files. Numbers keep the names apart where labels or names
+            of images differ only in characters that `plain` replaces, or where a label is that of the truth.
     """
     found = pixels(images, folder)
     truth = found['']
@@ -129,6 +133,6 @@ def infinite_if_equal(psnr: float | None) -> float:
 
 
 def error_map(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """|difference of Y| as colours from black to yellow, BGR."""
+    """Absolute difference of Y as colours from black to yellow, BGR."""
     difference = np.abs(to_y_channel(image) - to_y_channel(truth))[..., 0]
     return cv2.applyColorMap((difference / BRIGHTEST * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)

@@ -1,4 +1,4 @@
-"""What an evaluation keeps on disk: figures by keys of all that they depend on, and images."""
+"""Records that an evaluation keeps on disk: figures, by digests of all that they depend on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Lines of JSON, by keys of all that they depend on.
+    """Records in a file of JSON lines, by keys, each of which is the digest of all that its record depends on.
 
     Args:
-        path: the file, which may exist; a line that was cut short, or is of something else, is dropped.
+        path: the file, which may exist; lines that were cut short, or that are no such records, are dropped from it.
+
+    Attributes:
+        found: the records, by key.
 
     Raises:
-        SaveError: it cannot be written.
+        SaveError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,5 +48,5 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def plain(label: str) -> str:
-    """A label as a part of a file's name."""
+    """Make a label fit for a file name: all but letters, digits, '-' and '.' become '_'."""
     return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in label)

@@ -1,4 +1,4 @@
-"""An evaluation's results as tables: on the terminal, in Markdown, LaTeX and CSV; beside Table 1 of the paper."""
+"""Results of an evaluation as tables, in Markdown, LaTeX and CSV; optionally beside Table 1 of the paper."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ Results = dict[str, Any]
 
 PLANES = {'y': 'Y', 'rgb': 'RGB'}
 LATEX = {'\\': r'\textbackslash{}', '^': r'\textasciicircum{}', '~': r'\textasciitilde{}'}
-"""Characters that a backslash before them does not turn into plain text."""
+"""LaTeX for the characters that a backslash does not escape."""
 
 
 class Table(NamedTuple):
-    """Text in rows below a title; `notes` are sentences below."""
+    """A table of text.
+
+    Attributes:
+        title: heading.
+        headers: names of the columns.
+        rows: cells as text.
+        notes: sentences below the table.
+    """
 
     title: str
     headers: Sequence[str]
@@ -35,7 +42,7 @@ class Table(NamedTuple):
 
 
 def tables(results: Results, method: str | None = None) -> list[Table]:
-    """All tables of an evaluation; beside Table 1, with the differences to one of its methods, if that is given."""
+    """All tables of an evaluation; if `method` is given, also Table 1 with the differences to that method."""
     found = [figures_on(plane, results) for plane in PLANES]
     found[0] = found[0]._replace(notes=list(notes(results)))
     if any(network['cost'] for network in results['networks']):
@@ -46,7 +53,7 @@ def tables(results: Results, method: str | None = None) -> list[Table]:
 
 
 def figures_on(plane: str, results: Results) -> Table:
-    """Networks and bicubic by sets."""
+    """Table of PSNR and SSIM on one of PLANES: a row for bicubic and each network, a column for each set."""
     sets = list(dict.fromkeys(figure['set'] for figure in results['figures']))
     cells: dict[tuple[int, str], dict[str, str]] = {}
     for figure in results['figures']:
@@ -58,7 +65,7 @@ def figures_on(plane: str, results: Results) -> Table:
 
 
 def spread(figure: dict[str, Any], digits: int) -> str:
-    """A mean, with the deviation between seeds where there are several."""
+    """Format a mean, with the standard deviation between seeds if there are several."""
     if figure['mean'] is None:
         return 'inf'
     around = '' if figure['spread'] is None else f' ± {figure["spread"]:.{digits + 1}f}'
@@ -66,7 +73,7 @@ def spread(figure: dict[str, Any], digits: int) -> str:
 
 
 def notes(results: Results) -> Iterator[str]:
-    """How it was measured, in sentences."""
+    """Sentences that say how the figures were measured."""
     protocol = results['protocol']
     rounding = {'float': 'not rounded', '8-bit': 'rounded to 8 bits'}[protocol['luma']]
     gray = {'rgb': 'as RGB of three equal planes', 'raw': 'on their own plane'}[protocol['gray']]
@@ -98,7 +105,7 @@ def notes(results: Results) -> Iterator[str]:
 
 
 def costs(results: Results) -> Table:
-    """What each network takes."""
+    """Table of each network's parameters, multiply-adds, time and peak memory for one image."""
     headers = ['scale', 'network', 'LR image', 'parameters', 'multiply-adds', 'time', 'peak memory']
     rows = []
     for network in results['networks']:
@@ -123,7 +130,10 @@ def costs(results: Results) -> Table:
 
 
 def beside_paper(results: Results, method: str) -> Table:
-    """Table 1 at the scales and on the sets of an evaluation, its networks, and their differences to one method."""
+    """Table 1 of the paper with the evaluation's networks added, and their differences to one of its methods.
+
+    It is limited to the scales and sets of the evaluation.
+    """
     sets = [name for name in table1.SETS if any(figure['set'] == name for figure in results['figures'])]
     published = table1.read()
     rows, misprints = [], []
@@ -161,7 +171,7 @@ def difference(ours: table1.Figure | None, theirs: table1.Figure | None) -> str:
 
 
 def markdown(found: Sequence[Table]) -> str:
-    """What the terminal shows, and table.md holds."""
+    """Format tables as Markdown, for the terminal and table.md."""
     parts = []
     for table in found:
         grid = tabulate(table.rows, table.headers, tablefmt='github', disable_numparse=True)
@@ -170,7 +180,7 @@ def markdown(found: Sequence[Table]) -> str:
 
 
 def latex(found: Sequence[Table]) -> str:
-    """Tables for a paper; they need the package booktabs."""
+    """Format tables as LaTeX, which needs the package booktabs."""
     parts = []
     for table in found:
         grid = tabulate(table.rows, table.headers, tablefmt='latex_booktabs', disable_numparse=True)
@@ -181,7 +191,7 @@ def latex(found: Sequence[Table]) -> str:
 
 
 def escaped(text: str) -> str:
-    """As LaTeX prints it."""
+    """Escape the characters that are special in LaTeX."""
     return re.sub(r'[&%$#_{}\\^~]', lambda found: LATEX.get(found[0], f'\\{found[0]}'), text)
 
 
@@ -196,11 +206,11 @@ def write(results: Results, found: Sequence[Table], folder: Path) -> None:
     write_text(folder / 'results.json', json.dumps(results, indent=1, allow_nan=False) + '\n')
     write_text(folder / 'table.md', markdown(found))
     write_text(folder / 'table.tex', latex(found))
-    write_whole(folder / 'table.csv', lambda path: path.write_bytes(lines.getvalue().encode()))  # its ends of lines
+    write_whole(folder / 'table.csv', lambda path: path.write_bytes(lines.getvalue().encode()))  # bytes keep \r\n
 
 
 def write_csv(results: Results, file: Any) -> None:
-    """A line for each scale, set and network."""
+    """Write a header and a line for each scale, set and network."""
     columns = ['scale', 'set', 'network', 'images', 'identical']
     metrics = [f'{metric}{part}' for metric in METRICS for part in ('', '_spread')]
     cost = ['parameters', 'multiply_adds', 'milliseconds', 'peak_bytes']

@@ -1,4 +1,4 @@
-"""Networks measured on benchmark sets beside bicubic, image by image; what was measured before a stop is kept."""
+"""Measurement of networks and bicubic on benchmark sets, image by image; a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Settings:
     """All that figures depend on besides networks and images.
 
     Attributes:
-        protocol: what is compared with what.
-        border: pixels left out along each edge; None is the scale.
-        inference: how networks enlarge.
-        n_hashes: rounds of hashing to be tried, None as the network has them.
-        seeds: how many seeds of hashing, counted from the network's own.
+        protocol: which planes are compared, and how they are obtained.
+        border: pixels left out along each edge; None is as many as the scale.
+        inference: how networks enlarge images.
+        n_hashes: numbers of rounds to try; None in it stands for the network's own number.
+        seeds: number of seeds of the hashing to try, counted up from the network's own seed.
         device: 'cpu' or 'cuda'.
-        cost_size: height and width of the LR image for time and memory; None measures neither.
+        cost_size: height and width of the LR image for which the cost is measured; None measures no cost.
     """
 
     protocol: Protocol = PROTOCOLS['basicsr']
@@ -54,7 +54,15 @@ class Settings:
 
 
 class Entry(NamedTuple):
-    """A row of the tables; the contestant of bicubic is None."""
+    """A row of the tables.
+
+    Attributes:
+        label: name in the tables.
+        scale: factor of enlargement.
+        contestant: the network; None for bicubic.
+        n_hashes: rounds of hashing; None without attention.
+        seeds: seeds of the hashing; [None] without attention.
+    """
 
     label: str
     scale: int
@@ -69,16 +77,16 @@ def run(
     """Measure bicubic and all contestants on all sets.
 
     Args:
-        contestants: networks, each of one of the scales.
-        sets: by scale.
-        settings: the protocol.
-        output: takes records.jsonl and images/, and gives what is in them already.
+        contestants: the networks; each is measured at its own scale.
+        sets: benchmark sets, by scale.
+        settings: the protocol, and how networks are run.
+        output: folder for records.jsonl and images/; what these hold already is not measured again.
 
     Returns:
-        What results.json holds: protocol, machine, networks, sets, figures, images.
+        The content of results.json: protocol, machine, networks, sets, figures, images.
 
     Raises:
-        UserError: an image that cannot be scored, a network that fails, no room on the disk.
+        UserError: an image cannot be scored, a network fails, or the disk is full.
     """
     records = Records(output / 'records.jsonl')
     entries = list(rows(contestants, list(sets), settings))
@@ -99,7 +107,7 @@ def run(
             key = digest(what_decides(entry, seed, photograph, settings))
             name = f'{photograph.hr.stem}_{plain(entry.label)}_{key[:8]}.png'
             file = Path('images', f'{plain(benchmark_set.name)}_x{entry.scale}', name)
-            shown = seed == entry.seeds[0]  # of the others only figures are kept
+            shown = seed == entry.seeds[0]  # for other seeds figures are kept, but no images
             if key in records.found and (not shown or (output / file).exists()):
                 reused += 1
             else:
@@ -146,7 +154,7 @@ def run(
 
 
 def rows(contestants: Sequence[Contestant], scales: Sequence[int], settings: Settings) -> Iterator[Entry]:
-    """Bicubic and the contestants at each scale, with each number of rounds."""
+    """Yield the rows of the tables: at each scale bicubic, then each contestant with each number of rounds."""
     for scale in scales:
         yield Entry(BICUBIC, scale, None, None, [None])
         for contestant in contestants:
@@ -164,7 +172,7 @@ def rows(contestants: Sequence[Contestant], scales: Sequence[int], settings: Set
 
 
 def what_decides(entry: Entry, seed: int | None, photograph: Photograph, settings: Settings) -> dict[str, Any]:
-    """All that a figure depends on."""
+    """Everything that the figures of one image depend on, to be digested into the key of their record."""
     network = None
     if entry.contestant:
         recipe = entry.contestant.recipe
@@ -192,7 +200,12 @@ def what_decides(entry: Entry, seed: int | None, photograph: Photograph, setting
 
 
 def measure(entry: Entry, seed: int | None, photograph: Photograph, settings: Settings) -> tuple[np.ndarray, Record]:
-    """The enlarged image, and its figures; the PSNR of equal images is null."""
+    """Enlarge and score one image; return it and its figures, with None for the infinite PSNR of equal images.
+
+    Raises:
+        DataError: the image cannot be read or scored.
+        UserError: the network fails on it.
+    """
     truth, lr = photograph.read(entry.scale)
     started = time.perf_counter()
     if entry.contestant:
@@ -216,7 +229,7 @@ def measure(entry: Entry, seed: int | None, photograph: Photograph, settings: Se
 
 
 def figures(images: Sequence[Record]) -> Iterator[Record]:
-    """Mean over each set, then over seeds, with the standard deviation between seeds."""
+    """Yield for each scale, set and network the means over images, then seeds, and the deviation between seeds."""
     groups: dict[tuple[int, str, str], list[Record]] = {}
     for image in images:
         groups.setdefault((image['scale'], image['set'], image['network']), []).append(image)
@@ -243,13 +256,13 @@ def figures(images: Sequence[Record]) -> Iterator[Record]:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Of those that are not null; null if all are."""
+    """Mean of the values that are not None; None if all are None."""
     found = mean([math.inf if value is None else value for value in values])
     return None if math.isinf(found) else found
 
 
 def describe(settings: Settings, scales: Sequence[int]) -> dict[str, Any]:
-    """The protocol in full."""
+    """Describe the protocol in full, for results.json."""
     return {
         **asdict(settings.protocol),
         'output': 'rounded to 8-bit RGB',
@@ -263,7 +276,7 @@ def describe(settings: Settings, scales: Sequence[int]) -> dict[str, Any]:
 
 
 def describe_network(entry: Entry, contestant: Contestant, settings: Settings, records: Records) -> Record:
-    """A row's network, and what it costs where that is wanted."""
+    """Describe the network of a row, and its cost if the settings ask for it."""
     return {
         **asdict(contestant.recipe),
         'sha256': contestant.digest,
@@ -275,7 +288,7 @@ def describe_network(entry: Entry, contestant: Contestant, settings: Settings, r
 
 
 def chosen_by_environment() -> dict[str, str]:
-    """The backend that is taken for 'auto', where a variable of the environment says so."""
+    """The backend that replaces 'auto', as {'backend': name}, if the environment variable NLSN_BACKEND names one."""
     backend = ops.named('auto')
     return {} if backend == 'auto' else {'backend': backend}
 

@@ -1,1 +1,1 @@
-"""Time, peak memory, and the machine that they were measured on."""
+"""Measurement of time and peak memory, and a description of the machine."""

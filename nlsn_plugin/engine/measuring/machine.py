@@ -1,4 +1,4 @@
-"""The machine, and what figures depend on besides."""
+"""Description of the machine and the settings that measured figures depend on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nlsn_plugin.ops import tf32
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine, the versions and the settings that times and memory depend on."""
     pages = Path('/sys/kernel/mm/transparent_hugepage/enabled')
     return {
         **describe_cpu(),
-        'instructions': torch.backends.cpu.get_cpu_capability(),  # that PyTorch uses
+        'instructions': torch.backends.cpu.get_cpu_capability(),  # the vector instructions that PyTorch uses
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         **(describe_gpu() if device == 'cuda' else {'gpu': None}),
@@ -33,7 +33,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def describe_cpu() -> dict[str, Any]:
-    """What it is, and its instructions for bfloat16, which decide on the speed of that; as far as Linux tells."""
+    """Describe the CPU, with its bfloat16 instructions where Linux lists them: they decide the speed in that type."""
     if not Path('/proc/cpuinfo').exists():
         return {'cpu': platform.processor()}
     first = Path('/proc/cpuinfo').read_text().partition('\n\n')[0]
@@ -46,7 +46,7 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def describe_gpu() -> dict[str, Any]:
-    """What figures of a GPU depend on besides; how float32 is multiplied there, as set when it is asked."""
+    """Describe the GPU, its libraries, and whether PyTorch is set at this moment to multiply float32 as TF32."""
     try:
         import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError:
@@ -64,7 +64,7 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def driver_version() -> str | None:
-    """Of the GPU; None where its tool is not there to tell."""
+    """Version of the GPU's driver; None if nvidia-smi is missing or fails."""
     tool = shutil.which('nvidia-smi')
     if tool is None:
         return None

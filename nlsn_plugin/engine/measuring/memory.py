@@ -1,4 +1,4 @@
-"""Peak memory of steps, and what is free."""
+"""Peak memory of steps, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from nlsn_plugin.engine.measuring.timing import Step
 from nlsn_plugin.ops import scratch
 
 RETURN_ALL = {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
-"""For the C library: what is freed goes back to the system, where else some of it is kept, now more, now less."""
+"""Environment variables that make glibc return freed memory to the system; by default it keeps varying amounts."""
 
 
 class Job(NamedTuple):
-    """Something whose memory `peak_memories` measures.
+    """A step whose peak memory `peak_memories` measures.
 
     Args:
-        what: for the message if that fails.
-        prepare: a function of a module, which returns a small step, to load the libraries, and the step.
-        arguments: of `prepare` after the device, such as JSON can hold.
+        what: name of the step in the message if it fails.
+        prepare: a function at the top level of a module. It returns a small step, which is run first to load the
+            libraries, and the step to measure.
+        arguments: arguments of `prepare` after the device; JSON must be able to hold them.
     """
 
     what: str
@@ -44,31 +45,33 @@ class Job(NamedTuple):
 
 
 def free_memory(device: str) -> int:
-    """Bytes that can still be taken, once nothing is kept for later."""
+    """Free what is not used any more, and return the bytes that can be taken on the device."""
     release(device)
     return available_memory(device)
 
 
 def release(device: str) -> None:
-    """Free what nothing refers to any more, and on a GPU PyTorch's cache."""
+    """Collect garbage, and on a GPU empty PyTorch's cache."""
     gc.collect()
     if device == 'cuda':
         torch.cuda.empty_cache()
 
 
 def peak_memory(what: str, prepare: Callable[..., tuple[Step, Step]], device: str, *arguments: Any) -> int | None:
-    """`peak_memories` of one job."""
+    """Return the peak of a single job, see `peak_memories`."""
     [peak] = peak_memories([Job(what, prepare, arguments)], device)
     return peak
 
 
 def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
-    """Bytes that each step takes at the peak, besides what was there before, as they become known; None where it cannot
-    be told.
+    """Yield for each job the bytes that its step takes at the peak, beyond those in use before; None if unknown.
 
-    What is freed and kept for later counts neither on a CPU nor on a GPU. Measured in a process of its own: on a GPU,
-    where PyTorch counts, all there; on a CPU, since memory that was used before is used again unseen, each in one that
-    it forks, with the libraries loaded and nothing kept of what they computed.
+    Unknown means that the step failed, or that the system does not tell (a CPU without /proc/self/clear_refs). Memory
+    that was freed but is kept for later use does not count.
+
+    The steps run in another process. On a GPU all of them run in that process, where PyTorch counts. On a CPU a step
+    could use memory that an earlier one has left without being noticed, so each step runs in a fork of that process,
+    which has the libraries loaded and has computed nothing.
     """
     if device == 'cpu' and not Path('/proc/self/clear_refs').exists():
         yield from [None] * len(jobs)
@@ -79,7 +82,7 @@ def peak_memories(jobs: list[Job], device: str) -> Iterator[int | None]:
 
 
 def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None, None]:
-    """Those of `jobs`, from another process; which of them failed is said."""
+    """Yield the peaks of `jobs` from another process; None for those that fail, with a message on stderr."""
     words = [[job.prepare.__module__, job.prepare.__qualname__, [device, *job.arguments]] for job in jobs]
     command = [sys.executable, '-m', __name__, str(torch.get_num_threads())]
     with tempfile.TemporaryFile('w+') as asked, tempfile.TemporaryFile('w+') as said:
@@ -91,7 +94,7 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
             stdout=subprocess.PIPE,
             stderr=said,
             env=os.environ | RETURN_ALL,
-            start_new_session=True,  # to end it with all that it has forked
+            start_new_session=True,  # so that it can be killed together with its forks
         )
         with process:
             lines = iter(process.stdout or ())
@@ -103,22 +106,22 @@ def peaks_elsewhere(jobs: list[Job], device: str) -> Generator[int | None, None,
                         tqdm.write(f'{job.what}: memory could not be measured: {peak}', file=sys.stderr)
                     yield None if isinstance(peak, str) else peak
             finally:
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # unless this is stopped, all have ended
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # usually all have ended by now
                     if hasattr(os, 'killpg'):
                         os.killpg(process.pid, signal.SIGKILL)
-                    else:  # nor forks
+                    else:  # a system without process groups has no forks either
                         process.kill()
 
 
 def how_it_ended(process: subprocess.Popen[bytes], said: IO[str]) -> str:
-    """The last line of a process, or its status."""
+    """Wait for a process, and return the last line of its output in `said`, or its exit status if there is none."""
     status = process.wait()
     said.seek(0)
     return (said.read().strip().splitlines() or [f'exit status {status}'])[-1]
 
 
 def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str]:
-    """What `peaks_elsewhere` asks for, in a fresh process; in its place the error of a step that fails."""
+    """Yield the peaks that `peaks_elsewhere` asks for, in the fresh process; for a failing step, its error as text."""
     for module, name, arguments in jobs:
         prepare = getattr(importlib.import_module(module), name)
         if arguments[0] == 'cuda':
@@ -129,7 +132,7 @@ def peaks_here(jobs: list[list[Any]]) -> Iterator[int | str]:
 
 
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process forked off this one; the status of that, if it is ended before."""
+    """Call a function in a fork of this process and return its result, or the exit status if the fork dies before."""
     context = multiprocessing.get_context('fork')
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sending.send(function(*arguments)))
@@ -137,7 +140,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     sending.close()
     with receiving, contextlib.suppress(EOFError):
         found = receiving.recv()
-        process.join()  # its memory is free for the next
+        process.join()  # so that its memory is free before the next fork
         return found
     process.join()
     return f'exit status {process.exitcode}'
@@ -146,7 +149,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
 def peak_or_error(prepare: Callable[..., tuple[Step, Step]], arguments: list[Any]) -> int | str:
     try:
         return peak_here(arguments[0], *prepare(*arguments))
-    except Exception as error:  # noqa: BLE001  (whatever a step raises, as memory runs out or otherwise)
+    except Exception as error:  # noqa: BLE001  (a step may raise anything, for want of memory or otherwise)
         return f'{type(error).__name__}: {error}'.splitlines()[0]
 
 
@@ -160,15 +163,15 @@ def peak_here(device: str, small_step: Step, step: Step) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    scratch.forget()  # what of it the small step used would be used again unseen
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    scratch.forget()  # the step would use the small step's arena again without being noticed
+    Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM, the peak so far
     before = process_memory('VmRSS')
     step()
     return process_memory('VmHWM') - before
 
 
 def peak_of_process() -> int | None:
-    """Bytes of memory that this process has held at most since it began; None where it cannot be told."""
+    """Peak memory of this process since it began, in bytes; None on systems without /proc."""
     return process_memory('VmHWM') if Path('/proc/self/status').exists() else None
 
 

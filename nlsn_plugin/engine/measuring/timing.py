@@ -1,4 +1,4 @@
-"""Seconds of steps that are run in turns."""
+"""Timing of steps that are run in turns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Step = Callable[[], Any]
 
 
 def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of each step, run in turns for `budget` seconds, at least 3 times, after a first time to warm up."""
+    """Run the steps in turns for `budget` seconds and at least 3 turns; return the seconds of each run of each step.
+
+    Each step is run once before, to warm up.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -33,13 +36,20 @@ def interleaved(steps: dict[str, Step], device: str, budget: float) -> dict[str,
 
 
 def summary(seconds: list[float], parts: int = 1) -> dict[str, Any]:
-    """A step's times as records have them: median and spread in milliseconds, of one of its `parts`, and the runs."""
+    """Summarise the times of a step that does `parts` equal pieces of work, for a record.
+
+    Returns:
+        The median and the spread (least and most) in milliseconds of one piece, and the number of runs.
+    """
     middle, least, most = (1e3 * time / parts for time in (statistics.median(seconds), min(seconds), max(seconds)))
     return {'milliseconds': middle, 'spread': [least, most], 'runs': len(seconds)}
 
 
 def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]]:
-    """`interleaved` of those steps that can be recorded as CUDA graphs, which wait for no launch by the host."""
+    """Time steps as CUDA graphs, see `interleaved`: a graph does not wait for the host to launch each kernel.
+
+    Steps that cannot be recorded are left out, with a message on stderr.
+    """
     graphs: dict[str, Step] = {}
     for name, step in steps.items():
         try:
@@ -50,11 +60,11 @@ def on_gpu_alone(steps: dict[str, Step], budget: float) -> dict[str, list[float]
 
 
 def recorded(step: Step) -> Step:
-    """A step as a CUDA graph to replay; its memory is the graph's as long as that is kept."""
+    """Record a step as a CUDA graph, and return its replay; the graph holds the step's memory as long as it lives."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step()  # what is compiled, chosen or allocated the first time is not for a graph
+        step()  # compilation, autotuning and first allocations must not be recorded
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()

@@ -1,1 +1,1 @@
-"""Any picture enlarged: in memory, file by file, with comparisons."""
+"""Upscaling of any picture: in memory or file by file, with comparisons."""

@@ -1,4 +1,4 @@
-"""Many pictures enlarged, file by file: checked, written as a whole or not at all; what fails is reported."""
+"""Upscaling of many pictures, file by file: results are written as a whole or not at all, and failures reported."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Rep
     """Enlarge all pictures.
 
     Args:
-        inputs: of `find_inputs`.
+        inputs: what `find_inputs` returned.
         upscaler: the network.
-        output: where to.
-        report: is told of each picture: 'input', 'output', 'status' ('done', 'skipped' or 'failed'), and what there
-            is to say.
+        output: where results go, and how.
+        report: is called for each picture with a dict of 'input', 'output', 'status' ('done', 'skipped' or 'failed')
+            and, according to the status, 'error' or the details of the result.
 
     Returns:
-        How many failed.
+        The number of pictures that failed.
     """
     jobs, failed = jobs_of(inputs, upscaler.scale, output, report)
     total = sum(job.header.width * job.header.height for job in jobs)
@@ -67,7 +67,10 @@ def run(inputs: Sequence[Found], upscaler: Upscaler, output: Output, report: Rep
 
 
 def jobs_of(inputs: Sequence[Found], scale: int, output: Output, report: Report) -> tuple[list[Job], int]:
-    """What is to be done, and how many pictures failed already; these are reported, as is what is there."""
+    """Return the jobs to do, and the number of pictures that failed already.
+
+    Failed pictures are reported, and so are those whose results are there already.
+    """
     failed = 0
     jobs = []
     targets = Targets([found.path for found in inputs], scale, output)
@@ -92,10 +95,10 @@ def jobs_of(inputs: Sequence[Found], scale: int, output: Output, report: Report)
 
 
 def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[float], None]) -> Record:
-    """Read, enlarge and write one picture; return what there is to say of it.
+    """Read, enlarge and write one picture; return the details to report.
 
     Raises:
-        UserError: it is damaged, memory does not suffice, or the result cannot be written.
+        UserError: the picture is damaged, memory does not suffice, or the result cannot be written.
     """
     started = time.perf_counter()
     picture = pictures.read(job.source, job.named, output.most_pixels)
@@ -133,10 +136,10 @@ def enlarge(job: Job, upscaler: Upscaler, output: Output, advance: Callable[[flo
 
 
 def compare(job: Job, scale: int, output: Output) -> Record:
-    """Make the comparison of a result that is there; return what there is to say of it.
+    """Make the comparison for a result that is there already; return the details to report.
 
     Raises:
-        UserError: either picture is damaged, they do not belong together, or the comparison cannot be written.
+        UserError: either picture is damaged, their sizes do not match, or the comparison cannot be written.
     """
     started = time.perf_counter()
     picture = pictures.read(job.source, job.named, output.most_pixels)
@@ -160,16 +163,16 @@ def compare(job: Job, scale: int, output: Output) -> Record:
 
 
 def write(target: Path | None, content: bytes, force: bool) -> None:
-    """To a file, as a whole or not at all; or to the standard output.
+    """Write to a file, as a whole or not at all, or to the standard output if `target` is None.
 
     Raises:
-        SaveError: it cannot be written, or is there by now and is not to be overwritten.
+        SaveError: it cannot be written, or the file has come to exist meanwhile and `force` is not set.
         BrokenPipeError: nobody reads the standard output any more.
     """
     if target is not None:
         write_whole(target, lambda path: path.write_bytes(content), replaces=force)
         return
-    try:  # a stream of its own: what it cannot write, it does not try again as the process ends
+    try:  # not sys.stdout itself, which would try to flush again at exit what it could not write
         with open(sys.stdout.fileno(), 'wb', closefd=False) as stream:
             stream.write(content)
     except BrokenPipeError:

@@ -1,6 +1,7 @@
-"""A page with a slider over each pair of pictures, before and after; one file, which opens without a server.
+"""HTML page with a slider over each pair of pictures, before and after; a single file, which needs no server.
 
-`evaluation/page.py` is that of an evaluation, with details and error maps; this one is for whole pictures, of anyone's.
+This page shows whole pictures of any origin. The page of an evaluation, with details and error maps, is made by
+`evaluation/page.py`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from nlsn_plugin.errors import DataError, UserError
 from nlsn_plugin.files import is_dir, write_whole
 
 SHOWN = {'PNG': 'image/png', 'JPEG': 'image/jpeg', 'WEBP': 'image/webp'}
-"""What browsers show, by Pillow's names."""
+"""MIME types of the formats that browsers show, by Pillow's names."""
 BEFORE, AFTER = 'before', 'after'
 BICUBIC = 'bicubic'
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files of one picture, and what to call it and them."""
+    """Two files of one picture, with a title for the picture and a label for each file."""
 
     title: str
     before: Path
@@ -41,11 +42,11 @@ class Pair:
 
 
 def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
-    """The pairs in a folder: of `nlsn benchmark`, of before/ and after/, or of names with and without _x2.
+    """Find the pairs in a folder: in results of `nlsn benchmark`, in before/ and after/, or by names such as a, a_x2.
 
     Args:
         folder: holds results.json, or before/ and after/, or pictures.
-        originals: the folder of the pictures before, if they are not in the same one.
+        originals: folder of the pictures before, if they are not in `folder`; that is then searched by names alone.
 
     Raises:
         UserError: there is no such folder, it cannot be read, or nothing in it makes a pair.
@@ -60,7 +61,7 @@ def find_pairs(folder: Path, originals: Path | None = None) -> list[Pair]:
 
 
 def pairs_and_hint(folder: Path, originals: Path | None) -> tuple[list[Pair], str]:
-    """Pairs, and what would make some."""
+    """Return the pairs, and for the message if there are none, what is expected in the folder."""
     for place in [folder, *([originals] if originals else [])]:
         if not is_dir(place):
             raise UserError(f'there is no folder {place}')
@@ -80,7 +81,7 @@ def pairs_and_hint(folder: Path, originals: Path | None) -> tuple[list[Pair], st
 
 
 def pairs_of_names(before: Path, after: Path) -> Iterator[Pair]:
-    """Of one name, or, which within one folder is needed, with _x2 behind that of the second."""
+    """Yield pairs of the same name, or with _x2 or the like after the second one; within one folder only the latter."""
     originals = defaultdict(list)
     for path in pictures_in(before):
         originals[path.stem].append(path)
@@ -93,7 +94,7 @@ def pairs_of_names(before: Path, after: Path) -> Iterator[Pair]:
 
 
 def nearest_ending(originals: Sequence[Path], path: Path) -> Path:
-    """Of several pictures of one name, that of the same ending, or the same format, if there is one."""
+    """Of originals with the same stem, the one whose ending is that of `path`, else whose format is, else the first."""
 
     def differs(original: Path) -> tuple[bool, bool]:
         endings = original.suffix.lower(), path.suffix.lower()
@@ -107,7 +108,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def pairs_of_benchmark(folder: Path) -> Iterator[Pair]:
-    """Bicubic and each network, of every image.
+    """Yield for every image a pair of bicubic and each network.
 
     Raises:
         DataError: results.json is not that of an evaluation.
@@ -133,13 +134,13 @@ def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object], re
     """Write the page, unless no pair can be shown.
 
     Args:
-        pairs: of `find_pairs`.
-        path: of the page.
-        report: is told what is wrong with a pair that is left out.
-        replaces: whether a file that is there by then is replaced.
+        pairs: what `find_pairs` returned.
+        path: path of the page.
+        report: is called with the reason for each pair that is left out.
+        replaces: whether a file that exists at `path` is replaced.
 
     Returns:
-        How many pairs it shows.
+        The number of pairs on the page.
 
     Raises:
         SaveError: the page cannot be written.
@@ -158,12 +159,13 @@ def write(pairs: Sequence[Pair], path: Path, report: Callable[[str], object], re
 
 
 def shown(pair: Pair) -> dict[str, object]:
-    """What the page needs of a pair: labels, size, and both pictures as they go into it.
+    """The values that the page's template needs of a pair: title, labels, size, and both pictures as addresses.
 
     Raises:
-        DataError: a picture that cannot be read, or two that are not of one size times a whole number.
+        DataError: a picture cannot be read, or the second is not a whole number of times as large as the first.
     """
-    before, after = (pictures.read(path, str(path), sys.maxsize) for path in (pair.before, pair.after))  # as if ours
+    # Without a limit on their size, as for results of this package.
+    before, after = (pictures.read(path, str(path), sys.maxsize) for path in (pair.before, pair.after))
     height, width = after.colour.shape[:2]
     old_height, old_width = before.colour.shape[:2]
     scale = max(1, width // old_width)
@@ -188,7 +190,7 @@ def shown(pair: Pair) -> dict[str, object]:
 
 
 def address(picture: Picture, path: Path | None) -> str:
-    """A picture as the address of an img: the file as it is, if a browser shows it as we do."""
+    """A picture as a data URL: the file's own bytes if browsers show it as it was decoded here, else a PNG of it."""
     if path is not None and picture.format in SHOWN and not picture.notes:
         return of_bytes(path.read_bytes(), SHOWN[picture.format])
     return of_bytes(encode(picture, 'PNG')[0], SHOWN['PNG'])

@@ -1,4 +1,4 @@
-"""Which pictures are meant: files, those in folders, those that patterns fit, without what was made of them before."""
+"""Search for the pictures that a user names by files, folders and patterns, without earlier results in the folders."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from nlsn_plugin.errors import ArgumentError, DataError
 from nlsn_plugin.files import exists, is_dir
 
 STANDARD = '-'
-"""Standard input, or output."""
+"""The word for standard input or output."""
 COMPARISON = '_compare.png'
-"""What the names of comparisons end with."""
+"""End of the file names of comparisons."""
 ENLARGED = re.compile(r'_x\d+$')
-"""What is put behind a name, unless another suffix is asked for."""
+"""End of a result's stem, unless another suffix is asked for."""
 
 log = logging.getLogger('nlsn_plugin')
 
 
 @dataclass(frozen=True)
 class Found:
-    """A picture that is meant, or what is wrong with a word that gives none.
+    """A picture that the user named, or a word that names none.
 
     Attributes:
-        path: its file.
-        problem: what is wrong; empty if nothing is.
-        is_standard: whether it comes from the standard input, and from no file that is called STANDARD.
+        path: the file, or the word.
+        problem: what is wrong with the word; empty if nothing is.
+        is_standard: whether the picture comes from the standard input, rather than from a file called '-'.
     """
 
     path: Path
@@ -41,14 +41,16 @@ class Found:
 
 
 def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | None = None) -> list[Found]:
-    """Files named, those in folders (not in folders of these), and those that patterns fit; each once.
+    """Find the files named, those in folders (not in their subfolders), and those that match patterns; each once.
 
-    What is not there is given too, to be reported in its turn, as are folders and patterns that give nothing.
+    Files that do not exist are returned too, to be reported in their turn, and so are folders and patterns that yield
+    nothing.
 
     Args:
-        words: as they were typed.
-        place: where results go; None is beside each original. A folder that gets its own results is taken without them.
-        suffix: of these results; None is _x2, or that of another scale.
+        words: the inputs as they were typed.
+        place: where results go; None is beside each original. Earlier results are left out of a folder that results
+            go into.
+        suffix: suffix of these results; None is _x2, or that of another scale.
 
     Raises:
         ArgumentError: a word is empty.
@@ -68,7 +70,8 @@ def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | No
             continue
         for path in paths:
             is_standard = word == STANDARD
-            one = STANDARD if is_standard else real(path.parent) / path.name  # a link is another picture, by its name
+            # The last part is not resolved: a link is a picture of its own, with a result of its own.
+            one = STANDARD if is_standard else real(path.parent) / path.name
             if one not in seen:
                 seen.add(one)
                 found.append(Found(path, is_standard=is_standard))
@@ -76,16 +79,16 @@ def find_inputs(words: Sequence[str], place: str | None = None, suffix: str | No
 
 
 def real(path: Path) -> Path:
-    """Absolute, without links; links in a circle are left as they are."""
+    """Make a path absolute and resolve its links; circular links are left as they are."""
     return Path(os.path.realpath(path))
 
 
 def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
-    """The files that one word means.
+    """The files that one word names.
 
     Raises:
-        DataError: a folder without pictures, or a pattern that fits none.
-        OSError: the folder cannot be read, or no name can be so long.
+        DataError: a folder without pictures, or a pattern that matches no files.
+        OSError: the folder cannot be read, or the word is too long for a path.
     """
     path = Path(word)
     if word == STANDARD:
@@ -98,7 +101,7 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
         return without_results(path, found, suffix) if beside else found
     if exists(path) or not glob.has_magic(word):
         return [path]
-    fitting = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207 (absolute ones too)
+    fitting = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207 (may be absolute)
     if not fitting:
         raise DataError(f'nothing fits {word}')
     files = [path for path in fitting if not is_dir(path)]
@@ -108,12 +111,12 @@ def files_of(word: str, place: str | None, suffix: str | None) -> list[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether something in a folder is a picture by its name, and no folder itself; hidden ones are none."""
+    """Whether an entry of a folder has the name of a picture, is not hidden and is not a folder."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and not is_dir(path)
 
 
 def without_results(folder: Path, files: list[Path], suffix: str | None) -> list[Path]:
-    """Without what earlier calls made of others of the files."""
+    """Leave out results that earlier calls made of other files in the list, and log how many."""
     stems = {path.stem for path in files}
     originals = [path for path in files if made_of(path, suffix) not in stems]
     if len(originals) < len(files):
@@ -125,7 +128,7 @@ def without_results(folder: Path, files: list[Path], suffix: str | None) -> list
 
 
 def made_of(path: Path, suffix: str | None) -> str | None:
-    """By its name: the stem of the picture that a result, or a comparison, was made of; None if it is neither."""
+    """The stem of the picture that a result or a comparison was made of, by its name; None if it is neither."""
     stem = path.stem
     if path.name.endswith(COMPARISON):
         stem = path.name.removesuffix(COMPARISON)

@@ -1,4 +1,4 @@
-"""`nlsn_plugin.upscale`: an image in memory, enlarged."""
+"""`nlsn_plugin.upscale`, which enlarges an image in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ Img = TypeVar('Img', np.ndarray, Image.Image)
 
 @functools.lru_cache(maxsize=4)
 def upscaler_for(settings: Settings, arguments: str, changed: int) -> Upscaler:
-    """Kept, so that the next image does not load the weights again, unless the file has changed."""
+    """Build an upscaler; the last four are cached, so that the next image does not load the weights again.
+
+    Args:
+        settings: all settings but the network's arguments.
+        arguments: arguments of the network, as JSON.
+        changed: modification time of the file of weights, so that a changed file is loaded anew.
+    """
     return Upscaler(replace(settings, arguments=json.loads(arguments)))
 
 
@@ -50,18 +56,18 @@ def upscale(
     Args:
         image: a NumPy array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA, of uint8, uint16, or floats in [0, 1]; or a
             Pillow image of any mode of 8 bits, or 16 in gray, which is turned upright if its EXIF says so.
-        scale: 2, 3 or 4; by default that of `weights`, or 2.
+        scale: 2, 3 or 4, or with `weights` the scale that these are for; by default that of `weights`, or 2.
         weights, n_hashes, self_ensemble, device, dtype, tile, overlap: see `Settings`.
-        arguments: of the network, for what the file of weights does not say.
+        arguments: arguments of the network that the file of weights does not say.
 
     Returns:
-        [H * scale, W * scale(, channels)] of the same type; or a Pillow image, gray, RGB or with alpha, upright, with
-        the original's colour profile, and without its EXIF.
+        An array [H * scale, W * scale(, channels)] of the same dtype; or a Pillow image, upright, gray or RGB, with
+        alpha if the original has it, with the original's colour profile and without its EXIF.
 
     Raises:
-        ArgumentError (a ValueError): an image or an argument that is not allowed.
-        DataError: a Pillow image of a damaged file, or of another mode.
-        UserError: no weights, or too little memory.
+        ArgumentError (a ValueError): an image or an argument is not allowed.
+        DataError: a Pillow image is of a damaged file, or of another mode.
+        UserError: there are no weights, or too little memory.
     """
     scale = whole_scale(scale)
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
@@ -69,7 +75,7 @@ def upscale(
     if device is not None and not isinstance(device, (str, torch.device)):
         raise ArgumentError(f"device={device!r} is not allowed: 'cpu', 'cuda' or 'cuda:N' is expected")
     settings = Settings(scale, weights, None, n_hashes, self_ensemble, device, dtype, tile, overlap)
-    check(settings)  # here, as the cache takes nothing that has no hash
+    check(settings)  # before the cache, which fails on settings that cannot be hashed
     picture = of_image(image) if isinstance(image, Image.Image) else of_array(image)
     changed = Path(weights).stat().st_mtime_ns if weights is not None and Path(weights).is_file() else 0
     upscaler = upscaler_for(settings, as_json(arguments), changed)
@@ -86,10 +92,10 @@ def upscale(
 
 
 def whole_scale(scale: object) -> int | None:
-    """A scale as an int, of 2.0 and NumPy's numbers too.
+    """Convert a scale to an int; 2.0 and NumPy's numbers are accepted too, and None is returned as it is.
 
     Raises:
-        ArgumentError: it is no whole number.
+        ArgumentError: it is not a whole number, or less than 1.
     """
     if scale is None:
         return None
@@ -98,10 +104,10 @@ def whole_scale(scale: object) -> int | None:
 
 
 def as_json(arguments: dict[str, Any]) -> str:
-    """Arguments of a network as text, by which they are compared.
+    """Arguments of a network as JSON, by which the cache compares them.
 
     Raises:
-        ArgumentError: one is neither a number, a text, nor a list of such.
+        ArgumentError: JSON cannot hold one of them, even with NumPy's numbers and arrays as plain ones.
     """
 
     def plain(value: object) -> object:
@@ -120,11 +126,11 @@ def as_json(arguments: dict[str, Any]) -> str:
 
 
 def of_image(image: Image.Image) -> Picture:
-    """A picture of a Pillow image, upright.
+    """Convert a Pillow image to an upright picture.
 
     Raises:
-        ArgumentError: one whose enlargement Pillow cannot hold.
-        DataError: its file is damaged, or it is of another mode.
+        ArgumentError: Pillow has no mode for the enlarged image.
+        DataError: its file is damaged, or its mode is not supported.
     """
     with named_in_errors('the image'):
         image.load()
@@ -136,7 +142,7 @@ def of_image(image: Image.Image) -> Picture:
 
 
 def fourth_channel(channels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """With the alpha channel that an image had even if all of it is opaque."""
+    """Add an opaque alpha channel to the result `channels` if the original `image` had one and it was dropped."""
     if image.ndim == 3 and image.shape[2] == 4 and channels.shape[2] == 3:
         opaque = np.full(channels.shape[:2], largest(channels.dtype), channels.dtype)
         return np.dstack([channels, opaque])
@@ -144,10 +150,10 @@ def fourth_channel(channels: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def of_array(image: np.ndarray) -> Picture:
-    """A picture of an array's pixels.
+    """Convert an array to a picture.
 
     Raises:
-        ArgumentError: another shape or type, or floats outside of [0, 1].
+        ArgumentError: its shape or dtype is not allowed, or it has floats outside [0, 1].
     """
     if not isinstance(image, np.ndarray):
         raise ArgumentError(f'image is a {type(image).__name__}: a NumPy array or a Pillow image is expected')

@@ -1,4 +1,4 @@
-"""What is to be made of each picture, and where; what would overwrite is refused before the work."""
+"""Plan of what is made of each picture and where; anything that would overwrite a file is refused before the work."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Output:
     Attributes:
         place: a file, a folder, or '-' for the standard output; None is beside each original.
         is_file: whether `place` is a file.
-        format: one of pictures.FORMATS; None is that of the original, or what the name of a file says.
-        quality: of JPEG and WebP.
-        suffix: between the name of the original and its ending, where `place` is no file.
-        force: overwrite what is there.
-        resume: leave out what is there.
-        compare: put a picture beside it that shows bicubic and the result.
-        most_pixels: what has more is refused.
+        format: one of pictures.FORMATS; None is the format of each original.
+        quality: quality of JPEG and WebP.
+        suffix: put between the original's stem and the ending, unless `place` is a file.
+        force: whether existing results are overwritten.
+        resume: whether pictures with existing results are skipped.
+        compare: whether a comparison of bicubic and the result is written beside each result.
+        most_pixels: pictures of more pixels are refused.
     """
 
     place: str | None
@@ -51,13 +51,13 @@ class Job:
 
     Attributes:
         source: its file, or its content.
-        named: in messages.
-        header: of it.
-        target: where the result goes; None is the standard output.
-        format: of the result.
-        comparison: where the comparison goes, if one is to be made.
-        is_there: whether the result is, and the comparison alone is to be made.
-        record: what was reported of it so far.
+        named: its name in messages.
+        header: its size and format, read from the header.
+        target: file of the result; None is the standard output.
+        format: format of the result.
+        comparison: file of the comparison; None if none is to be made.
+        is_there: whether the result exists, so that only the comparison is to be made.
+        record: the entries of its report so far.
     """
 
     source: Path | bytes
@@ -71,10 +71,10 @@ class Job:
 
 
 def plan(found: Found, named: str, scale: int, output: Output) -> Job:
-    """What is to be done with a file, or with what stands on the standard input.
+    """Plan what to do with a file, or with the content of the standard input.
 
     Raises:
-        DataError: it is none, or no picture, or too large a one.
+        DataError: there is no such file, or it is not a picture, or is too large, or its result would be.
     """
     path = found.path
     source: Path | bytes = path
@@ -91,7 +91,7 @@ def plan(found: Found, named: str, scale: int, output: Output) -> Job:
         return Job(source, named, header, Path(str(output.place)), kind)
     folder = path.parent if output.place is None else Path(output.place)
     stem, ending = ('stdin', '') if found.is_standard else (path.stem, path.suffix)
-    if ending.lower() not in SUFFIXES:  # a part of the name, as in img.001 and img.002
+    if ending.lower() not in SUFFIXES:  # it is a part of the name, as in img.001 and img.002
         stem += ending
     if SUFFIXES.get(ending.lower()) != kind:
         ending = FORMATS[kind][0]
@@ -99,12 +99,12 @@ def plan(found: Found, named: str, scale: int, output: Output) -> Job:
 
 
 def standard_input() -> bytes:
-    """All that stands on it.
+    """Read all of the standard input.
 
     Raises:
-        DataError: it is closed, empty, or cannot be read.
+        DataError: it is closed or empty, or cannot be read.
     """
-    if sys.stdin is None:  # as some services start programs
+    if sys.stdin is None:  # as when some services start the program
         raise DataError('standard input is closed')
     try:
         content = sys.stdin.buffer.read()
@@ -116,10 +116,10 @@ def standard_input() -> bytes:
 
 
 def check_is_file(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse a path that is not a file.
 
     Raises:
-        DataError: it is none, or not to be seen.
+        DataError: nothing or something else is there, or the system does not let us look.
     """
     try:
         if not is_file(path):
@@ -129,12 +129,12 @@ def check_is_file(path: Path) -> None:
 
 
 class Targets:
-    """The files that a call makes: none is an original, none is made twice, none is lost.
+    """The files that a call makes, checked so that none replaces an original, an earlier result or another new one.
 
     Args:
         originals: the pictures to enlarge.
-        scale: by how much.
-        output: where to.
+        scale: factor of enlargement.
+        output: where results go, and whether existing ones are overwritten or skipped.
     """
 
     def __init__(self, originals: Iterable[Path], scale: int, output: Output) -> None:
@@ -145,10 +145,10 @@ class Targets:
         self.folders: set[Path] = set()
 
     def missing(self, job: Job) -> Job | None:
-        """What of a job is still to be made; None if all is there.
+        """Return the part of a job that is still to be done; None if everything is there.
 
         Raises:
-            UserError: it would overwrite what it must not, or its folder is not to be written to.
+            UserError: it would overwrite a file that it must not, or its folder cannot be written to.
         """
         if job.target is None:
             return job
@@ -173,10 +173,10 @@ class Targets:
         return left
 
     def claim(self, target: Path, named: str) -> None:
-        """Take a name for what is made of a picture.
+        """Reserve a file name for what is made of a picture.
 
         Raises:
-            UserError: an original has it, or what is made of another picture.
+            UserError: it is the name of an original, or is reserved already.
         """
         place = real(target)
         if place in self.originals:
@@ -186,15 +186,18 @@ class Targets:
         self.made[place] = named
 
     def comparison_of(self, target: Path) -> Path:
-        """Named after the target; with its ending, where a target that differs in nothing else was first."""
+        """The file of a target's comparison, named after its stem.
+
+        If that name is reserved already, as by another target with the same stem, the target's ending is added to it.
+        """
         usual = target.with_name(target.stem + COMPARISON)
         return target.with_name(target.name + COMPARISON) if real(usual) in self.made else usual
 
     def check_result(self, target: Path, job: Job) -> None:
-        """Refuse a result of another size, by its header alone.
+        """Check by its header that an existing result has the size of the enlarged picture.
 
         Raises:
-            UserError: it is, or is no picture.
+            UserError: it has another size, or is not a picture.
         """
         there = pictures.look(target, str(target), sys.maxsize)
         width, height = there.width, there.height
@@ -205,10 +208,10 @@ class Targets:
             )
 
     def check_folder(self, folder: Path, named: str) -> None:
-        """Make the folder of a result, and try to write to it.
+        """Make the folder of a result if it is missing, and check that it can be written to.
 
         Raises:
-            SaveError: it cannot be made, or not be written to.
+            SaveError: it cannot be made, or cannot be written to.
         """
         if folder in self.folders:
             return
@@ -224,14 +227,14 @@ class Targets:
 
 
 def is_there(target: Path, named: str) -> bool:
-    """Whether a result is there.
+    """Whether a result exists.
 
     Raises:
-        SaveError: a folder has its name, or no file can have it.
+        SaveError: it is a folder, or no file can have its name.
     """
     try:
         if is_dir(target):
             raise SaveError(f'{named}: {target} is a folder')
-        return exists(target) or target.is_symlink()  # to a file that is not there
+        return exists(target) or target.is_symlink()  # a broken link counts as a file
     except OSError as error:
         raise SaveError(f'{named}: {target} cannot be written: {error.strerror}') from error

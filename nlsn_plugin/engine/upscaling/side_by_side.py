@@ -1,4 +1,4 @@
-"""Bicubic and a network's result side by side, at full size: where they differ most, if the picture is large."""
+"""Bicubic and a network's result side by side, at full size; of a large picture the part where they differ most."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nlsn_plugin.data.pixels import larger_by_bicubic
 from nlsn_plugin.engine.details import densest
 
 LARGEST = 800
-"""Pixels along an edge of what is shown of each."""
+"""Largest edge of the part that is shown of each picture, in pixels."""
 BAR = 28
-"""Pixels of height for the names."""
+"""Height in pixels of the bar for the names."""
 GAP = 8
 
 
 def side_by_side(original: Picture, larger: Picture, scale: int) -> bytes:
-    """A PNG: bicubic to the left, the result to the right."""
+    """Encode a PNG with bicubic on the left and the result on the right."""
     panels = [in_colour(picture) for picture in (larger_by_bicubic(original, scale), larger)]
     top, left = where_they_differ(*panels)
     panels = [panel[top : top + LARGEST, left : left + LARGEST] for panel in panels]
@@ -34,11 +34,11 @@ def side_by_side(original: Picture, larger: Picture, scale: int) -> bytes:
 
 
 def in_colour(picture: Picture) -> np.ndarray:
-    """8-bit RGB on white."""
+    """Convert a picture to 8-bit RGB, with transparent parts on white."""
     flat = on_white(shallow(picture) if picture.colour.dtype == np.uint16 else picture).colour
     return np.ascontiguousarray(flat if flat.ndim == 3 else np.dstack([flat] * 3))
 
 
 def where_they_differ(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
-    """Top and left of the part of LARGEST pixels in which two pictures differ most."""
+    """Top and left of the part of LARGEST x LARGEST pixels in which two pictures differ most."""
     return densest(cv2.absdiff(one, other).sum(axis=2, dtype=np.float32), LARGEST, LARGEST)[:2]

@@ -1,4 +1,4 @@
-"""A network that enlarges pictures: one at a time, as a whole or in tiles, whichever fits into memory."""
+"""A network that enlarges pictures one at a time, as a whole or in tiles, according to the memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from nlsn_plugin.ops.cpu_matmul import has_products_in
 
 SCALES = (2, 3, 4)
 OVERLAP = 32
-"""Pixels that neighbouring tiles share, unless told otherwise."""
+"""Default number of pixels that neighbouring tiles share."""
 LUMA = torch.tensor([0.299, 0.587, 0.114])
-"""Of BT.601: a gray picture goes through the network as RGB, and comes back as this mean of it."""
+"""Weights of BT.601. A network for RGB is given a gray picture in all three channels; its output is averaged by these
+weights."""
 
 Advance = Callable[[float], object]
 
@@ -46,15 +47,16 @@ class Settings:
     """How pictures are enlarged.
 
     Attributes:
-        scale: 2, 3 or 4; None is that of `weights`, or 2.
+        scale: 2, 3 or 4, or with `weights` the scale that these are for; None is that of `weights`, or 2.
         weights: a file that `load_network` reads; None is the small network that comes with the package.
-        arguments: of the network, for what the file does not say.
-        n_hashes: rounds of hashing; None leaves the network its own.
-        self_ensemble: the mean over eight orientations.
+        arguments: arguments of the network that the file does not say.
+        n_hashes: rounds of hashing; None keeps the network's own number.
+        self_ensemble: whether the result is the mean over eight orientations.
         device: 'cpu', 'cuda' or 'cuda:N'; None is a GPU if there is one.
-        dtype: 'float32', 'bfloat16' or 'float16', of the features.
-        tile: edge of a tile in pixels of the picture; 'none' for the whole; 'auto' for the whole where memory allows.
-        overlap: pixels that tiles share at least; of tiles found by 'auto', no more than half.
+        dtype: 'float32', 'bfloat16' or 'float16', the type of the features.
+        tile: edge of a tile in pixels of the picture; 'none' for the whole picture; 'auto' for the whole picture if
+            memory allows, else for tiles that fit.
+        overlap: pixels that neighbouring tiles share at least; with 'auto' no more than half a tile.
     """
 
     scale: int | None = None
@@ -73,10 +75,10 @@ class Result:
     """An enlarged picture, and how it was made.
 
     Attributes:
-        picture: with profile, EXIF and format of the original.
-        tile: edge of a tile, None if it was done as a whole.
-        tiles: how many.
-        predicted: bytes that the model of memory foresaw.
+        picture: the result, with the profile, EXIF and format of the original.
+        tile: edge of a tile; None if the picture was enlarged as a whole.
+        tiles: number of tiles.
+        predicted: bytes that the memory model predicted at first.
         notes: what did not go as usual, a line each.
     """
 
@@ -91,8 +93,8 @@ class Upscaler:
     """A network with its weights on its device; enlarges one picture after another.
 
     Raises:
-        UserError: weights that are not there or do not fit, settings out of range or that contradict one another, no
-            such device.
+        UserError: weights are missing or do not fit, settings are out of range or contradict one another, or there is
+            no such device.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -119,10 +121,17 @@ class Upscaler:
         self.window = window_of({'type': description.type, **description.arguments})
 
     def enlarge(self, picture: Picture, named: str, advance: Advance = lambda share: None) -> Result:
-        """Enlarge a picture; `advance` is told of each share of the work, 1 in all.
+        """Enlarge a picture.
+
+        Args:
+            picture: what to enlarge.
+            named: its name in messages.
+            advance: is called with each share of the work that is done; the shares add up to 1, unless memory runs out
+                on the way and the work begins again in smaller tiles.
 
         Raises:
-            UserError: too little memory even in the smallest tiles, or colours where the network takes gray.
+            UserError: there is too little memory even for the smallest tiles, or the picture has colours and the
+                network takes gray.
         """
         notes: list[str] = []
         colour = picture.colour if picture.alpha is None else bleed(picture.colour, picture.alpha)
@@ -143,10 +152,10 @@ class Upscaler:
         return Result(larger, tile, self.count(height, width, tile), predicted, notes)
 
     def plan(self, height: int, width: int, named: str, notes: list[str]) -> tuple[int | None, int]:
-        """The edge of a tile, None for the whole, and the bytes that it will take.
+        """Choose the edge of a tile, None for the whole picture, and predict the bytes that this takes.
 
         Raises:
-            UserError: the picture and its result alone take more memory than there is.
+            UserError: the picture and its result alone take more memory than is free.
         """
         wanted = self.settings.tile
         always = memory.held(height, width, self.scale, self.settings.self_ensemble)
@@ -175,10 +184,10 @@ class Upscaler:
     def smaller_tile(
         self, tile: int | None, height: int, width: int, named: str, error: Exception, notes: list[str]
     ) -> int:
-        """The edge of a tile to try next, if it was memory that `error` says was missing.
+        """The edge of a tile to try next after `error`, if that says that memory ran out.
 
         Raises:
-            UserError: something else went wrong, or tiles cannot be made smaller.
+            UserError: something else went wrong, or the tile is not chosen by 'auto' or cannot be smaller.
         """
         subject = f'{named} of {width}x{height} pixels'
         if not is_out_of_memory(error):
@@ -194,7 +203,7 @@ class Upscaler:
         return smaller
 
     def run(self, x: Tensor, tile: int | None, advance: Advance) -> Tensor:
-        """[1, C, H, W] -> [1, C, H * scale, W * scale], both in the computer's memory."""
+        """Run the network, [1, C, H, W] -> [1, C, H * scale, W * scale], both in the computer's memory."""
         orientations = 8 if self.settings.self_ensemble else 1
         share = 1 / (orientations * self.count(x.shape[2], x.shape[3], tile))
 
@@ -215,7 +224,10 @@ class Upscaler:
 
     @contextlib.contextmanager
     def reporting(self, share: float, advance: Advance) -> Iterator[None]:
-        """Tell `advance` of each module of the network's body that is done."""
+        """Call `advance` as each module of the network's body is done, with its part of `share`.
+
+        A network without a sequential body reports all of `share` at its end.
+        """
         body = getattr(self.net, 'body', None)
         steps = list(body) if isinstance(body, nn.Sequential) else [self.net]
 
@@ -228,21 +240,21 @@ class Upscaler:
             yield
 
     def count(self, height: int, width: int, tile: int | None) -> int:
-        """Tiles of a picture."""
+        """Number of tiles of a picture."""
         if tile is None:
             return 1
         return math.prod(len(cuts(edge, tile, self.overlap(tile))) for edge in (height, width))
 
     def overlap(self, tile: int | None) -> int:
-        """Smaller for tiles of which it would be more than half."""
+        """Pixels that neighbouring tiles share: those of the settings, but at most half a tile."""
         return self.settings.overlap if tile is None else min(self.settings.overlap, tile // 2)
 
     def as_input(self, colour: np.ndarray) -> Tensor:
-        """uint8, uint16 or float [H, W(, 3)] -> float32 [1, C, H, W] in [0, 1], C as the network takes it."""
+        """Convert uint8, uint16 or float [H, W(, 3)] to float32 [1, C, H, W] in [0, 1], with the network's channels."""
         return as_tensor(colour).expand(-1, self.channels, -1, -1)
 
     def as_pixels(self, y: Tensor, like: np.ndarray) -> np.ndarray:
-        """float32 [1, C, H, W] -> [H, W, 3], or [H, W] if `like` is gray; in its type."""
+        """Convert float32 [1, C, H, W] to [H, W, 3], or to [H, W] if `like` is gray, in the dtype of `like`."""
         if like.ndim == 2 and y.shape[1] == 3:
             y = torch.einsum('nchw,c->nhw', y, LUMA)[:, None]
         pixels = y[0].permute(1, 2, 0).numpy() if like.ndim == 3 else y[0, 0].numpy()
@@ -250,7 +262,10 @@ class Upscaler:
 
 
 def network_in(weights: str | Path, settings: Settings) -> tuple[nn.Module, Description]:
-    """The network in a file of weights, and what it is; what nothing says of it is taken as released, and logged.
+    """Build the network of a file of weights; return it and its description.
+
+    Arguments that neither the file nor the settings say are assumed to be those of the released networks, which is
+    logged.
 
     Raises:
         UserError: see `load_network`.
@@ -258,17 +273,17 @@ def network_in(weights: str | Path, settings: Settings) -> tuple[nn.Module, Desc
     stored = read_stored(weights, 'params_ema')
     arguments = dict(settings.arguments or {})
     if settings.n_hashes is not None and stored.metadata is None:
-        arguments['n_hashes'] = settings.n_hashes  # or it would be said to be taken as released
+        arguments['n_hashes'] = settings.n_hashes  # otherwise the log would say that it is assumed
     description = describe(stored, weights, arguments)
     warn_of_assumed(description, weights)
     return network_of(description, stored.weights, weights), description
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings out of range.
+    """Refuse settings that are out of range.
 
     Raises:
-        ArgumentError: names the first.
+        ArgumentError: a setting is out of range; the message names the first one.
     """
     if settings.scale is not None:
         checks.one_of('scale', settings.scale, SCALES if settings.weights is None else (1, *SCALES, 8, 16))
@@ -288,7 +303,7 @@ def check(settings: Settings) -> None:
 
 
 def weights_in_the_box(scale: int) -> Path:
-    """The weights that come with the package.
+    """The file of the weights that come with the package.
 
     Raises:
         UserError: there are none for this scale.
