@@ -306,6 +306,7 @@ def mismatches(net: nn.Module, weights: Weights) -> list[str]:
 
 WHAT_FITS = 'To load only what fits (x4 from x2 weights, say), set '
 ADVICE = WHAT_FITS + 'strict_load_g: false'
+AS_BEGUN = 'A run goes on with the network that it began with; its weights may begin another run '
 
 
 def load_weights(

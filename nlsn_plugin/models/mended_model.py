@@ -20,15 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlsn_plugin.errors import UserError, first_line
 from nlsn_plugin.models.building import tried
-from nlsn_plugin.models.checkpoint import WHAT_FITS, Metadata, fitting, load_weights, read_stored
+from nlsn_plugin.models.checkpoint import AS_BEGUN, WHAT_FITS, Metadata, fitting, load_weights, read_stored
 from nlsn_plugin.models.description import complete, differing
 
 OWN_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 """The schedulers that BasicSR makes itself; PyTorch has a MultiStepLR of its own too."""
 
-AS_IT_BEGAN = (
-    'A run goes on with the network that it began with; its weights may begin another run (pretrain_network_g)'
-)
+AS_IT_BEGAN = AS_BEGUN + '(pretrain_network_g)'
 """Advice for a run that is resumed with another network than it began with."""
 
 NO_GPU = re.compile('CUDA|NVIDIA')

@@ -23,6 +23,7 @@ from nlsn_plugin import checks
 from nlsn_plugin.engine.training import randomness
 from nlsn_plugin.errors import CheckpointError
 from nlsn_plugin.models.checkpoint import (
+    AS_BEGUN,
     DAMAGES,
     GENERATOR,
     WHAT_FITS,
@@ -36,7 +37,7 @@ from nlsn_plugin.models.checkpoint import (
 
 STATE = 'nlsn_random_state'
 ADVICE = WHAT_FITS + 'strict=False in the config of AnyWeightsHook'
-RESUMED = 'A run goes on with the network that it began with'
+RESUMED = AS_BEGUN + '(load_from)'
 
 
 class AnyWeightsHook(Hook):
