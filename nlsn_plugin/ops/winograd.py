@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlsn_plugin.ops.cpu_matmul import multiplies_exactly
+from nlsn_plugin.ops.packed import Packed, can_pack, multiplies_exactly
 from nlsn_plugin.ops.scratch import scratch
 
 EDGE, TAPS = 4, 3
@@ -42,19 +42,25 @@ TILES_AT_ONCE = 64
 """Tiles of a step for each thread: with 256 channels a step makes 2.4 MB."""
 MOST_THREADS = 16
 
+FILTERS_AT_ONCE = 256
+"""Filters whose products are computed at once. The matrices of more would be so large that the system has to provide
+their memory anew in each call."""
+
 FEWEST_CHANNELS = 192
 """Fewest input and output channels: sums over fewer are too short to pay for the transforms."""
-FEWEST_PIXELS, SHORTEST_EDGE = 48 * 48, 16
-"""Fewest pixels of an image: with fewer the transform of the filters, or tiles beyond the edge, cost too much."""
+FEWEST_PIXELS, FEWEST_PIXELS_PACKED, SHORTEST_EDGE = 48 * 48, 80 * 80, 16
+"""Fewest pixels of an image: with fewer the transform of the filters, or tiles beyond the edge, cost too much. Where
+filters are packed, PyTorch's convolution is faster too."""
 
 
 def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` is faster here than PyTorch's convolution, and as exact: it is on CPUs for many channels and
-    pixels, unless PyTorch may round products of matrices there."""
+    pixels, unless PyTorch may round products of matrices or convolutions there."""
     height, width = x.shape[2:]
-    large = height * width >= FEWEST_PIXELS and min(height, width) >= SHORTEST_EDGE
+    fewest = FEWEST_PIXELS_PACKED if can_pack(weight) else FEWEST_PIXELS
+    large = height * width >= fewest and min(height, width) >= SHORTEST_EDGE
     many = min(weight.shape[:2]) >= FEWEST_CHANNELS
-    # Of convolutions nobody has allowed the rounding that may be allowed of products.
+    # Here nobody has allowed the rounding that may be allowed of products.
     return large and many and x.device.type == 'cpu' and multiplies_exactly()
 
 
@@ -72,30 +78,35 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [N, K, H, W] in the dtype of `x`, channels last in memory.
     """
     for_input, for_filter, for_output = (torch.from_numpy(matrix).to(weight.dtype) for matrix in transforms())
-    filters = weight.detach().permute(2, 3, 1, 0).reshape(TAPS**2, -1)
-    filters = (for_filter @ filters).view(SEEN**2, *weight.shape[1::-1])  # [36, C, K]
     images, channels, height, width = x.shape
     x = x.detach().permute(0, 2, 3, 1)  # [N, H, W, C]
     out = x.new_empty(images, height, width, len(weight))
-    shift = weight.new_zeros(()) if bias is None else bias.detach()
+    shift = weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    all_rows, all_columns = blocks(height, width)
+    t, u = -(-len(all_rows[0]) // EDGE), -(-len(all_columns[0]) // EDGE)
+    filters = [
+        Packed((for_filter @ some.permute(2, 3, 0, 1).reshape(TAPS**2, -1)).view(SEEN**2, len(some), channels), t * u)
+        for some in torch.split(weight.detach(), FILTERS_AT_ONCE)
+    ]
     with scratch(x.device) as memory:
 
         def take(name: str, *shape: int) -> Tensor:
             return memory.take(name, shape, weight.dtype)
 
-        for image, rows, columns in itertools.product(range(images), *blocks(height, width)):
-            t, u = -(-len(rows) // EDGE), -(-len(columns) // EDGE)
+        for image, rows, columns in itertools.product(range(images), all_rows, all_columns):
             seen = take('seen', t * EDGE + TAPS - 1, u * EDGE + TAPS - 1, channels)
             seen = with_border(x[image], rows, columns, seen)
             windows = seen.unfold(0, SEEN, EDGE).unfold(1, SEEN, EDGE).permute(0, 1, 3, 4, 2)  # [t, u, 6, 6, C]
             tiles = take('tiles', *windows.shape).copy_(windows).view(t * u, SEEN**2, channels)
             factors = torch.bmm(for_input.expand(t * u, -1, -1), tiles, out=take('factors', *tiles.shape))
-            products = torch.bmm(factors.transpose(0, 1), filters, out=take('products', SEEN**2, t * u, len(weight)))
-            outputs = take('outputs', t * u, EDGE**2, len(weight))
-            torch.bmm(for_output.expand(t * u, -1, -1), products.transpose(0, 1), out=outputs)
-            outputs = outputs.view(t, u, EDGE, EDGE, -1).transpose(1, 2)  # [t, 4, u, 4, K]
-            block = torch.add(outputs, shift, out=take('block', *outputs.shape)).view(t * EDGE, u * EDGE, -1)
-            out[image, rows.start : rows.stop, columns.start : columns.stop] = block[: len(rows), : len(columns)]
+            target = out[image, rows.start : rows.stop, columns.start : columns.stop]
+            parts = zip(filters, torch.split(shift, FILTERS_AT_ONCE), torch.split(target, FILTERS_AT_ONCE, -1))
+            for packed, shifts, part in parts:
+                outputs = take('outputs', t * u, EDGE**2, len(shifts))
+                torch.bmm(for_output.expand(t * u, -1, -1), packed.multiply(factors), out=outputs)
+                outputs = outputs.view(t, u, EDGE, EDGE, -1).transpose(1, 2)  # [t, 4, u, 4, K]
+                block = torch.add(outputs, shifts, out=take('block', *outputs.shape)).view(t * EDGE, u * EDGE, -1)
+                part.copy_(block[: len(rows), : len(columns)])
     return out.permute(0, 3, 1, 2)
 
 
@@ -120,18 +131,20 @@ def transforms() -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
 
 
 def blocks(height: int, width: int) -> tuple[list[range], list[range]]:
-    """Cut an image into blocks of rows and columns to compute at once, of whole tiles and of similar size."""
+    """Cut an image into blocks of rows and columns to compute at once, all of as many tiles."""
     tiles = TILES_AT_ONCE * min(torch.get_num_threads(), MOST_THREADS)
     columns = list(parts(width, tiles))
     return list(parts(height, max(1, tiles * EDGE // len(columns[0])))), columns
 
 
 def parts(pixels: int, most: int) -> Iterator[range]:
-    """Cut a row of pixels into as few parts of `most` tiles or fewer as there can be."""
+    """Cut a row of pixels into as few parts of `most` tiles or fewer as there can be, all of as many tiles: the last
+    may overlap the one before."""
     tiles = -(-pixels // EDGE)
-    step = -(-tiles // -(-tiles // most)) * EDGE
-    for first in range(0, pixels, step):
-        yield range(first, min(first + step, pixels))
+    step = -(-tiles // -(-tiles // most))
+    for first in range(0, tiles, step):
+        first = min(first, tiles - step)
+        yield range(first * EDGE, min((first + step) * EDGE, pixels))
 
 
 def with_border(image: Tensor, rows: range, columns: range, seen: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from nlsn_plugin.ops import cpu_matmul, winograd
 @pytest.fixture
 def by_winograd(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Let every size be large enough; the dtypes of what was computed so."""
-    for name in ('FEWEST_CHANNELS', 'FEWEST_PIXELS', 'SHORTEST_EDGE'):
+    for name in ('FEWEST_CHANNELS', 'FEWEST_PIXELS', 'FEWEST_PIXELS_PACKED', 'SHORTEST_EDGE'):
         monkeypatch.setattr(winograd, name, 1)
     calls: list[torch.dtype] = []
     convolve = winograd.conv3x3
@@ -126,19 +126,25 @@ def test_a_graph_does_not(by_winograd: list[torch.dtype]) -> None:
 
 
 @pytest.mark.parametrize(
-    ('shape', 'out_channels', 'expected'),
+    ('shape', 'out_channels', 'packs', 'expected'),
     [
-        ((1, 256, 48, 48), 256, True),
-        ((1, 192, 100, 90), 768, True),
-        ((1, 256, 47, 48), 256, False),
-        ((9, 256, 47, 48), 256, False),
-        ((1, 256, 15, 1000), 256, False),
-        ((1, 64, 500, 500), 64, False),
-        ((1, 256, 500, 500), 3, False),
-        ((1, 3, 500, 500), 256, False),
+        ((1, 256, 48, 48), 256, False, True),
+        ((1, 256, 48, 48), 256, True, False),
+        ((1, 256, 80, 80), 256, True, True),
+        ((1, 192, 100, 90), 768, True, True),
+        ((1, 256, 47, 48), 256, False, False),
+        ((9, 256, 47, 48), 256, False, False),
+        ((9, 256, 79, 80), 256, True, False),
+        ((1, 256, 15, 1000), 256, True, False),
+        ((1, 64, 500, 500), 64, True, False),
+        ((1, 256, 500, 500), 3, False, False),
+        ((1, 3, 500, 500), 256, True, False),
     ],
 )
-def test_where_it_is_faster(shape: tuple[int, ...], out_channels: int, expected: bool) -> None:
+def test_where_it_is_faster(
+    shape: tuple[int, ...], out_channels: int, packs: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, 'can_pack', lambda weight: packs)
     x, weight = torch.empty(shape, device='meta'), torch.empty(out_channels, shape[1], 3, 3)
     assert not winograd.is_faster(x, weight)  # no CPU
     assert winograd.is_faster(torch.empty(1).expand(shape), weight) == expected
