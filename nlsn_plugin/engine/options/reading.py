@@ -20,9 +20,10 @@ from nlsn_plugin.engine.options.documents import OVERRIDES, Document
 from nlsn_plugin.engine.options.misfits import enlargement, misfits, misfits_of_own
 from nlsn_plugin.engine.options.model_keys import own_keys, parted, together
 from nlsn_plugin.engine.options.schema import TestOptions, TrainingOptions, kind_of_dataset
-from nlsn_plugin.errors import CheckpointError, OptionError, UserError
+from nlsn_plugin.errors import BackendError, CheckpointError, OptionError, UserError
 from nlsn_plugin.files import exists, is_dir
 from nlsn_plugin.models.checkpoint import check_readable
+from nlsn_plugin.ops.cpu_matmul import use_onednn_matmul
 
 Options = dict[str, Any]
 EXPECTED = {
@@ -90,6 +91,8 @@ def read_options(option_file: Path, args: argparse.Namespace, root: Path, is_tra
 def checked(document: Document, is_train: bool) -> Options:
     """The options of a document, checked, with the schema's defaults.
 
+    If they ask for oneDNN's products of matrices, these are turned on for the process.
+
     Raises:
         OptionError: the file has mistakes, with a line for each key that is unknown, missing or of another type, each
             class that does not exist or takes other arguments, and each combination that is impossible.
@@ -109,6 +112,11 @@ def checked(document: Document, is_train: bool) -> Options:
         raise OptionError(f'{document.path} has {len(mistakes)} mistakes:\n  ' + '\n  '.join(mistakes))
     if mistakes:
         raise OptionError(mistakes[0])
+    if opt['onednn_matmul']:
+        try:
+            use_onednn_matmul()
+        except BackendError as error:
+            raise OptionError(f'{document.where(("onednn_matmul",))}: onednn_matmul: {error}') from error
     return opt
 
 

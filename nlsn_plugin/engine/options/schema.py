@@ -308,6 +308,9 @@ class Common(Section):
     scale: Positive = Field(description='of the low-resolution images')
     num_gpu: GPUs = Field('auto', description='of this process; auto takes all; without one 0 is taken')
     manual_seed: Seed | None = Field(None, description='of all random numbers; drawn if null')
+    onednn_matmul: Flag = Field(
+        False, description='multiply float32 matrices on a CPU with oneDNN; refused where it would round'
+    )
     network_g: Typed = Field(description='the network, and its arguments')
     path: Path = Field(description='weights and states')
     dist_params: Distributed = Field(Distributed.model_validate({}), description='several processes')

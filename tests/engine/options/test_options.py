@@ -14,6 +14,7 @@ from nlsn_plugin.cli import main
 from nlsn_plugin.engine.options.documents import Document, find_option_file, keep_copy, shipped_options
 from nlsn_plugin.engine.options.reading import checked, fit_to_machine
 from nlsn_plugin.errors import OptionError, UserError
+from nlsn_plugin.ops import cpu_matmul
 
 PAPER_PSNR = {  # Table 1, NLSN: Set5, Set14, B100, Urban100, Manga109
     2: ['38.34', '34.08', '32.43', '33.42', '39.59'],
@@ -294,3 +295,29 @@ def test_what_basicsr_must_be_told_has_defaults(tmp_path: Path, capsys: pytest.C
     assert opt['num_gpu'] == 'auto'
     assert opt['logger']['use_tb_logger'] is False
     assert opt['dist_params'] == {'backend': 'nccl', 'port': 29500}
+
+
+@pytest.mark.skipif(cpu_matmul.matmul_settings() is None, reason='this PyTorch cannot choose oneDNN for products')
+@pytest.mark.parametrize('error', [1e-6, 3e-3])
+def test_onednn_multiplies_where_an_option_file_asks_for_it_unless_it_rounds(
+    error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_matmul, 'product_error', lambda: error)
+    cpu_matmul.error_at.cache_clear()
+    settings = cpu_matmul.matmul_settings()
+    before = settings.fp32_precision
+    path = tmp_path / 'own.yml'
+    try:
+        checked(Document(Path(write(path, {}))), True)
+        assert settings.fp32_precision == before
+        document = Document(Path(write(path, {'onednn_matmul': True})))
+        if error < cpu_matmul.LARGEST_ERROR:
+            checked(document, True)
+            assert settings.fp32_precision == 'bf16'
+        else:
+            with pytest.raises(OptionError, match=r'own\.yml:\d+: onednn_matmul: oneDNN rounds .* error of 3\.0e-03'):
+                checked(document, True)
+            assert settings.fp32_precision == before
+    finally:
+        settings.fp32_precision = before
+        cpu_matmul.error_at.cache_clear()
