@@ -12,6 +12,7 @@ import yaml
 import nlsn_plugin
 from nlsn_plugin.checks import nearest
 from nlsn_plugin.engine.names import one_line
+from nlsn_plugin.engine.options.values import load
 from nlsn_plugin.errors import OptionError, UserError
 from nlsn_plugin.files import is_dir, is_file, write_text
 
@@ -77,7 +78,7 @@ class Document:
         try:
             node = yaml.compose(path.read_text(encoding='utf-8-sig'), Loader=yaml.SafeLoader)
             self.note_lines(node, ())
-            self.options = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
+            self.options = load(path.read_text(encoding='utf-8-sig'))
         except RecursionError as error:
             raise OptionError(f'{path} holds a part that is in itself') from error
         except UnicodeDecodeError as error:
@@ -129,7 +130,7 @@ class Document:
         if not all(keys) or not text.strip():
             raise OptionError(f'{said}: KEY=VALUE is expected, such as train:total_iter=100')
         try:
-            value = None if text.strip().lower() == 'none' else yaml.safe_load(text)
+            value = None if text.strip().lower() == 'none' else load(text)
         except yaml.YAMLError as error:
             raise OptionError(f'{said}: {text} is no value') from error
         section = self.options

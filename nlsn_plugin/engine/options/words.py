@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from nlsn_plugin.engine.options.values import load
 from nlsn_plugin.errors import ArgumentError
 
 
@@ -22,7 +23,7 @@ def pairs(words: Iterable[str]) -> dict[str, Any]:
         if not key.isidentifier() or not sign:
             raise ArgumentError(f'{word}: KEY=VALUE is expected, such as num_feat=64')
         try:
-            found[key] = yaml.safe_load(value)
+            found[key] = load(value)
         except yaml.YAMLError as error:
             raise ArgumentError(f'{word}: {value} is no value') from error
     return found
