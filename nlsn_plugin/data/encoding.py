@@ -21,8 +21,8 @@ from nlsn_plugin.data.damage import DAMAGE
 from nlsn_plugin.data.pictures import Picture
 from nlsn_plugin.errors import DataError
 
-LARGEST_EDGE = {'JPEG': 65535, 'WEBP': 16383}
-"""Largest width and height in pixels, by the definition of each format."""
+LARGEST_EDGE = {'JPEG': 65500, 'WEBP': 16383}
+"""Largest width and height in pixels: WebP's by its definition, JPEG's (which allows 65535) by libjpeg."""
 LARGEST_OF_LIBPNG = 1_000_000
 """Largest width and height, in pixels, of PNGs that OpenCV writes."""
 DEEP = ('PNG', 'TIFF')

@@ -152,6 +152,9 @@ def test_a_limit_of_pixels_that_can_be_raised(
     Image.new('1', (9000, 1)).save('wide.png')
     assert upscale('wide.png', '-o', 'wide.webp') == 1
     assert 'would have 18000x2 pixels, and WEBP holds 16383 along an edge' in capsys.readouterr().err
+    Image.new('1', (32751, 1)).save('wide.png')
+    assert upscale('wide.png', '-o', 'wide.jpg') == 1
+    assert 'would have 65502x2 pixels, and JPEG holds 65500 along an edge: --format png' in capsys.readouterr().err
 
 
 def test_a_quality_is_taken_where_a_result_may_have_one(folder: Path, upscale: Upscale) -> None:
