@@ -315,7 +315,9 @@ def test_onednn_multiplies_where_an_option_file_asks_for_it_unless_it_rounds(
             checked(document, True)
             assert settings.fp32_precision == 'bf16'
         else:
-            with pytest.raises(OptionError, match=r'own\.yml, line \d+: onednn_matmul: oneDNN rounds .* error of 3\.0e-03'):
+            with pytest.raises(
+                OptionError, match=r'own\.yml, line \d+: onednn_matmul: oneDNN rounds .* error of 3\.0e-03'
+            ):
                 checked(document, True)
             assert settings.fp32_precision == before
     finally:
