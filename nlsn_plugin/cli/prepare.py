@@ -89,7 +89,6 @@ def say_what_is_passed_over(folders: list[Path]) -> None:
 def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict[str, Any]) -> list[Path]:
     """Make the LMDBs and the validation sets; return their paths."""
     from nlsn_plugin.data.prepare import plan_test_data, prepare_training_data
-    from nlsn_plugin.data.workshop import missing
 
     plans: dict[Path, Any] = {}
     for folder in map(Path.resolve, args.validation or []):  # checked before hours of work
@@ -98,7 +97,7 @@ def make_training_data(args: argparse.Namespace, scales: list[int], chosen: dict
             raise UserError(f'--validation: {folder} and another folder would both be made in {place}')
         plans[place] = plan_test_data(folder, place, scales, None, args.workers)
         try:
-            missing(plans[place].targets)
+            plans[place].missing()
         except UserError as error:
             raise UserError(f'{error}, or leave --validation {folder} out: that set is there') from error
     made = prepare_training_data(args.input, args.output, scales=scales, workers=args.workers, **chosen)

@@ -243,9 +243,24 @@ class Plan:
     sizes: Sequence[tuple[int, float]]
     workers: int | None
 
+    def missing(self) -> list[Path]:
+        """List the targets that have to be made.
+
+        Raises:
+            UserError: a target exists and was made otherwise, or holds the photographs or their LR images themselves.
+        """
+        try:
+            return missing(self.targets)
+        except UserError as error:
+            read = {path.parent.resolve() for source in self.sources for path in (source.hr, *source.lr.values())}
+            for target in self.targets:
+                if target.resolve() in read:  # which the user is not to be told to remove
+                    raise UserError(f'{target} holds images that are to be read: give another --output') from error
+            raise
+
     def carry_out(self) -> list[Path]:
         """Make the targets that are missing, and return all of them."""
-        wanted = {target: self.targets[target] for target in missing(self.targets)}
+        wanted = {target: self.targets[target] for target in self.missing()}
         for target in self.targets:
             if target not in wanted:
                 print(f'{target} is there already, made from the same images in the same way')

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from nlsn_plugin.cli import main
 from nlsn_plugin.data.benchmark_sets import open_set
 from nlsn_plugin.data.prepare import prepare_test_data
 from nlsn_plugin.errors import UserError
@@ -41,3 +42,24 @@ def test_braces_in_the_name_of_a_folder_are_its_own(photographs: Path, tmp_path:
     prepare_test_data(photographs, tmp_path / 'again', [2], str(folder))
     with pytest.raises(UserError, match=r'there is no folder l\{set\}'):
         prepare_test_data(photographs, tmp_path / 'other', [2], 'l{set}')
+
+
+def test_a_folder_that_is_read_is_not_to_be_removed(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HR images, or given LR images, that lie where `nlsn prepare` would make them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photographs, 'benchmark/mine/HR')
+    words = ['prepare', '--workers', '1', '--input']
+    prepare_test_data(photographs, Path('made'), [2])
+    Path('other/LR_bicubic').mkdir(parents=True)
+    Path('made/LR_bicubic/X2').rename('other/LR_bicubic/X2')
+    hr, lr, read = 'benchmark/mine/HR', 'other/LR_bicubic/X{scale}', 'holds images that are to be read: give another'
+    for given, expected in (
+        ([hr, '--output', 'benchmark/mine', '--test'], f'nlsn: {hr} {read} --output'),
+        ([hr, '--output', 'DIV2K', '--validation', hr], f'nlsn: {hr} {read} --output, or leave --validation'),
+        ([str(photographs), '--output', 'other', '--test', '--lr', lr], f'nlsn: other/LR_bicubic/X2 {read} --output'),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, *given])
+        assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
