@@ -56,6 +56,9 @@ filters are packed, PyTorch's convolution is faster too."""
 def is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` is faster here than PyTorch's convolution, and as exact: it is on CPUs for many channels and
     pixels, unless PyTorch may round products of matrices or convolutions there."""
+    # A single image without its batch is PyTorch's, and so are the errors about other shapes.
+    if x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        return False
     height, width = x.shape[2:]
     fewest = FEWEST_PIXELS_PACKED if can_pack(weight) else FEWEST_PIXELS
     large = height * width >= fewest and min(height, width) >= SHORTEST_EDGE

@@ -200,6 +200,20 @@ def test_half_precision_is_trained_as_ever(has_half: bool) -> None:
     assert module.weight.grad is not None
 
 
+@pytest.mark.parametrize('shape', [(8, 13, 18), (1, 2, 8, 13, 18), (2, 7, 13, 18), (2, 24, 13, 18)])
+def test_an_image_without_a_batch_and_a_wrong_shape_are_pytorchs(
+    shape: tuple[int, ...], by_winograd: list[torch.dtype]
+) -> None:
+    module, x = conv3x3(), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        if len(shape) == 3:
+            assert torch.equal(module(x), published(module, x))
+        else:
+            with pytest.raises(RuntimeError, match=r'Expected 3D|to have 8 channels'):
+                module(x)
+    assert not by_winograd
+
+
 def test_a_wrong_type_is_pytorchs_error(by_winograd: list[torch.dtype]) -> None:
     with torch.no_grad(), pytest.raises(RuntimeError, match='type'):
         conv3x3()(image().double())
