@@ -70,6 +70,8 @@ def multiplies_exactly() -> bool:
 
     `torch.backends.mkldnn.conv.fp32_precision` may allow rounding of convolutions too.
     """
+    if not torch.backends.mkldnn.enabled:  # an error measured now would be kept for when it is on again
+        return True
     settings: Any = getattr(torch.backends.mkldnn, 'conv', None)
     precision = settings.fp32_precision if settings else 'none'
     is_exact = precision in cpu_matmul.FULL_PRECISION or error_at(precision) <= cpu_matmul.LARGEST_ERROR

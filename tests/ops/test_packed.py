@@ -98,3 +98,22 @@ def test_where_convolutions_may_round_pytorchs_are_taken(monkeypatch: pytest.Mon
         assert not winograd.is_faster(x, weight)
     finally:
         settings.fp32_precision = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, 'conv'), reason='this PyTorch does not let convolutions round')
+def test_no_error_is_measured_while_onednn_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be that of other products, and be taken for oneDNN's later."""
+    measured: list[str] = []
+    monkeypatch.setattr(packed, 'error_at', lambda precision: measured.append(precision) or 3e-3)
+    settings = torch.backends.mkldnn.conv
+    before = settings.fp32_precision
+    try:
+        settings.fp32_precision = 'bf16'
+        assert not packed.multiplies_exactly()
+        assert measured == ['bf16']
+        with monkeypatch.context() as off:
+            off.setattr(torch.backends.mkldnn, 'enabled', False)
+            assert packed.multiplies_exactly()
+        assert measured == ['bf16']
+    finally:
+        settings.fp32_precision = before
