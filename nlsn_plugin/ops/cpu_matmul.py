@@ -72,8 +72,8 @@ def onednn_multiplies(x: Tensor) -> bool:
 def multiplies_exactly() -> bool:
     """Whether products of float32 matrices on the CPU are as exact as float32, as PyTorch is set now.
 
-    `torch.set_float32_matmul_precision('medium')` and its like allow rounding to bfloat16 or TF32, which CPUs with AMX
-    make use of, and others do not; and oneDNN alone.
+    `torch.set_float32_matmul_precision('medium')` and its like allow rounding to bfloat16 or TF32. Only oneDNN makes
+    use of that, and only on CPUs with AMX.
     """
     if not torch.backends.mkldnn.enabled:
         return True

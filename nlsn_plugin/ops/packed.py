@@ -51,7 +51,7 @@ class Packed:
 
 
 def can_pack(matrices: Tensor) -> bool:
-    """Whether oneDNN multiplies with these: float32 ones, on CPUs with AVX-512."""
+    """Whether oneDNN multiplies with these matrices: it does with float32, on CPUs with AVX-512."""
     if matrices.device.type != 'cpu' or matrices.dtype != torch.float32:
         return False
     return (
