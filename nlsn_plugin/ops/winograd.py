@@ -42,7 +42,7 @@ TILES_AT_ONCE = 64
 """Tiles of a step for each thread: with 256 channels a step makes 2.4 MB."""
 MOST_THREADS = 16
 
-FILTERS_AT_ONCE = 256
+FILTERS_AT_ONCE = 128
 """Filters whose products are computed at once. The matrices of more would be so large that the system has to provide
 their memory anew in each call."""
 
