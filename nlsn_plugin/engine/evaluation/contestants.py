@@ -26,7 +26,7 @@ from nlsn_plugin.engine.options.reading import Options, check_scale, checked, co
 from nlsn_plugin.engine.options.words import pairs
 from nlsn_plugin.errors import FAILURES, ArgumentError, UserError, first_line
 from nlsn_plugin.files import is_file
-from nlsn_plugin.layers.nlsa import attentions_of, set_rounds
+from nlsn_plugin.layers.nlsa import attentions_of
 from nlsn_plugin.metrics.protocols import in_colour
 from nlsn_plugin.models.building import ADVICE, build
 from nlsn_plugin.models.checkpoint import load_weights, read_stored, read_weights
@@ -169,7 +169,9 @@ class Contestant:
         digest: SHA-256 of the file of weights.
         code: digest of the user's own classes in the network; None if it has none.
         attentions: the layers that hash, in order.
+        own: rounds and eval_seed of each of them, as the network was built.
         first_seed: eval_seed of the first of them; None if there are none.
+        n_hashes: rounds of all of them; None if there are none, or if their rounds differ.
 
     Raises:
         UserError: the weights are missing or do not fit, or eval_seed is null, so that results would vary.
@@ -184,17 +186,25 @@ class Contestant:
         self.digest = hashlib.sha256(Path(recipe.weights).read_bytes()).hexdigest()
         self.code = digest_of_code(net)
         self.attentions = attentions_of(net)
-        self.first_seed = self.attentions[0].eval_seed if self.attentions else None
-        if self.attentions and self.first_seed is None:
+        self.own = [(each.n_hashes, each.eval_seed) for each in self.attentions if each.eval_seed is not None]
+        self.first_seed = self.own[0][1] if self.own else None
+        rounds = {n_hashes for n_hashes, _ in self.own}
+        self.n_hashes = rounds.pop() if len(rounds) == 1 else None
+        if len(self.own) < len(self.attentions):
             text = 'with eval_seed null each evaluation hashes differently: give a number, or leave it out'
             raise UserError(f'{recipe.label}: {text}')
 
     def hash_by(self, n_hashes: int | None, seed: int | None) -> None:
-        """Set the rounds of all attentions, and their seeds to `seed`, `seed + 1`, ...; None leaves either as it is."""
-        set_rounds(self.net, n_hashes)
-        if seed is not None:
-            for number, attention in enumerate(self.attentions):
-                attention.eval_seed = seed + number
+        """Set how the attentions hash.
+
+        Args:
+            n_hashes: rounds of all attentions; None gives each its own number.
+            seed: seed of the first attention, by which all seeds are shifted; None gives each its own.
+        """
+        shift = 0 if seed is None or self.first_seed is None else seed - self.first_seed
+        for attention, (own_rounds, own_seed) in zip(self.attentions, self.own):
+            attention.n_hashes = own_rounds if n_hashes is None else n_hashes
+            attention.eval_seed = own_seed + shift
 
     def enlarge(self, lr: np.ndarray, inference: Inference) -> np.ndarray:
         """Enlarge an 8-bit image, BGR [h, w, 3] or gray [h, w], to 8-bit BGR [h * scale, w * scale, 3].

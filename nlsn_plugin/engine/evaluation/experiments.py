@@ -225,8 +225,7 @@ def measure(
     settings = scoring.Settings(n_hashes=rounds, device=laboratory.device, cost_size=None)
     contestant = Contestant(from_option_file(str(path)), laboratory.device)
     results = scoring.run([contestant], {contestant.recipe.scale: sets}, settings, laboratory.output / 'images')
-    as_trained = contestant.attentions[0].n_hashes if contestant.attentions else None
-    asked = {as_trained if r is None else r: r for r in rounds}
+    asked = {contestant.n_hashes if r is None else r: r for r in rounds}
     found: dict[tuple[str, int | None], dict[str, float]] = {(network, r): {} for r in rounds}
     for figure in results['figures']:
         if figure['network'] != BICUBIC:

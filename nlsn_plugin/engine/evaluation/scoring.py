@@ -60,7 +60,7 @@ class Entry(NamedTuple):
         label: name in the tables.
         scale: factor of enlargement.
         contestant: the network; None for bicubic.
-        n_hashes: rounds of hashing; None without attention.
+        n_hashes: rounds of hashing; None without attention, or where the attentions keep rounds that differ.
         seeds: seeds of the hashing; [None] without attention.
     """
 
@@ -167,8 +167,8 @@ def rows(contestants: Sequence[Contestant], scales: Sequence[int], settings: Set
             seeds = [contestant.first_seed + number for number in range(settings.seeds)]
             for rounds in settings.n_hashes:
                 suffix = f', n_hashes {rounds}' if len(settings.n_hashes) > 1 else ''
-                own = contestant.attentions[0].n_hashes
-                yield Entry(label + suffix, scale, contestant, own if rounds is None else rounds, seeds)
+                given = contestant.n_hashes if rounds is None else rounds
+                yield Entry(label + suffix, scale, contestant, given, seeds)
 
 
 def what_decides(entry: Entry, seed: int | None, photograph: Photograph, settings: Settings) -> dict[str, Any]:

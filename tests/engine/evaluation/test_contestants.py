@@ -12,7 +12,10 @@ import torch
 from conftest import GOLDEN
 from evaluated import SMALL, contestant, write_weights
 
-from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, from_words
+from nlsn_plugin.archs.with_nlsa_arch import WithNLSA
+from nlsn_plugin.engine.evaluation import scoring
+from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference, Recipe, from_words
+from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import UserError
 from nlsn_plugin.models.checkpoint import read_weights
 from nlsn_plugin.models.formats import save_network
@@ -117,3 +120,23 @@ def test_a_seed_is_of_all_attentions(tmp_path: Path) -> None:
     assert len(network.attentions) > 1
     network.hash_by(3, 70)
     assert [a.eval_seed for a in network.attentions] == [70 + n for n in range(len(network.attentions))]
+
+
+def test_attentions_that_differ_hash_as_in_the_network_unless_told_otherwise(tmp_path: Path) -> None:
+    """Attentions after a network that has attentions of its own, with other rounds and with seeds from 0 again."""
+    arguments = {'arch': {'type': 'NLSN', **SMALL}, 'after': 'body.3', 'nlsa': {'n_hashes': 8, 'chunk_size': 16}}
+    torch.manual_seed(0)
+    weights = tmp_path / 'more.pth'
+    torch.save({'params': WithNLSA(**arguments).state_dict()}, weights)
+    network = Contestant(Recipe('more', 'WithNLSA', arguments, 2, str(weights), 'params'), 'cpu')
+    own = [(layer.n_hashes, layer.eval_seed) for layer in network.attentions]
+    assert {n_hashes for n_hashes, _ in own} == {2, 8}
+    assert [seed for _, seed in own].count(0) == 2
+    _, row = scoring.rows([network], [2], Settings())
+    for n_hashes, seed, expected in (
+        (row.n_hashes, row.seeds[0], own),
+        (3, 5, [(3, seed + 5) for _, seed in own]),
+        (None, None, own),
+    ):
+        network.hash_by(n_hashes, seed)
+        assert [(layer.n_hashes, layer.eval_seed) for layer in network.attentions] == expected
