@@ -57,7 +57,7 @@ def check(method: str, scales: Iterable[int], sets: Iterable[str]) -> None:
     """Refuse a comparison for which Table 1 has no results.
 
     Raises:
-        UserError: it lacks the method, the method at one of the scales, or all of the sets.
+        UserError: it lacks the method, the method at one of the scales, all of the sets, or all of them for the method.
     """
     rows = read()
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -68,3 +68,6 @@ def check(method: str, scales: Iterable[int], sets: Iterable[str]) -> None:
             raise UserError(f'--compare-with-paper: Table 1 has no {method} at x{scale}')
     if not set(sets) & set(SETS):
         raise UserError(f'--compare-with-paper: Table 1 has {", ".join(SETS)}, none of which is measured')
+    printed = {name for row in rows if row.method == method for name in row.figures}
+    if not set(sets) & printed:
+        raise UserError(f'--compare-with-paper: Table 1 has no results of {method} on the sets that are measured')

@@ -30,6 +30,7 @@ def test_misprints_are_kept_and_marked() -> None:
     [
         ('NLSM', 2, 'Set5', 'Table 1 has no NLSM: did you mean NLSN'),
         ('DBPN', 3, 'Set5', 'Table 1 has no DBPN at x3'),
+        ('OISR', 2, 'Manga109', 'Table 1 has no results of OISR on the sets that are measured'),
         ('NLSN', 2, 'mine', 'Table 1 has Set5, Set14, B100, Urban100, Manga109, none of which is measured'),
     ],
 )
