@@ -262,9 +262,11 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def describe(settings: Settings, scales: Sequence[int]) -> dict[str, Any]:
-    """Describe the protocol in full, for results.json."""
+    """Describe the protocol in full, for results.json; a border that was asked for becomes part of its name."""
+    border = '' if settings.border is None else f', border {settings.border}'
     return {
         **asdict(settings.protocol),
+        'name': settings.protocol.name + border,
         'output': 'rounded to 8-bit RGB',
         'border': {f'x{scale}': scale if settings.border is None else settings.border for scale in scales},
         'mean': 'over images, then over seeds; images equal to the truth are left out of PSNR and counted',

@@ -320,6 +320,15 @@ def test_names_are_printed_by_latex_as_they_are() -> None:
     assert said in reports.latex([table])
 
 
+def test_a_border_that_was_asked_for_is_named_beside_all_figures(two: Path, tmp_path: Path) -> None:
+    results = evaluate([], two, tmp_path, border=4)
+    tables = reports.tables(results)
+    reports.write(results, tables, tmp_path)
+    assert [table.title.partition('protocol ')[2] for table in tables] == 2 * ['basicsr, border 4']
+    (line,) = csv.DictReader((tmp_path / 'table.csv').read_text().splitlines())
+    assert line['protocol'] == 'basicsr, border 4'
+
+
 def test_a_protocol_that_makes_its_own_bicubic_says_so_beside_given_lr_images(two: Path, tmp_path: Path) -> None:
     sets = {2: [open_set('Set5', two, 2, workers=1)]}
     results = scoring.run([], sets, Settings(PROTOCOLS['vdsr']), tmp_path)
