@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import statistics
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from nlsn_plugin.engine.measuring.machine import describe_machine
 from nlsn_plugin.engine.measuring.timing import Step, interleaved, summary
 from nlsn_plugin.engine.training.batches import endless
 from nlsn_plugin.engine.training.loop import order_of
-from nlsn_plugin.errors import UserError
+from nlsn_plugin.errors import FAILURES, UserError, first_line
 from nlsn_plugin.models.nlsn_model import NLSNModel
 
 
@@ -36,7 +37,7 @@ def run(opt: dict[str, Any], budget: float) -> dict[str, Any]:
         The machine, and records with what, form, milliseconds (median), spread, runs and speedup over BasicSR.
 
     Raises:
-        UserError: BasicSR cannot train by these options.
+        UserError: BasicSR cannot train by these options, or on these images.
     """
     get_root_logger().setLevel(logging.WARNING)
     opt = {**opt, 'path': {**opt['path'], 'pretrain_network_g': None}}  # time does not depend on the weights
@@ -109,12 +110,32 @@ def updates_of_basicsr(opt: dict[str, Any]) -> Generator[None, None, None]:
     iteration = epoch = 0
     while True:
         sampler.set_epoch(epoch)
-        prefetcher.reset()
-        while (batch := prefetcher.next()) is not None:
+        with naming_images(options):
+            prefetcher.reset()
+            batch = prefetcher.next()
+        while batch is not None:
             iteration += 1
             update(model, batch, iteration, opt)
             yield
+            with naming_images(options):
+                batch = prefetcher.next()
         epoch += 1
+
+
+@contextlib.contextmanager
+def naming_images(options: dict[str, Any]) -> Iterator[None]:
+    """Where BasicSR's loader fails, read all samples by our data set, whose errors name the image.
+
+    Raises:
+        UserError: the loader fails; a DataError if an image is the reason.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        dataset = build_dataset(options)
+        for number in range(len(dataset)):  # type: ignore[arg-type]
+            dataset[number]
+        raise UserError(f"BasicSR's own loader, to compare with, fails: {first_line(error)}") from error
 
 
 def our_updates(opt: dict[str, Any]) -> Generator[None, None, None]:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import error_of, run, write_options
@@ -62,6 +64,23 @@ def test_what_cannot_be_measured(place: Path, capsys: pytest.CaptureFixture[str]
     said = error_of([*words, 'datasets:train:num_worker_per_gpu=0'], capsys)
     assert "BasicSR's own loader takes no num_worker_per_gpu 0" in said
     assert ', more than the ' in error_of([*words, 'datasets:train:batch_size_per_gpu=100000'], capsys)
+
+
+def test_an_image_at_which_basicsr_fails_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_from_folders(options: dict[str, Any]) -> None:
+        train = {'dataroot_gt': 'hr', 'dataroot_lq': 'lr', 'io_backend': {'type': 'disk'}, 'batch_size_per_gpu': 1}
+        options['datasets']['train'].update(train, num_worker_per_gpu=1)
+        options['train'].update(ema_decay=0.9)
+
+    monkeypatch.chdir(place)
+    for folder, edge in (('hr', 97), ('lr', 49)):
+        (place / folder).mkdir()
+        cv2.imwrite(f'{folder}/a.png', np.zeros((edge, edge, 3), np.uint8))
+    options = write_options(place / 'a.yml', 'train_NLSN_x2', read_from_folders)
+    said = error_of(['benchmark-training', '-opt', str(options), '--budget', '0.1'], capsys)
+    assert 'a.png is 97x97, and lr/a.png 49x49: the former should be 2 times as large' in said
 
 
 @pytest.mark.parametrize(
