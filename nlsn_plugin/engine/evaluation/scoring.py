@@ -26,6 +26,7 @@ from nlsn_plugin.engine.measuring.timing import synchronise
 from nlsn_plugin.engine.names import readable
 from nlsn_plugin.errors import DataError
 from nlsn_plugin.metrics.protocols import METRICS, PROTOCOLS, Protocol, bicubic_planes, mean, planes, score
+from nlsn_plugin.ops.cpu_matmul import onednn_multiplies
 
 Results = dict[str, Any]
 
@@ -187,7 +188,7 @@ def what_decides(entry: Entry, seed: int | None, photograph: Photograph, setting
             **asdict(settings.inference),
             'device': settings.device,
             'torch': torch.__version__,
-            **chosen_by_environment(),
+            **chosen_for_process(),
         }
     return {
         'network': network,
@@ -274,6 +275,7 @@ def describe(settings: Settings, scales: Sequence[int]) -> dict[str, Any]:
         'seeds': settings.seeds,
         **asdict(settings.inference),
         'device': settings.device,
+        **chosen_for_process(),
     }
 
 
@@ -289,10 +291,13 @@ def describe_network(entry: Entry, contestant: Contestant, settings: Settings, r
     }
 
 
-def chosen_by_environment() -> dict[str, str]:
-    """The backend that replaces 'auto', as {'backend': name}, if the environment variable NLSN_BACKEND names one."""
+def chosen_for_process() -> dict[str, Any]:
+    """What is chosen for the whole process: the backend by NLSN_BACKEND, oneDNN's products by onednn_matmul."""
     backend = ops.named('auto')
-    return {} if backend == 'auto' else {'backend': backend}
+    return {
+        **({} if backend == 'auto' else {'backend': backend}),
+        **({'onednn_matmul': True} if onednn_multiplies(torch.empty(0)) else {}),
+    }
 
 
 def cost_of(entry: Entry, contestant: Contestant, settings: Settings, records: Records) -> Record:
@@ -305,7 +310,7 @@ def cost_of(entry: Entry, contestant: Contestant, settings: Settings, records: R
         'n_hashes': entry.n_hashes,
         'size': size,
         **asdict(settings.inference),
-        **chosen_by_environment(),
+        **chosen_for_process(),
         'machine': describe_machine(settings.device),
     }
     key = digest(decisive)

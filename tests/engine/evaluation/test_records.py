@@ -14,6 +14,7 @@ from evaluated import contestant, evaluate, write_two, write_weights
 from nlsn_plugin.engine.evaluation import costs, scoring
 from nlsn_plugin.engine.evaluation.contestants import Contestant, Inference
 from nlsn_plugin.engine.evaluation.records import Records
+from nlsn_plugin.engine.evaluation.scoring import Settings
 from nlsn_plugin.errors import SaveError
 from nlsn_plugin.metrics.protocols import PROTOCOLS
 
@@ -98,3 +99,17 @@ def test_costs_of_another_network_size_or_machine_are_not_taken_for_these(
         monkeypatch.setenv('NLSN_BACKEND', 'reference')
     evaluate([contestant(weights, *(['res_scale=0.5'] if change == 'arguments' else []))], two, tmp_path, **usual)
     assert len(calls) == 2
+
+
+def test_costs_with_and_without_onednn_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = contestant(write_weights(tmp_path))
+    records = Records(tmp_path / 'records.jsonl')
+    entry = scoring.Entry('NLSN', 2, network, 2, [0])
+    monkeypatch.setattr(costs, 'measure', lambda *arguments: {})
+    for onednn, measures in ((False, True), (False, False), (True, True), (True, False)):
+        monkeypatch.setattr(scoring, 'onednn_multiplies', lambda x, onednn=onednn: onednn)
+        scoring.cost_of(entry, network, Settings(), records)
+        assert ('measuring time' in capsys.readouterr().out) == measures
+        assert scoring.describe(Settings(), [2]).get('onednn_matmul', False) == onednn
