@@ -63,7 +63,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     fewest = FEWEST_PIXELS_PACKED if can_pack(weight) else FEWEST_PIXELS
     large = height * width >= fewest and min(height, width) >= SHORTEST_EDGE
     many = min(weight.shape[:2]) >= FEWEST_CHANNELS
-    # Here nobody has allowed the rounding that may be allowed of products.
+    # Rounding may have been allowed for products of matrices, which this computes, but not for this convolution.
     return large and many and x.device.type == 'cpu' and multiplies_exactly()
 
 

@@ -89,14 +89,14 @@ def from_words(words: Sequence[str], scale: int) -> Recipe:
         arguments = pairs(word for word in words if word not in plain)
     except ArgumentError as error:
         raise UserError(f'{shown}: {error}') from error
-    label, key = arguments.pop('label', kind), arguments.pop('param_key', 'params_ema')
+    label, key = arguments.pop('label', None), arguments.pop('param_key', 'params_ema')
     arguments = by_metadata(kind, arguments, weights, key)
     options = completed({'type': kind, **arguments}, {'num_in_ch': 3, 'num_out_ch': 3, 'upscale': scale})
     refuse_first(misfits_of_class((), kind, options, ARCH_REGISTRY), shown)
     factor = checks.whole('upscale', innermost(options).get('upscale', scale), least=1)
     refuse_first(misfits_of_network((), options), shown)
     arguments = {key: value for key, value in options.items() if key != 'type'}
-    return Recipe(str(label), kind, arguments, factor, weights, key)
+    return Recipe(kind if label is None else str(label), kind, arguments, factor, weights, key)
 
 
 def names_a_file(word: str) -> bool:

@@ -174,7 +174,8 @@ def markdown(found: Sequence[Table]) -> str:
     """Format tables as Markdown, for the terminal and table.md."""
     parts = []
     for table in found:
-        grid = tabulate(table.rows, table.headers, tablefmt='github', disable_numparse=True)
+        rows = [[cell.replace('|', '\\|') for cell in row] for row in (table.headers, *table.rows)]
+        grid = tabulate(rows[1:], rows[0], tablefmt='github', disable_numparse=True)
         parts.append('\n\n'.join([f'## {table.title}', grid, *table.notes]))
     return readable('\n\n'.join(parts) + '\n')
 

@@ -89,7 +89,8 @@ class Document:
             reason = getattr(error, 'problem', None) or ' '.join(str(error).split())
             raise OptionError(f'{path}{line}: {reason}') from error
         if not isinstance(self.options, dict):
-            raise OptionError(f'{path} holds {type(self.options).__name__}: keys and values are expected')
+            held = 'nothing' if self.options is None else type(self.options).__name__
+            raise OptionError(f'{path} holds {held}: keys and values are expected')
         self.is_based = BASE in self.options
         if self.is_based:
             self.take_over(self.options.pop(BASE), (*above, path.resolve()))

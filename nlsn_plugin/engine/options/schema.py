@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from nlsn_plugin.engine.names import CONTROL
+
 
 def whole(value: Any) -> Any:
     """Refuse true and text ('5', or 5e3, which is text in YAML) as whole numbers; 5.0e+3 and !!float 5e3 are some."""
@@ -39,8 +41,8 @@ def switched(value: Any) -> Any:
 
 
 def folder_name(name: str) -> str:
-    """Refuse a name that is not that of a folder inside another one."""
-    if name in ('', '.', '..') or '/' in name or '\0' in name:
+    """Refuse a name that is not that of a folder inside another one, or that would break a line of the log."""
+    if name in ('', '.', '..') or '/' in name or CONTROL.search(name):
         raise ValueError('the name of a folder is expected')
     return name
 

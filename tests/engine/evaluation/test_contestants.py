@@ -115,6 +115,12 @@ def test_the_average_is_taken_unless_a_word_says_otherwise(weights: Path) -> Non
     assert from_words([*words, 'param_key=params'], 2).param_key == 'params'
 
 
+def test_an_empty_label_is_none(weights: Path) -> None:
+    words = ['NLSN', str(weights), *(f'{key}={value}' for key, value in SMALL.items())]
+    assert from_words([*words, 'label='], 2).label == 'NLSN'
+    assert from_words([*words, 'label=2024'], 2).label == '2024'
+
+
 def test_a_seed_is_of_all_attentions(tmp_path: Path) -> None:
     network = contestant(write_weights(tmp_path))
     assert len(network.attentions) > 1

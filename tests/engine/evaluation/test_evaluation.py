@@ -314,6 +314,11 @@ def test_a_page_without_visuals_reads_no_image(weights: Path, two: Path, tmp_pat
     assert not (tmp_path / 'visuals').exists()
 
 
+def test_a_bar_in_a_name_makes_no_column_of_a_markdown_table() -> None:
+    table = reports.Table('a', ['set', 'x|y'], [['b|c', '1']], [])
+    assert [line.replace('\\|', '').count('|') for line in reports.markdown([table]).splitlines()[2:]] == [3, 3, 3]
+
+
 def test_names_are_printed_by_latex_as_they_are() -> None:
     table = reports.Table('a', ['set'], [['b']], [r'100 % of {a_b^c~d\e}'])
     said = r'100 \% of \{a\_b\textasciicircum{}c\textasciitilde{}d\textbackslash{}e\}'

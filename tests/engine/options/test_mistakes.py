@@ -33,7 +33,7 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ('', 'holds NoneType: keys and values are expected'),
+        ('', 'holds nothing: keys and values are expected'),
         ('- 1', 'holds list: keys and values are expected'),
         ({'path': None}, 'path is None: a section is expected'),
         ({'datasets': None}, 'datasets is None: a section is expected'),
@@ -47,6 +47,7 @@ def test_a_shipped_name_under_a_path_that_is_not_there_is_a_mistake(tmp_path: Pa
         ({'train:clip_grad_norm': 0.0}, 'train: clip_grad_norm is 0.0: more than 0.0 is expected'),
         ({'manual_seed': 2**32}, 'manual_seed is 4294967296: less than 4294967296 is expected'),
         ({'name': ''}, "name is '': the name of a folder is expected"),
+        ({'name': 'a\nb'}, "name is 'a\\nb': the name of a folder is expected"),
         ({'name': 'a/../../b'}, "name is 'a/../../b': the name of a folder is expected"),
         ({'datasets:val:mean': [0.5, 0.5, 0.5]}, 'datasets: val: mean: needs std'),
         (
