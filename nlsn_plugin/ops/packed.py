@@ -65,7 +65,7 @@ def has_operators() -> bool:
     return all(hasattr(torch.ops.mkldnn, name) for name in ('_reorder_convolution_weight', '_convolution_pointwise'))
 
 
-def multiplies_exactly() -> bool:
+def is_exact() -> bool:
     """Whether products are as exact as float32, as PyTorch is set now; see `cpu_matmul.multiplies_exactly`.
 
     `torch.backends.mkldnn.conv.fp32_precision` may allow rounding of convolutions too.
@@ -74,8 +74,8 @@ def multiplies_exactly() -> bool:
         return True
     settings: Any = getattr(torch.backends.mkldnn, 'conv', None)
     precision = settings.fp32_precision if settings else 'none'
-    is_exact = precision in cpu_matmul.FULL_PRECISION or error_at(precision) <= cpu_matmul.LARGEST_ERROR
-    return is_exact and cpu_matmul.multiplies_exactly()
+    exact = precision in cpu_matmul.FULL_PRECISION or error_at(precision) <= cpu_matmul.LARGEST_ERROR
+    return exact and cpu_matmul.multiplies_exactly()
 
 
 @functools.cache

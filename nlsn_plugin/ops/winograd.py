@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlsn_plugin.ops.packed import Packed, can_pack, multiplies_exactly
+from nlsn_plugin.ops.packed import Packed, can_pack, is_exact
 from nlsn_plugin.ops.scratch import scratch
 
 EDGE, TAPS = 4, 3
@@ -64,7 +64,7 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
     large = height * width >= fewest and min(height, width) >= SHORTEST_EDGE
     many = min(weight.shape[:2]) >= FEWEST_CHANNELS
     # Rounding may have been allowed for products of matrices, which this computes, but not for this convolution.
-    return large and many and x.device.type == 'cpu' and multiplies_exactly()
+    return large and many and x.device.type == 'cpu' and is_exact()
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -109,11 +109,11 @@ def test_no_error_is_measured_while_onednn_is_off(monkeypatch: pytest.MonkeyPatc
     before = settings.fp32_precision
     try:
         settings.fp32_precision = 'bf16'
-        assert not packed.multiplies_exactly()
+        assert not packed.is_exact()
         assert measured == ['bf16']
         with monkeypatch.context() as off:
             off.setattr(torch.backends.mkldnn, 'enabled', False)
-            assert packed.multiplies_exactly()
+            assert packed.is_exact()
         assert measured == ['bf16']
     finally:
         settings.fp32_precision = before
